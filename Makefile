@@ -1,0 +1,79 @@
+# `make help` lists the targets. Works with GNU make 3.81 (macOS) and later.
+# The interpreters to try for .venv; give one to choose it.
+PYTHON ?= python3.11 python3 python
+VENV := .venv
+# Written last: a .venv without it is not finished, and is made afresh.
+STAMP := $(VENV)/.complete
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-input
+# Made by runs, each beside a .gitkeep. data/01_raw holds what the project ships: never cleaned.
+OUTPUTS := data/02_intermediate data/03_primary data/04_feature data/05_model_input \
+	data/06_models data/07_model_output data/08_reporting
+
+# No library reports home. MLflow takes nothing but "true".
+export DO_NOT_TRACK := true
+export KEDRO_DISABLE_TELEMETRY := true
+
+.PHONY: help demo test check lock clean
+
+help:
+	@echo "make demo    train and evaluate the whole grid, print the transfer matrix"
+	@echo "make test    run the tests with coverage"
+	@echo "make check   lint, check the format and the types"
+	@echo "make lock    resolve requirements.lock again from pyproject.toml"
+	@echo "make clean   remove everything that runs made, MLflow's records included"
+	@echo "The first of these sets up .venv; PYTHON=/path/to/python3.11 chooses the interpreter."
+
+demo: $(STAMP)
+	$(VENV)/bin/kedro run --pipeline=cross_task
+
+test: $(STAMP)
+	$(VENV)/bin/pytest --cov=othink_pipeline --cov-report=term-missing:skip-covered
+
+check: $(STAMP)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy src
+
+# Versions already in the lock are kept: change a pin in pyproject.toml to move it.
+lock: $(STAMP)
+	$(VENV)/bin/uv pip compile pyproject.toml --group dev --output-file requirements.lock \
+		--universal --python-version 3.11 --generate-hashes --no-annotate --quiet \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
+clean:
+	find $(OUTPUTS) -mindepth 1 ! -name .gitkeep -delete
+	rm -rf mlflow.db mlflow.db-* mlartifacts mlruns
+	rm -rf .viz build dist .coverage .coverage.* htmlcov .hypothesis
+	rm -rf .pytest_cache .mypy_cache .ruff_cache
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+# A finished .venv is brought up to date in place; the stamp is gone while that lasts.
+$(STAMP): requirements.lock pyproject.toml
+	@set -e; \
+	if [ -f $@ ]; then \
+		echo "Bringing $(VENV) up to date."; \
+		quiet=--quiet; \
+		rm $@; \
+	else \
+		quiet=; \
+		python=; \
+		for candidate in $(PYTHON); do \
+			if "$$candidate" -c 'import ensurepip, sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+				2>/dev/null; then python=$$candidate; break; fi; \
+		done; \
+		if [ -z "$$python" ]; then \
+			echo "No usable Python 3.11 (with venv and pip): tried $(PYTHON)." >&2; \
+			echo "Install one, for example:" >&2; \
+			echo "  macOS          brew install python@3.11" >&2; \
+			echo "  Debian 12      sudo apt install python3.11 python3.11-venv" >&2; \
+			echo "  any, with uv   uv python install 3.11" >&2; \
+			echo "or name one: make $(firstword $(MAKECMDGOALS)) PYTHON=/path/to/python3.11" >&2; \
+			exit 1; \
+		fi; \
+		echo "Setting up $(VENV): some minutes, about 7 GB on Linux (CUDA builds, which also run on a CPU)."; \
+		rm -rf $(VENV); \
+		"$$python" -m venv $(VENV); \
+	fi; \
+	$(PIP) $$quiet --require-hashes --requirement requirements.lock; \
+	$(PIP) --quiet --no-deps --no-build-isolation --editable .; \
+	touch $@

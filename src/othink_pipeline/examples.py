@@ -1,0 +1,135 @@
+"""Examples: one table a split, written and read as ``datasets`` parquet with real PNG bytes.
+
+A problem's meaning decides its split (``split_of``), so no two splits can share a problem, whatever
+the seed. Digests cover fields and decoded pixels, never PNG or parquet bytes, which change with
+the versions of their encoders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from othink_pipeline.scoring import parse_answer
+from othink_pipeline.tasks import IMAGE_SIZE_PX, load_task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPLIT_SHARES = {"base": 50, "train": 20, "validation": 6, "test": 24}
+"""Percent of all meanings. ``base`` is what the base model is trained on."""
+
+TEXT_FIELDS = ("id", "task", "split", "key", "form", "question", "answer", "steps")
+
+
+def split_of(task: str, key: str) -> str:
+    """The one split in which a problem that means ``key`` may stand."""
+    point = int.from_bytes(hashlib.sha256(f"{task}/{key}".encode()).digest()[:8]) % 100
+    for split, share in SPLIT_SHARES.items():
+        if point < share:
+            return split
+        point -= share
+    raise AssertionError("shares of the splits add up to 100")
+
+
+def draw_examples(task: str, sizes: Mapping[str, int], seed: int) -> Iterator[dict[str, Any]]:
+    """Yield examples until every split in ``sizes`` is full.
+
+    No meaning stands twice in ``train``, ``validation`` or ``test``. Fields: ``TEXT_FIELDS`` (all
+    str) and ``image`` (PNG bytes).
+
+    Raises:
+        ValueError: a split stays short: the task has too few distinct problems.
+    """
+    draw_problem = load_task(task)
+    rng = Random(f"{task}/{seed}")
+    left = dict(sizes)
+    seen: set[str] = set()
+    misses = 0
+    while any(left.values()):
+        problem = draw_problem(rng)
+        split = split_of(task, problem.key)
+        if not left.get(split) or problem.key in seen:
+            misses += 1
+            if misses > 1000 * (1 + sum(sizes.values())):
+                raise ValueError(
+                    f"task {task!r} has too few distinct problems: {left} still missing"
+                )
+            continue
+        if split != "base":  # repeats among the base model's own examples harm nobody
+            seen.add(problem.key)
+        number = sizes[split] - left[split]
+        left[split] -= 1
+        png = io.BytesIO()
+        problem.render().save(png, "PNG", compress_level=1)
+        yield {
+            "id": f"{task}-{split}-{number:06d}",
+            "task": task,
+            "split": split,
+            "key": problem.key,
+            "form": problem.form,
+            "question": problem.question,
+            "answer": problem.answer,
+            "steps": problem.steps,
+            "image": png.getvalue(),
+        }
+
+
+def find_fault(example: Mapping[str, Any]) -> str | None:
+    """Why ``example`` cannot be used, or None if it can."""
+    for name in TEXT_FIELDS:
+        if not isinstance(example.get(name), str):
+            return f"field {name!r} is {type(example.get(name)).__name__}, not text"
+    if not example["question"].strip():
+        return "the question is empty"
+    if parse_answer(example["answer"]) is None:
+        return f"the answer {example['answer']!r} does not parse"
+    if not isinstance(example.get("image"), bytes):
+        return f"field 'image' is {type(example.get('image')).__name__}, not bytes"
+    try:
+        size = decode(example["image"]).size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"the image does not decode: {error}"
+    if size != (IMAGE_SIZE_PX, IMAGE_SIZE_PX):
+        return f"the image is {size[0]} x {size[1]}, not {IMAGE_SIZE_PX} x {IMAGE_SIZE_PX}"
+    return None
+
+
+def decode(png: bytes) -> Image.Image:
+    """Decode image bytes fully, as RGB."""
+    with Image.open(io.BytesIO(png)) as image:
+        return image.convert("RGB")
+
+
+def update_digest(digest: hashlib._Hash, example: Mapping[str, Any]) -> None:
+    """Feed one example's fields and decoded pixels to ``digest``."""
+    fields = [example[name].encode() for name in TEXT_FIELDS]
+    for part in (*fields, decode(example["image"]).tobytes()):
+        digest.update(len(part).to_bytes(8))
+        digest.update(part)
+
+
+def write_examples(examples: list[dict[str, Any]], path: Path) -> None:
+    """Write one split as parquet that ``datasets`` reads with an Image column."""
+    from datasets import Dataset, Features, Image, Value
+
+    features = Features({name: Value("string") for name in TEXT_FIELDS} | {"image": Image()})
+    columns: dict[str, list[Any]] = {
+        name: [example[name] for example in examples] for name in TEXT_FIELDS
+    }
+    columns["image"] = [{"bytes": example["image"], "path": None} for example in examples]
+    Dataset.from_dict(columns, features=features).to_parquet(str(path))
+
+
+def read_examples(path: str | Path) -> Dataset:
+    """Read one split, memory-mapped, images decoded on access."""
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+
+    return Dataset(pq.read_table(path, memory_map=True))

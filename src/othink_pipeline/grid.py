@@ -1,0 +1,131 @@
+"""The grid of cells, read from the parameters of whichever environment Kedro runs in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial, update_wrapper
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from kedro.config import OmegaConfigLoader
+from kedro.framework.project import pipelines, settings
+from kedro.pipeline import Node
+from kedro.utils import find_kedro_project
+from yaml import YAMLError
+from yaml.parser import ParserError
+
+from othink_pipeline.parameters import ConfigurationError, Parameters
+
+
+class Cell(NamedTuple):
+    """One point of the grid: train on ``task`` by ``method`` with ``seed``, then test everywhere."""
+
+    task: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """``task.method.sN``: the namespace of its nodes and the stem of its datasets."""
+        return f"{self.task}.{self.method}.s{self.seed}"
+
+
+class Grid(NamedTuple):
+    """Tasks x methods x seeds; ``algorithms`` maps each method to ``sft`` or ``rl``."""
+
+    tasks: tuple[str, ...]
+    algorithms: dict[str, str]
+    seeds: tuple[int, ...]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Every cell, task by task, method by method."""
+        return tuple(
+            Cell(task, method, seed)
+            for task in self.tasks
+            for method in self.algorithms
+            for seed in self.seeds
+        )
+
+
+class GridConfigLoader(OmegaConfigLoader):
+    """Remembers the loader of the current session, so that the registry can build its grid.
+
+    Kedro builds pipelines without handing over the configuration; and it keeps those of the first
+    session for the next, unless they are configured anew.
+    """
+
+    current: ClassVar[GridConfigLoader | None] = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        GridConfigLoader.current = self
+        pipelines.configure("othink_pipeline.pipeline_registry")
+
+
+def read_grid() -> Grid:
+    """The grid of the current session, or of ``KEDRO_ENV`` where there is none.
+
+    Raises:
+        ConfigurationError: the parameters do not parse or are not allowed.
+    """
+    loader = GridConfigLoader.current
+    if loader is None:  # `kedro registry list` opens no session
+        project = find_kedro_project(Path.cwd()) or Path.cwd()
+        loader = GridConfigLoader(
+            conf_source=project / settings.CONF_SOURCE,
+            env=os.environ.get("KEDRO_ENV"),
+            **settings.CONFIG_LOADER_ARGS,
+        )
+    try:
+        raw: Mapping[str, Any] = loader["parameters"]
+    except (YAMLError, ParserError) as error:
+        raise ConfigurationError(f"a parameters file does not parse: {error}") from None
+    parameters = Parameters.read(raw)
+    experiment = parameters.experiment
+    algorithms = {
+        method: str(parameters.methods[method]["algorithm"]) for method in experiment.methods
+    }
+    return Grid(experiment.tasks, algorithms, experiment.seeds)
+
+
+def bind(function: Callable[..., Any], **identity: Any) -> Callable[..., Any]:
+    """``function`` with keyword-only arguments fixed, still typed, named and picklable."""
+    bound: Callable[..., Any] = update_wrapper(partial(function, **identity), function)
+    return bound
+
+
+def training_nodes(grid: Grid, algorithm: str, train: Callable[..., Any]) -> list[Node]:
+    """A node for each cell whose method runs ``algorithm``: all of them alike but for names."""
+    return [
+        Node(
+            bind(train, cell=cell),
+            inputs=[
+                "base_model",
+                "params:training",
+                f"params:{algorithm}",
+                f"params:methods.{cell.method}",
+                "params:evaluation",
+                *(f"{task}.examples" for task in grid.tasks),
+            ],
+            outputs=[f"{cell.name}.checkpoint", f"{cell.name}.history"],
+            name=train.__name__,
+            namespace=cell.name,
+            tags=[algorithm],
+        )
+        for cell in grid.cells
+        if grid.algorithms[cell.method] == algorithm
+    ]
+
+
+def evaluation_node(evaluate: Callable[..., Any], cell: Cell, eval_task: str) -> Node:
+    """A node that tests a cell on ``eval_task``."""
+    return Node(
+        bind(evaluate, task=cell.task, method=cell.method, seed=cell.seed),
+        inputs=[f"{cell.name}.checkpoint", f"{eval_task}.examples", "params:evaluation"],
+        outputs=f"{cell.name}.{eval_task}.predictions",
+        name=f"evaluate_on_{eval_task}",
+        namespace=cell.name,
+        tags=["evaluation"],
+    )

@@ -1,0 +1,155 @@
+"""Kedro hooks: the checks before a run, and the MLflow run that a `kedro run` is.
+
+kedro-mlflow opens the store when the context is made and the parent run before the pipeline runs.
+The checks come before that, so that a run that cannot work leaves no record; the tracking comes
+after it. Kedro calls what is `tryfirst` first and what is `trylast` last, plugins included.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import shlex
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from kedro.config import OmegaConfigLoader
+from kedro.framework.context import KedroContext
+from kedro.framework.hooks import hook_impl
+from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
+from pydantic import ValidationError
+
+from othink_pipeline import lifecycle, preflight, tracking
+from othink_pipeline.parameters import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+
+class PreflightHooks:
+    """What would stop the run later stops it now, in one message."""
+
+    @hook_impl(tryfirst=True)
+    def after_context_created(self, context: KedroContext) -> None:
+        """Check the tracking store, and hand kedro-mlflow its address as an absolute one."""
+        from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
+
+        loader = cast(OmegaConfigLoader, context.config_loader)
+        loader.config_patterns.setdefault("mlflow", ["mlflow*", "mlflow*/**", "**/mlflow*"])
+        settings = loader["mlflow"]
+        try:
+            config = KedroMlflowConfig.model_validate(settings)
+        except ValidationError as error:
+            raise ConfigurationError(f"mlflow.yml: {error}") from None
+        uri = config.server.mlflow_tracking_uri
+        if uri is None:
+            return  # the environment names the store
+        project = Path(context.project_path)
+        artifacts = config.tracking.experiment.create_experiment_kwargs.artifact_location
+        preflight.check_store(uri, artifacts, project)
+        uri = preflight.anchor_store(uri, project)
+        loader["mlflow"] = {
+            **settings,
+            "server": {**settings["server"], "mlflow_tracking_uri": uri},
+        }
+
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Check the files that the pipeline starts from and the room on the disk."""
+        environment = f" --env={run_params['env']}" if run_params["env"] else ""
+        preflight.check_inputs(pipeline, catalog, environment)
+        preflight.check_disk(Path(run_params["project_path"]))
+
+
+class TrackingHooks:
+    """One parent run a `kedro run`, with an end that says how it ended."""
+
+    def __init__(self) -> None:
+        self._parent: str | None = None
+        self._nodes = self._nodes_started = 0
+        self._started_s = 0.0
+
+    @hook_impl(tryfirst=True)
+    def after_context_created(self) -> None:
+        """End a run that was interrupted in this process (a notebook): the next would join it."""
+        self._end_interrupted()
+
+    @hook_impl(trylast=True)
+    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
+        """Make kedro-mlflow's run the parent of the cells' runs and name it readably."""
+        self._nodes, self._nodes_started = len(pipeline.nodes), 0
+        self._started_s = time.monotonic()
+        self._parent = lifecycle.active_run_id()
+        tracking.set_parent(self._parent)
+        if self._parent is None:
+            return  # tracking is disabled for this pipeline in mlflow.yml
+        atexit.register(self._end_interrupted)  # after MLflow's own, so it comes before it
+        _terminate_like_interrupt()
+        name = "+".join(run_params["pipeline_names"] or ["__default__"])
+        tags = {
+            "pipeline": name,
+            "env": run_params["env"] or "base",
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            **lifecycle.code_tags(Path(run_params["project_path"])),
+        }
+        title = f"{name.strip('_')} {time.strftime('%Y-%m-%d %H:%M')}"
+        lifecycle.name_parent(self._parent, title, tags)
+        for run_id in lifecycle.reap_dead_runs(self._parent):
+            logger.warning("MLflow run %s: its process is gone, marked as KILLED", run_id)
+
+    @hook_impl
+    def before_node_run(self, node: Node) -> None:
+        """Say what starts: a training may then be silent for hours."""
+        self._nodes_started += 1
+        minutes, seconds = divmod(int(time.monotonic() - self._started_s), 60)
+        logger.info(
+            "[%d/%d, %d:%02d] %s", self._nodes_started, self._nodes, minutes, seconds, node.name
+        )
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        """Let go of the parent; kedro-mlflow ends it."""
+        self._release()
+
+    @hook_impl
+    def on_pipeline_error(self) -> None:
+        """Let go of the parent; kedro-mlflow ends it, but not its children."""
+        if parent := self._release():
+            lifecycle.end_children(parent, "FAILED")
+
+    def _end_interrupted(self) -> None:
+        if parent := self._release():
+            lifecycle.end_parent(parent, "KILLED")
+
+    def _release(self) -> str | None:
+        parent, self._parent = self._parent, None
+        if parent is not None:
+            atexit.unregister(self._end_interrupted)
+            _terminate_as_before()
+            tracking.set_parent(None)
+        return parent
+
+
+def _interrupt(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up
+    raise KeyboardInterrupt
+
+
+def _terminate_like_interrupt() -> None:
+    """Let SIGTERM (a scheduler's time limit, `docker stop`) end a run the way Ctrl-C does."""
+    # Python takes handlers from the main thread only; an embedding program's handler is its own.
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _terminate_as_before() -> None:
+    if signal.getsignal(signal.SIGTERM) is _interrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

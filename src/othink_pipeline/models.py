@@ -1,0 +1,122 @@
+"""Load, save and run vision-language models.
+
+Legend: B examples in a batch, P prompt tokens (image tokens included, padded on the left),
+C completion tokens (padded on the right).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from othink_pipeline.parameters import ConfigurationError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+
+class Completion(NamedTuple):
+    """One generated answer: its text without special tokens, and its length in tokens."""
+
+    text: str
+    tokens: int
+
+
+def load_model(path: str) -> tuple[Any, Any]:
+    """A model on the best device there is and its processor, in evaluation mode.
+
+    Only safetensors are read and no code from the checkpoint is run.
+
+    Raises:
+        ConfigurationError: no model there, or one that does not load.
+    """
+    if not Path(path).is_dir():
+        raise ConfigurationError(f"model {path}: no such folder")
+    try:
+        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, local_files_only=True, use_safetensors=True
+        )
+    except Exception as error:  # transformers raises whatever its many readers raise
+        raise ConfigurationError(f"model {path} does not load: {error}") from error
+    processor.tokenizer.padding_side = "left"
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
+
+
+def save_model(model: Any, processor: Any, folder: Path) -> None:
+    """Write model and processor as a Hugging Face model folder."""
+    model.save_pretrained(folder, safe_serialization=True)
+    processor.save_pretrained(folder)
+
+
+def user_message(prompt: str, question: str) -> str:
+    """The text of the one user message, which follows the image."""
+    return prompt.replace("{question}", question)
+
+
+def render_prompt(processor: Any, prompt: str, question: str) -> str:
+    """The whole prompt as the chat template writes it: image, question, start of the answer."""
+    content = [{"type": "image"}, {"type": "text", "text": user_message(prompt, question)}]
+    rendered: str = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    return rendered
+
+
+@torch.inference_mode()
+def complete(
+    model: Any,
+    processor: Any,
+    examples: Dataset,
+    *,
+    prompt: str,
+    batch_size: int,
+    max_completion_tokens: int,
+    think: bool | None = None,
+) -> list[Completion]:
+    """Greedy completions of ``examples``, in their order.
+
+    Args:
+        model, processor: as ``load_model`` returns them.
+        examples: with columns ``question`` and ``image``.
+        prompt: template with ``{question}``.
+        think: None lets the model choose; False forces an empty think block, True a worked one.
+            The forced opening counts as part of the completion.
+    """
+    opening = {None: "", True: "<think>", False: "<think></think>"}[think]
+    banned = [processor.tokenizer.convert_tokens_to_ids("</think>")] if think else None
+    opening_tokens = len(processor.tokenizer(opening)["input_ids"])
+    was_training = model.training
+    model.eval()
+    completions: list[Completion] = []
+    # Prompts of similar length share a batch, so that little of it is padding.
+    questions: Sequence[str] = examples["question"]
+    order = sorted(range(len(examples)), key=lambda i: (len(questions[i]), i))
+    for start in range(0, len(order), batch_size):
+        rows = examples.select(order[start : start + batch_size])
+        texts = [render_prompt(processor, prompt, q) + opening for q in rows["question"]]
+        inputs = processor(
+            images=list(rows["image"]), text=texts, padding=True, return_tensors="pt"
+        ).to(model.device)  # input_ids [B x P]
+        generated = model.generate(
+            **inputs,
+            max_new_tokens=max_completion_tokens - opening_tokens,
+            do_sample=False,
+            begin_suppress_tokens=banned,
+        )[:, inputs["input_ids"].shape[1] :]  # [B x C]
+        is_token = generated != processor.tokenizer.pad_token_id  # True: not padding
+        texts = processor.tokenizer.batch_decode(generated, skip_special_tokens=True)
+        completions += [
+            Completion(opening + text, opening_tokens + tokens)
+            for text, tokens in zip(texts, is_token.sum(1).tolist(), strict=True)
+        ]
+    model.train(was_training)
+    restored = sorted(zip(order, completions, strict=True))
+    return [completion for _, completion in restored]

@@ -1,0 +1,304 @@
+"""Every parameter block: typed, frozen, closed, with units and bounds.
+
+The YAML files in ``conf/`` hold the only defaults; the models here say what is allowed. A method's
+parameters are *resolved* by laying three blocks over one another: ``training`` (the budget that
+all methods share), the algorithm's own block (``sft`` or ``rl``), and the method's block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import click
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from othink_pipeline.kl import KLSchedule
+from othink_pipeline.tasks import available_tasks
+
+Positive = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+
+
+class ConfigurationError(click.ClickException):
+    """Bad input, found before any work was done: shown without a traceback, exit code 1."""
+
+
+class Block(BaseModel):
+    """A block of parameters that accepts no unknown key and never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Experiment(Block):
+    """The grid: tasks x methods x seeds."""
+
+    tasks: tuple[Name, ...] = Field(min_length=1)
+    methods: tuple[Name, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    """A list of seeds, or a count ``n`` for 0 .. n-1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_to_seeds(cls, block: Any) -> Any:
+        if isinstance(block, Mapping) and type(block.get("seeds")) is int and block["seeds"] > 0:
+            return {**block, "seeds": tuple(range(block["seeds"]))}
+        return block
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Experiment:
+        for key in ("tasks", "methods", "seeds"):
+            values = getattr(self, key)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key} holds a value twice: {list(values)}")
+        for task in self.tasks:
+            if task not in available_tasks():
+                raise ValueError(
+                    f"tasks holds {task!r}, which is no task. Allowed: "
+                    f"{', '.join(available_tasks())}. A new task is one file in tasks/"
+                )
+        return self
+
+
+class SplitSizes(Block):
+    """Examples in each split of a task."""
+
+    base: Positive
+    train: Positive
+    validation: Positive
+    test: Positive
+
+
+class DataPreparation(Block):
+    """How the examples of every task are made."""
+
+    seed: Annotated[int, Field(ge=0)]
+    splits: SplitSizes
+    prompt: str
+    """Sent after the image; ``{question}`` stands for the question."""
+    max_rejected: Annotated[int, Field(ge=0)]
+    """More rejected examples than this stop the run."""
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> DataPreparation:
+        if self.prompt.count("{question}") != 1:
+            raise ValueError("prompt must hold {question} exactly once")
+        return self
+
+
+class BaseModelSource(Block):
+    """Where the base model comes from and how the mini one is made from nothing."""
+
+    path: str
+    """The base model that the grid starts from: a folder, relative to the project."""
+    rebuild: Rebuild
+
+
+class Rebuild(Block):
+    """Making the mini Qwen2-VL: its size and its supervised training."""
+
+    path: str
+    seed: Annotated[int, Field(ge=0)]
+    vocab_size: Annotated[int, Field(ge=300)]
+    context_tokens: Positive
+    hidden_size: Annotated[int, Field(gt=0, multiple_of=32)]
+    layers: Positive
+    vision_size: Annotated[int, Field(gt=0, multiple_of=32)]
+    vision_layers: Positive
+    updates: Positive
+    batch_size: Positive
+    learning_rate: LearningRate
+    bf16: bool
+    """Matrix products in bfloat16: much quicker on a CPU that has them, slow on one that has not."""
+    worked_rate: Annotated[float, Field(ge=0, le=1)]
+    """Share of targets with worked steps, until the last phase."""
+    last_phase_updates: Annotated[int, Field(ge=0)]
+    last_phase_worked_rate: Annotated[float, Field(ge=0, le=1)]
+    """Share of targets with worked steps in the last phase: how often the base model thinks."""
+
+
+class Training(Block):
+    """The budget that every method gets: the same prompts, in the same order, as often."""
+
+    updates: Positive
+    """Optimizer steps."""
+    prompts_per_update: Positive
+    checkpoint_every_updates: Positive
+    validation_examples: Positive
+    """Validation examples of *each* task that every checkpoint is scored on."""
+
+
+class Method(Training):
+    """What both algorithms need."""
+
+    learning_rate: LearningRate
+    lr_schedule: Literal["constant", "linear", "cosine"]
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    weight_decay: Weight
+
+
+class SFT(Method):
+    """Supervised fine-tuning."""
+
+    algorithm: Literal["sft"]
+    target: Literal["answer", "steps"]
+    """``<answer> n </answer>`` as in the paper's data, or the worked steps before it."""
+
+
+class Rewards(Block):
+    """Weights of the rewards; a reward with weight 0 is not given."""
+
+    accuracy: Weight
+    format: Weight
+
+    @model_validator(mode="after")
+    def _check_any(self) -> Rewards:
+        if self.accuracy + self.format == 0:
+            raise ValueError("all rewards have weight 0: there is nothing to learn from")
+        return self
+
+
+class RL(Method):
+    """GRPO; with a dynamic ``kl`` it is GRPO-D."""
+
+    algorithm: Literal["rl"]
+    completions_per_prompt: Annotated[int, Field(ge=2)]
+    max_completion_tokens: Positive
+    temperature: Annotated[float, Field(gt=0)]
+    rewards: Rewards
+    kl: KLSchedule = Field(discriminator="schedule")
+
+
+class Evaluation(Block):
+    """Greedy generation on the test split."""
+
+    batch_size: Positive
+    max_completion_tokens: Positive
+
+
+class Parameters(Block):
+    """All of ``conf/<env>/parameters*.yml``; ``methods`` holds each method's own block."""
+
+    experiment: Experiment
+    data_preparation: DataPreparation
+    base_model: BaseModelSource
+    training: Training
+    sft: dict[str, Any]
+    rl: dict[str, Any]
+    methods: dict[Name, dict[str, Any]]
+    evaluation: Evaluation
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Parameters:
+        """Validate a whole parameter tree.
+
+        Raises:
+            ConfigurationError: one line for each fault: key, value, what is allowed.
+        """
+        parameters: Parameters = _validate(cls, raw, "")
+        unknown = [name for name in parameters.experiment.methods if name not in parameters.methods]
+        if unknown:
+            raise ConfigurationError(
+                f"experiment.methods holds {unknown[0]!r}, which is no method. Allowed: "
+                f"{', '.join(sorted(parameters.methods))}. A new method is a block under 'methods'."
+            )
+        for name in parameters.methods:
+            resolve_method(raw, name)
+        return parameters
+
+
+def resolve_method(raw: Mapping[str, Any], name: str) -> SFT | RL:
+    """The full parameters of a method: ``training``, then ``sft`` or ``rl``, then its own block.
+
+    Args:
+        raw: a mapping that holds at least ``training``, ``sft``, ``rl`` and ``methods``.
+        name: a key of ``methods``.
+
+    Raises:
+        ConfigurationError: as ``Parameters.read``.
+    """
+    block = raw["methods"][name]
+    algorithm = block.get("algorithm")
+    if algorithm not in ALGORITHMS:
+        raise ConfigurationError(
+            f"methods.{name}.algorithm = {algorithm!r}: not allowed. "
+            f"Allowed: {', '.join(ALGORITHMS)}"
+        )
+    resolved: SFT | RL = _validate(
+        ALGORITHMS[algorithm],
+        {**raw["training"], **raw[algorithm], **block},
+        f"methods.{name} (with training and {algorithm}): ",
+    )
+    return resolved
+
+
+ALGORITHMS: dict[str, type[SFT | RL]] = {"sft": SFT, "rl": RL}
+
+
+def _validate(model: type[BaseModel], value: Any, prefix: str) -> Any:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        lines = [prefix + _explain(fault, model) for fault in error.errors()]
+        raise ConfigurationError("bad parameters\n  " + "\n  ".join(lines)) from None
+
+
+def _explain(fault: Any, model: type[BaseModel]) -> str:
+    """One fault as ``key = value: what is wrong``, with the nearest key for a misspelt one."""
+    keys, siblings, here = _locate(fault["loc"], model)
+    key = ".".join(keys)
+    if fault["type"] == "extra_forbidden":
+        near = get_close_matches(keys[-1], siblings, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"{key}: unknown key.{hint} Allowed here: {', '.join(siblings)}"
+    if fault["type"] == "missing":
+        return f"{key}: missing; add it"
+    if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        tag = fault["ctx"]["discriminator"].strip("'")
+        allowed = ", ".join(value for choice in here for value in _literals(choice))
+        return f"{key}.{tag} = {fault['input'].get(tag)!r}: not allowed. Allowed: {allowed}"
+    return f"{key} = {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
+
+
+def _locate(
+    location: tuple[str | int, ...], model: type[BaseModel]
+) -> tuple[list[str], list[str], list[type[BaseModel]]]:
+    """A fault's keys as they stand in the YAML, the keys allowed beside it, the models below it.
+
+    Pydantic puts the tag of a discriminated union into the location; the YAML has no such key.
+    """
+    keys: list[str] = []
+    siblings: list[str] = []
+    here = [model]
+    for part in location:
+        chosen = [choice for choice in here if len(here) > 1 and part in _literals(choice)]
+        if chosen:
+            here = chosen
+            continue
+        keys.append(str(part))
+        siblings = sorted({name for choice in here for name in choice.model_fields})
+        here = [
+            below
+            for choice in here
+            if part in choice.model_fields
+            for below in _models_in(choice.model_fields[str(part)].annotation)
+        ]
+    return keys, siblings, here
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    candidates = get_args(annotation) or (annotation,)
+    return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+
+
+def _literals(model: type[BaseModel]) -> list[str]:
+    return [
+        value
+        for info in model.model_fields.values()
+        if get_origin(info.annotation) is Literal
+        for value in get_args(info.annotation)
+    ]

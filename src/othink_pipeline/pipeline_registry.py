@@ -1,0 +1,32 @@
+"""All pipelines of the project. Each holds everything that it needs, from the data onwards."""
+
+from kedro.pipeline import Pipeline
+
+from othink_pipeline.grid import read_grid
+from othink_pipeline.pipelines import (
+    base_model,
+    cross_task,
+    data_preparation,
+    rl,
+    same_task_eval,
+    sft,
+)
+
+
+def register_pipelines() -> dict[str, Pipeline]:
+    """Pipelines by name; ``__default__`` is the whole experiment."""
+    grid = read_grid()
+    start = data_preparation.create_pipeline(grid) + base_model.create_check()
+    sft_cells = sft.create_pipeline(grid)
+    rl_cells = rl.create_pipeline(grid)
+    same_task = start + sft_cells + rl_cells + same_task_eval.create_pipeline(grid)
+    whole = same_task + cross_task.create_pipeline(grid)
+    return {
+        "data_preparation": start,
+        "base_model": data_preparation.create_pipeline(grid) + base_model.create_pipeline(grid),
+        "sft": start + sft_cells,
+        "rl": start + rl_cells,
+        "same_task_eval": same_task,
+        "cross_task": whole,
+        "__default__": whole,
+    }

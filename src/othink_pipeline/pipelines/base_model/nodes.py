@@ -1,0 +1,134 @@
+"""Check the base model that the grid starts from, or make one from nothing."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from othink_pipeline import tracking
+from othink_pipeline.examples import read_examples
+from othink_pipeline.parameters import (
+    BaseModelSource,
+    ConfigurationError,
+    DataPreparation,
+    Evaluation,
+)
+from othink_pipeline.pipelines.data_preparation.nodes import ROOT, prepare_splits
+from othink_pipeline.reuse import publish, read_manifest, write_manifest
+
+logger = logging.getLogger(__name__)
+
+LIMIT_MB = 8
+"""A shipped model, everything in its folder, is at most this large."""
+
+
+def check_base_model(base_model: BaseModelSource) -> dict[str, Any]:
+    """Verify the base model's files, load it once, and open its MLflow run.
+
+    Returns:
+        Its manifest with ``path``, and the ids of its run and of its MLflow logged model.
+
+    Raises:
+        ConfigurationError: no model there, changed files, or a model that does not load.
+    """
+    from othink_pipeline.models import load_model
+
+    folder = Path(base_model.path)
+    manifest = read_manifest(
+        folder,
+        "Set base_model.path to a model folder, restore the shipped one (git checkout), or make "
+        "one: kedro run --pipeline=base_model",
+    )
+    load_model(base_model.path)
+    with tracking.child_run("base", "base_model", {"method": "base"}, manifest) as run_id:
+        model_id = tracking.log_checkpoint(
+            run_id, "base", 0, folder, {}, {"digest": manifest["digest"]}
+        )
+    return {**manifest, "path": base_model.path, "run_id": run_id, "model_id": model_id}
+
+
+def prepare_base_examples(data_preparation: DataPreparation, *, task: str) -> dict[str, Any]:
+    """The base model's own training examples: a split that no cell ever sees."""
+    return prepare_splits(data_preparation, task, ("base",), ROOT / f"{task}_base")
+
+
+def train_base_model(
+    base_model: BaseModelSource,
+    evaluation: Evaluation,
+    *examples: dict[str, Any],
+) -> dict[str, Any]:
+    """Make the mini base model and measure it on the validation splits, mode by mode.
+
+    Args:
+        examples: of every task the manifest of its base split, then of every task that of its
+            train, validation and test splits; the test splits are not read.
+
+    Returns:
+        The manifest of the model in ``base_model.rebuild.path``: how it was made, and of each task
+        its accuracy when it is free to think or not, and forced to either.
+    """
+    from othink_pipeline.models import save_model
+    from othink_pipeline.pretraining import pretrain
+
+    tasks = len(examples) // 2
+    rebuild = base_model.rebuild
+    prompt = examples[0]["prompt"]
+    base_splits = {
+        manifest["task"]: read_examples(manifest["splits"]["base"]["path"])
+        for manifest in examples[:tasks]
+    }
+    model, processor, facts = pretrain(base_splits, prompt, rebuild)
+    measured = {
+        manifest["task"]: _measure(model, processor, manifest, evaluation)
+        for manifest in examples[tasks:]
+    }
+    folder = Path(rebuild.path)
+    with publish(folder) as scratch:
+        save_model(model, processor, scratch)
+        size_mb = sum(file.stat().st_size for file in scratch.iterdir()) / 1e6
+        if size_mb > LIMIT_MB:
+            raise ConfigurationError(
+                f"the base model is {size_mb:.1f} MB, over the limit of {LIMIT_MB} MB: make "
+                "base_model.rebuild.hidden_size or .layers smaller"
+            )
+        manifest = write_manifest(
+            scratch,
+            {
+                "made_by": "kedro run --pipeline=base_model",
+                "rebuild": rebuild.model_dump(exclude={"path"}),
+                "facts": facts,
+                "data": {
+                    manifest["task"]: manifest["splits"]["base"]["digest"]
+                    for manifest in examples[:tasks]
+                },
+                "measured": measured,
+            },
+        )
+    logger.info("base model -> %s. To start the grid from it, set base_model.path.", folder)
+    return manifest
+
+
+def _measure(
+    model: Any, processor: Any, manifest: dict[str, Any], evaluation: Evaluation
+) -> dict[str, float]:
+    """Greedy accuracy on the validation split: free, empty think block forced, steps forced."""
+    from othink_pipeline.evaluation import predict
+
+    measured: dict[str, float] = {}
+    validation = read_examples(manifest["splits"]["validation"]["path"])
+    for mode, think in {"free": None, "empty": False, "worked": True}.items():
+        predictions = predict(
+            model,
+            processor,
+            validation,
+            prompt=manifest["prompt"],
+            think=think,
+            **evaluation.model_dump(),
+        )
+        measured[f"accuracy_{mode}"] = round(float(predictions["correct"].mean()), 4)
+        if think is None:
+            measured["format_rate"] = round(float(predictions["format_ok"].mean()), 4)
+            measured["think_rate"] = round(float(predictions["thought"].mean()), 4)
+        logger.info("%s, %s: %.3f right", manifest["task"], mode, measured[f"accuracy_{mode}"])
+    return {"examples": len(validation), **measured}

@@ -1,0 +1,53 @@
+"""Base model: nothing -> a trained mini Qwen2-VL; and the check of the one in use."""
+
+from kedro.pipeline import Node, Pipeline
+
+from othink_pipeline.grid import Grid, bind
+from othink_pipeline.pipelines.base_model.nodes import (
+    check_base_model,
+    prepare_base_examples,
+    train_base_model,
+)
+
+
+def create_pipeline(grid: Grid) -> Pipeline:
+    """Rebuild the base model; needs the tasks' examples for their validation splits."""
+    return Pipeline(
+        [
+            *(
+                Node(
+                    bind(prepare_base_examples, task=task),
+                    inputs="params:data_preparation",
+                    outputs=f"{task}.base_examples",
+                    name="prepare_base_examples",
+                    namespace=task,
+                )
+                for task in grid.tasks
+            ),
+            Node(
+                train_base_model,
+                inputs=[
+                    "params:base_model",
+                    "params:evaluation",
+                    *(f"{task}.base_examples" for task in grid.tasks),
+                    *(f"{task}.examples" for task in grid.tasks),
+                ],
+                outputs="rebuilt_base_model",
+                name="train_base_model",
+            ),
+        ]
+    )
+
+
+def create_check() -> Pipeline:
+    """Verify the base model that the grid starts from."""
+    return Pipeline(
+        [
+            Node(
+                check_base_model,
+                inputs="params:base_model",
+                outputs="base_model",
+                name="check_base_model",
+            )
+        ]
+    )

@@ -1,0 +1,134 @@
+"""Test every cell on the tasks that it never saw, and the base model on all; then report."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from othink_pipeline import tracking
+from othink_pipeline.cells import evaluate_model
+from othink_pipeline.figures import (
+    heat_map_plotly,
+    heat_map_png,
+    training_curves_plotly,
+    training_curves_png,
+)
+from othink_pipeline.grid import Cell
+from othink_pipeline.matrix import matrix_text, transfer_matrix
+from othink_pipeline.parameters import Evaluation
+from othink_pipeline.report import report_markdown
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+COST_COLUMNS = (
+    "updates",
+    "prompts",
+    "completion_tokens",
+    "seconds",
+    "weights_changed",
+    "run_id",
+    "path",
+)
+
+
+def evaluate_base_model(
+    base_model: dict[str, Any], examples: dict[str, Any], evaluation: Evaluation
+) -> pd.DataFrame:
+    """The untrained policy's predictions on one task's test split: the matrix's first row."""
+    return evaluate_model(
+        base_model, examples, evaluation, task="none", method="base", seed=None
+    )
+
+
+def collect_method(
+    *parts: Any, cells: tuple[Cell, ...], eval_tasks: tuple[str, ...]
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Gather all seeds of one method on one task.
+
+    Args:
+        parts: for each cell in turn its checkpoint's manifest, its history and its predictions on
+            every one of ``eval_tasks``.
+
+    Returns:
+        predictions, history and training (one row a cell: what it cost), all with the columns
+        task, method and seed (predictions: train_task).
+    """
+    predictions, histories, training = [], [], []
+    size = 2 + len(eval_tasks)
+    for number, cell in enumerate(cells):
+        checkpoint, history, *tables = parts[number * size : (number + 1) * size]
+        histories.append(history.assign(**cell._asdict()))
+        costs = {column: checkpoint[column] for column in COST_COLUMNS}
+        rate = checkpoint["parameters"]["learning_rate"]
+        training.append({**cell._asdict(), **costs, "learning_rate": rate})
+        predictions += tables
+        mean = sum(table["correct"].mean() for table in tables) / len(tables)
+        tracking.log_metrics(checkpoint["run_id"], {"eval/mean": mean}, checkpoint["updates"])
+    return (
+        pd.concat(predictions, ignore_index=True),
+        pd.concat(histories, ignore_index=True),
+        pd.DataFrame(training),
+    )
+
+
+def build_transfer_matrix(*predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All predictions in one table, and their scores: rows trained on, columns tested on."""
+    together = pd.concat(predictions, ignore_index=True)
+    return together, transfer_matrix(together)
+
+
+def gather_training(*tables: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The histories and the costs of all cells.
+
+    Args:
+        tables: the history of every method and task, then as many tables of costs.
+    """
+    half = len(tables) // 2
+    return (
+        pd.concat(tables[:half], ignore_index=True),
+        pd.concat(tables[half:], ignore_index=True),
+    )
+
+
+def draw_figures(
+    transfer_matrix: pd.DataFrame, history: pd.DataFrame
+) -> tuple[go.Figure, Figure, go.Figure, Figure]:
+    """Heat map and training curves, each to look at closely and as a picture."""
+    return (
+        heat_map_plotly(transfer_matrix),
+        heat_map_png(transfer_matrix),
+        training_curves_plotly(history),
+        training_curves_png(history),
+    )
+
+
+def write_report(
+    transfer_matrix: pd.DataFrame, predictions: pd.DataFrame, training: pd.DataFrame
+) -> str:
+    """The report; prints the matrix and puts every score's mean on the parent MLflow run."""
+    parent = tracking.parent_run_id()
+    lineage = {}
+    if parent:
+        lineage = {"MLflow run": parent, "compare its cells": tracking.comparison_link(parent)}
+        tracking.log_metrics(parent, _means(transfer_matrix), 0)
+    logger.info("transfer matrix: accuracy in %%\n%s", matrix_text(transfer_matrix))
+    return report_markdown(transfer_matrix, predictions, training, lineage)
+
+
+def _means(matrix: pd.DataFrame) -> dict[str, float]:
+    """``same_task/<method>`` and ``cross_task/<method>``: means over tasks and seeds."""
+    trained = matrix[matrix["method"] != "base"]
+    scope = (trained["train_task"] == trained["eval_task"]).map(
+        {True: "same_task", False: "cross_task"}
+    )
+    means = trained.groupby([scope, trained["method"]])["accuracy"].mean()
+    base = matrix[matrix["method"] == "base"]["accuracy"].mean()
+    return {f"{scope}/{method}": float(v) for (scope, method), v in means.items()} | {
+        "base": float(base)
+    }

@@ -1,0 +1,107 @@
+"""Make, validate, split and publish the examples of a task."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from othink_pipeline import examples as examples_module
+from othink_pipeline.examples import draw_examples, find_fault, update_digest, write_examples
+from othink_pipeline.parameters import ConfigurationError, DataPreparation
+from othink_pipeline.reuse import content_key, publish, read_manifest, write_manifest
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path("data/03_primary")
+CELL_SPLITS = ("train", "validation", "test")
+
+
+def prepare_examples(data_preparation: DataPreparation, *, task: str) -> dict[str, Any]:
+    """Train, validation and test examples of ``task``; see ``prepare_splits``."""
+    return prepare_splits(data_preparation, task, CELL_SPLITS, ROOT / task)
+
+
+def prepare_splits(
+    data_preparation: DataPreparation, task: str, splits: tuple[str, ...], folder: Path
+) -> dict[str, Any]:
+    """Publish some splits of a task in ``folder``, unless they stand there already.
+
+    Returns:
+        The manifest: task, seed, prompt, content key, and for each split its path, size and digest.
+
+    Raises:
+        ConfigurationError: more rejected examples than ``max_rejected``; they are in
+            ``rejected.csv`` beside the folder.
+    """
+    sizes = {split: getattr(data_preparation.splits, split) for split in splits}
+    code = inspect.getsource(examples_module) + inspect.getsource(
+        import_module(f"othink_pipeline.tasks.{task}")
+    )
+    key = content_key([task, data_preparation.seed, data_preparation.prompt, sizes, code])
+    finished = _find_finished(folder, key)
+    if finished:
+        logger.info("%s: %s examples reused from %s", task, sum(sizes.values()), folder)
+        return finished
+
+    accepted: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
+    digests = {split: hashlib.sha256() for split in splits}
+    rejected: list[dict[str, str]] = []
+    for example in draw_examples(task, sizes, data_preparation.seed):
+        fault = find_fault(example)
+        if fault:
+            rejected.append({"id": str(example.get("id")), "reason": fault})
+            continue
+        update_digest(digests[example["split"]], example)
+        accepted[example["split"]].append(example)
+
+    rejects_file = folder.with_name(f"{folder.name}_rejected.csv")
+    rejects_file.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rejected, columns=["id", "reason"]).to_csv(rejects_file, index=False)
+    if len(rejected) > data_preparation.max_rejected:
+        raise ConfigurationError(
+            f"{task}: {len(rejected)} examples rejected, the first because {rejected[0]['reason']}. "
+            f"All reasons: {rejects_file}. Mend the source, or raise data_preparation.max_rejected "
+            f"(now {data_preparation.max_rejected})."
+        )
+    with publish(folder) as scratch:
+        for split in splits:
+            write_examples(accepted[split], scratch / f"{split}.parquet")
+        manifest = write_manifest(
+            scratch,
+            {
+                "task": task,
+                "seed": data_preparation.seed,
+                "prompt": data_preparation.prompt,
+                "key": key,
+                "rejected": len(rejected),
+                "splits": {
+                    split: {
+                        "path": str(folder / f"{split}.parquet"),
+                        "examples": len(accepted[split]),
+                        "digest": digests[split].hexdigest(),
+                    }
+                    for split in splits
+                },
+            },
+        )
+    logger.info(
+        "%s: %s examples, %s rejected -> %s", task, sum(sizes.values()), len(rejected), folder
+    )
+    return manifest
+
+
+def _find_finished(folder: Path, key: str) -> dict[str, Any] | None:
+    """The manifest in ``folder`` if it is whole and made from the same content."""
+    try:
+        manifest = read_manifest(folder, "It is made anew.")
+    except ConfigurationError as error:
+        if folder.exists():
+            logger.warning("%s", error.message)
+        return None
+    return manifest if manifest.get("key") == key else None

@@ -1,0 +1,23 @@
+"""Data preparation: parameters -> the validated, split examples of every task."""
+
+
+from kedro.pipeline import Node, Pipeline
+
+from othink_pipeline.grid import Grid, bind
+from othink_pipeline.pipelines.data_preparation.nodes import prepare_examples
+
+
+def create_pipeline(grid: Grid) -> Pipeline:
+    """One node a task."""
+    return Pipeline(
+        [
+            Node(
+                bind(prepare_examples, task=task),
+                inputs="params:data_preparation",
+                outputs=f"{task}.examples",
+                name="prepare_examples",
+                namespace=task,
+            )
+            for task in grid.tasks
+        ]
+    )

@@ -1,0 +1,11 @@
+"""RL: base model x train split -> checkpoint, for every cell whose method is RL."""
+
+from kedro.pipeline import Pipeline
+
+from othink_pipeline.grid import Grid, training_nodes
+from othink_pipeline.pipelines.rl.nodes import train_rl
+
+
+def create_pipeline(grid: Grid) -> Pipeline:
+    """One training node a cell."""
+    return Pipeline(training_nodes(grid, "rl", train_rl))

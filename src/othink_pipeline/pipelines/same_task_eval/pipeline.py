@@ -1,0 +1,21 @@
+"""Same-task evaluation: every checkpoint x its own task's test split -> scores."""
+
+from kedro.pipeline import Node, Pipeline
+
+from othink_pipeline.grid import Grid, evaluation_node
+from othink_pipeline.pipelines.same_task_eval.nodes import evaluate_cell, tabulate_same_task
+
+
+def create_pipeline(grid: Grid) -> Pipeline:
+    """One node a cell, and the table of them all."""
+    return Pipeline(
+        [
+            *(evaluation_node(evaluate_cell, cell, cell.task) for cell in grid.cells),
+            Node(
+                tabulate_same_task,
+                inputs=[f"{cell.name}.{cell.task}.predictions" for cell in grid.cells],
+                outputs="same_task_scores",
+                name="tabulate_same_task",
+            ),
+        ]
+    )

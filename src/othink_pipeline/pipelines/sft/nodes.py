@@ -1,0 +1,26 @@
+"""Supervised fine-tuning of one cell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from othink_pipeline.cells import train_cell
+from othink_pipeline.grid import Cell
+from othink_pipeline.parameters import Evaluation, resolve_method
+
+
+def train_sft(
+    base_model: dict[str, Any],
+    training: dict[str, Any],
+    sft: dict[str, Any],
+    method: dict[str, Any],
+    evaluation: Evaluation,
+    *examples: dict[str, Any],
+    cell: Cell,
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Fine-tune the base model on worked or bare answers; see ``cells.train_cell``."""
+    blocks = {"training": training, "sft": sft, "methods": {cell.method: method}}
+    parameters = resolve_method(blocks, cell.method)
+    return train_cell(cell, parameters, base_model, examples, evaluation)

@@ -1,0 +1,160 @@
+"""Checks before a run starts: what would stop it later must stop it now, in one message."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from kedro.framework.project import pipelines
+from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
+
+from othink_pipeline.parameters import ConfigurationError
+
+_SQLITE = "sqlite:///"
+_URI_KEY = "mlflow.yml: server.mlflow_tracking_uri"
+_ARTIFACTS_KEY = "mlflow.yml: tracking.experiment.create_experiment_kwargs.artifact_location"
+_OR_ELSEWHERE = "or name another place (conf/local/mlflow.yml overrides conf/base)."
+
+
+def anchor_store(uri: str, project: Path) -> str:
+    """Make the path in a SQLite URI absolute.
+
+    SQLite takes a relative one from the working folder: `kedro run` in a sub-folder of the
+    project, or a worker process elsewhere, would open a second, empty store.
+    """
+    if not uri.startswith(_SQLITE):
+        return uri
+    path, query = _split_query(uri.removeprefix(_SQLITE))
+    return f"{_SQLITE}{(project / path).as_posix()}{query}"
+
+
+def check_store(uri: str, artifact_location: str | None, project: Path) -> None:
+    """Check that a tracking store and its artifact folder can be written, without MLflow.
+
+    Args:
+        uri: tracking URI; paths in it may be relative to the project.
+        artifact_location: where a new experiment keeps its artifacts; None leaves it to MLflow.
+        project: root folder of the project.
+
+    Raises:
+        ConfigurationError: with the key, its value and the remedy.
+    """
+    parts = urlsplit(uri)
+    if uri.startswith(_SQLITE):
+        _check_sqlite(uri, project)
+    elif parts.scheme in ("", "file"):
+        _check_folder(_URI_KEY, uri, _nearest(project / url2pathname(parts.path)))
+    elif parts.hostname is not None:
+        _check_server(uri)
+    artifacts = urlsplit(artifact_location or "")
+    if artifacts.path and artifacts.scheme in ("", "file"):
+        folder = _nearest(project / url2pathname(artifacts.path))
+        _check_folder(_ARTIFACTS_KEY, str(artifact_location), folder)
+
+
+def check_inputs(pipeline: Pipeline, catalog: DataCatalog, options: str = "") -> None:
+    """Check that each file that the pipeline reads and does not make is there.
+
+    Args:
+        pipeline: what is about to run, filters applied.
+        catalog: the catalog of the run.
+        options: what the remedy's command must repeat, e.g. ``--env=paper``.
+
+    Raises:
+        ConfigurationError: with every missing dataset, its file and the command that makes it.
+    """
+    missing = []
+    for name in sorted(pipeline.inputs()):
+        if name.startswith("params:") or name == "parameters" or name not in catalog:
+            continue  # Kedro itself names the ones that the catalog does not know
+        dataset = catalog[name]
+        path = getattr(dataset, "_filepath", None) or getattr(dataset, "_path", None)
+        if path is not None and not dataset.exists():
+            missing.append(f"  {name}: {path}\n    {_remedy(name, options)}")
+    if missing:
+        raise ConfigurationError("The pipeline reads what is not there:\n" + "\n".join(missing))
+
+
+def check_disk(folder: Path, needed_bytes: int = 2 * 1024**3) -> None:
+    """Check that the disk of a folder has room.
+
+    Raises:
+        ConfigurationError: with the folder, what is free and what is needed.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise ConfigurationError(
+            f"{folder}: {free_bytes / 1024**3:.1f} GiB free, a run needs "
+            f"{needed_bytes / 1024**3:.1f} GiB. Free some space, or move the project."
+        )
+
+
+def _check_sqlite(uri: str, project: Path) -> None:
+    path, _ = _split_query(uri.removeprefix(_SQLITE))
+    file = project / path
+    _check_folder(_URI_KEY, uri, _nearest(file.parent))
+    if not file.exists():
+        return  # MLflow makes it, with the folders above it
+    try:
+        # Takes the write lock and lets it go: nothing changes in the file.
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=10)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.rollback()
+    except sqlite3.Error as error:
+        raise ConfigurationError(
+            f"{_URI_KEY} = {uri!r}: {file} is no SQLite database that can be written ({error}). "
+            f"Move it away, or make it writable, {_OR_ELSEWHERE}"
+        ) from None
+
+
+def _check_folder(key: str, value: str, folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"{key} = {value!r}: cannot write to {folder} ({error.strerror}). "
+            f"Make it a writable folder, {_OR_ELSEWHERE}"
+        ) from None
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself or, while it is not there, the one that it will be made in."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _check_server(uri: str, timeout_s: float = 3.0) -> None:
+    parts = urlsplit(uri)
+    ports = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+    port = parts.port or ports.get(parts.scheme.partition("+")[0])
+    if port is None:
+        return  # a hosted service under a name of its own, such as databricks
+    try:
+        socket.create_connection((parts.hostname, port), timeout=timeout_s).close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{_URI_KEY} = {uri!r}: {parts.hostname}:{port} does not answer ({error}). "
+            f"Start the server, {_OR_ELSEWHERE}"
+        ) from None
+
+
+def _split_query(path: str) -> tuple[str, str]:
+    path, mark, query = path.partition("?")
+    return path, mark + query
+
+
+def _remedy(name: str, options: str) -> str:
+    """The command of the smallest pipeline that makes a dataset."""
+    pipelines.set_requested(None)
+    makers = {key: len(p.nodes) for key, p in pipelines.items() if name in p.all_outputs()}
+    if not makers:
+        return "No pipeline makes it: put the file there, or correct the path in catalog.yml."
+    maker = min(makers, key=lambda key: makers[key])
+    return f"Make it with: kedro run --pipeline={maker}{options}"

@@ -1,0 +1,85 @@
+"""Content keys, digests and atomic publishing: what is finished is never half there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from othink_pipeline.parameters import ConfigurationError
+
+MANIFEST = "manifest.json"
+
+
+def content_key(content: Any) -> str:
+    """16 hexadecimal digits that change whenever the JSON of ``content`` changes."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest_folder(folder: Path) -> str:
+    """SHA-256 over names and bytes of every file below ``folder`` except its manifest."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = file.relative_to(folder).as_posix()
+        if name != MANIFEST:
+            digest.update(f"{name}\0{file.stat().st_size}\0".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def publish(folder: Path) -> Iterator[Path]:
+    """A scratch folder beside ``folder`` that takes its place when the block ends well.
+
+    Nothing is left behind when the block fails. A scratch folder of a killed process is swept by
+    the next call.
+    """
+    scratch, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for leftover in (scratch, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write ``manifest`` with the folder's digest, last of all files; returns what was written."""
+    manifest = {**manifest, "digest": digest_folder(folder)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def read_manifest(folder: Path, remedy: str) -> dict[str, Any]:
+    """The manifest of a published folder, after checking that the folder still matches it.
+
+    Args:
+        remedy: what to do when it does not; ends the error message.
+
+    Raises:
+        ConfigurationError: no folder, no manifest, or files that differ from the manifest's digest.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise ConfigurationError(f"{folder}: no {MANIFEST} there. {remedy}")
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text())
+        recorded = manifest["digest"]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigurationError(f"{file}: not a manifest with a digest. {remedy}") from None
+    if recorded != digest_folder(folder):
+        raise ConfigurationError(
+            f"{folder}: its files differ from the digest in {MANIFEST} (corrupt or edited). {remedy}"
+        )
+    return manifest

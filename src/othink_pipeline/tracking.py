@@ -1,0 +1,296 @@
+"""All that the nodes say to MLflow; `lifecycle.py` begins and ends the run above theirs.
+
+One `kedro run` is one parent run (kedro-mlflow opens it, `hooks.py` hands its id on); each cell
+and the base model is one child run. Every call names its run by id: MLflow's "active run" belongs
+to a thread, and in a worker process it would silently be another run.
+
+MLflow is imported inside the functions: `kedro registry list` imports this module.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+from urllib.parse import quote
+
+from othink_pipeline.lifecycle import PARENT_TAG, Status, code_tags, process_tags
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PARENT_VARIABLE = "OTHINK_PARENT_RUN_ID"
+"""Environment variable with the parent's run id: the one thing that worker processes inherit."""
+
+T = TypeVar("T")
+Kind = Literal["cell", "base_model"]
+Context = Literal["train", "validation", "test"]
+
+# What a child shares with its parent: who ran which code.
+_INHERITED_TAGS = (
+    "mlflow.user",
+    "mlflow.source.name",
+    "mlflow.source.type",
+    "mlflow.source.git.commit",
+    "git_dirty",
+    "code_version",
+)
+# Limits of one MLflow request (mlflow/utils/validation.py).
+_MAX_PARAMETER_CHARACTERS = 6000
+_MAX_PARAMETERS_PER_BATCH = 100
+_MAX_METRICS_PER_BATCH = 1000
+_MAX_DIGEST_CHARACTERS = 36
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRef:
+    """One split of one task's examples, by reference.
+
+    Attributes:
+        name: readable and stable, e.g. ``counting_test``.
+        digest: our own digest. MLflow's covers only the first 10,000 rows, and holds at most 36
+            characters: a longer one is cut there and kept whole in the dataset's profile.
+        source: where the examples are, a path or a URI.
+        examples: how many there are, at least 0.
+    """
+
+    name: str
+    digest: str
+    source: str
+    examples: int
+
+
+def parent_run_id() -> str | None:
+    """Id of the run of this `kedro run`; None when nothing tracks it."""
+    return os.environ.get(PARENT_VARIABLE) or None
+
+
+def set_parent(run_id: str | None) -> None:
+    """Make `run_id` the parent of the runs started from here on, worker processes included."""
+    if run_id is None:
+        os.environ.pop(PARENT_VARIABLE, None)
+    else:
+        os.environ[PARENT_VARIABLE] = run_id
+
+
+def start_run(
+    name: str, kind: Kind, tags: Mapping[str, str], parameters: Mapping[str, object]
+) -> str:
+    """Start a run, the child of the parent when there is one, and return its id.
+
+    Args:
+        name: what the UI shows, ``counting/grpo_d/s0`` for a cell.
+        kind: what the run is about.
+        tags: task, method and seed of a cell.
+        parameters: nested; logged flat with dots. A value above MLflow's 6000 characters is
+            logged cut, and all parameters are then kept whole in the artifact parameters.json.
+    """
+    client = _client()
+    parent = parent_run_id()
+    if parent is None:
+        experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")  # set by set_experiment
+        shared = {"mlflow.user": getpass.getuser(), **code_tags(Path.cwd())}
+    else:
+        run = client.get_run(parent)
+        experiment_id = run.info.experiment_id
+        shared = {tag: run.data.tags[tag] for tag in _INHERITED_TAGS if tag in run.data.tags}
+        shared[PARENT_TAG] = parent
+    run_id: str = client.create_run(
+        experiment_id, run_name=name, tags={**shared, **process_tags(), "kind": kind, **tags}
+    ).info.run_id
+    _log_parameters(client, run_id, parameters)
+    return run_id
+
+
+def finish_run(run_id: str, status: Status = "FINISHED") -> None:
+    """End a run with a status."""
+    _client().set_terminated(run_id, status)
+
+
+@contextmanager
+def child_run(
+    name: str, kind: Kind, tags: Mapping[str, str], parameters: Mapping[str, object]
+) -> Iterator[str]:
+    """Yield the id of a started run; it ends FINISHED, FAILED (error) or KILLED (interrupt)."""
+    run_id = start_run(name, kind, tags, parameters)
+    try:
+        yield run_id
+    except KeyboardInterrupt:
+        finish_run(run_id, "KILLED")
+        raise
+    except BaseException:
+        finish_run(run_id, "FAILED")
+        raise
+    finish_run(run_id)
+
+
+def log_metrics(
+    run_id: str,
+    metrics: Mapping[str, float],
+    step: int,
+    *,
+    model_id: str | None = None,
+    dataset: DatasetRef | None = None,
+) -> None:
+    """Log the values of one optimizer step; a run that has ended takes them too.
+
+    NaN (unknown) is kept, on the run only: on a logged model MLflow's store turns it into 0.
+
+    Args:
+        run_id: the run that the values belong to.
+        metrics: name to value; the same names in every cell, never the method in a name.
+        step: optimizer step, at least 0.
+        model_id: the checkpoint that was scored (see `log_checkpoint`): the values then stand
+            on that logged model as well.
+        dataset: what it was scored on.
+    """
+    from mlflow.entities import Metric
+
+    now_ms = int(time.time() * 1000)
+    entities = [
+        Metric(
+            key=name,
+            value=float(value),
+            timestamp=now_ms,
+            step=step,
+            model_id=None if isnan(value) else model_id,
+            dataset_name=dataset.name if dataset else None,
+            dataset_digest=_short_digest(dataset) if dataset else None,
+            run_id=run_id,
+        )
+        for name, value in metrics.items()
+    ]
+    client = _client()
+    for batch in _batches(entities, _MAX_METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=batch)
+
+
+def log_dataset(run_id: str, dataset: DatasetRef, context: Context) -> None:
+    """Log which examples a run used, and for what."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    entity = Dataset(
+        name=dataset.name,
+        digest=_short_digest(dataset),
+        source_type="local",
+        source=json.dumps({"uri": dataset.source}),
+        profile=json.dumps({"num_rows": dataset.examples, "digest": dataset.digest}),
+    )
+    _client().log_inputs(
+        run_id, [DatasetInput(entity, tags=[InputTag("mlflow.data.context", context)])]
+    )
+
+
+def log_checkpoint(
+    run_id: str,
+    name: str,
+    step: int,
+    path: Path,
+    parameters: Mapping[str, object],
+    tags: Mapping[str, str],
+) -> str:
+    """Register a checkpoint as a logged model by reference and return its model id.
+
+    The weights stay where they are: the model's tag ``checkpoint`` holds their URI.
+
+    Args:
+        run_id: the run that made it; its page lists the model among its outputs.
+        name: the cell's name; MLflow forbids slashes and dots in a model's name, so
+            ``counting/grpo_d/s0`` at step 60 becomes ``counting-grpo_d-s0-step60``.
+        step: optimizer step, at least 0.
+        path: the checkpoint's directory.
+        parameters: nested; logged flat with dots.
+        tags: e.g. the manifest's digest.
+    """
+    import mlflow
+    from mlflow.entities import LoggedModelOutput
+
+    client = _client()
+    model = mlflow.create_external_model(
+        name=f"{name.replace('/', '-').replace('.', '-')}-step{step}",
+        source_run_id=run_id,
+        experiment_id=client.get_run(run_id).info.experiment_id,
+        model_type="checkpoint",
+        params={key: _cut(value) for key, value in _flatten(parameters).items()},
+        tags={"checkpoint": path.resolve().as_uri(), "step": str(step), **tags},
+    )
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+    model_id: str = model.model_id
+    return model_id
+
+
+def log_artifact(run_id: str, path: Path, folder: str | None = None) -> None:
+    """Copy a file (report, table, figure) into a run's artifacts, into `folder` there."""
+    _client().log_artifact(run_id, str(path), folder)
+
+
+def comparison_link(parent_id: str, server: str = "http://127.0.0.1:5000") -> str:
+    """Address of the table of a parent's child runs, best mean score first.
+
+    Args:
+        parent_id: run id of the parent.
+        server: where the MLflow UI answers; the tracking server itself when there is one.
+    """
+    import mlflow
+
+    client = _client()
+    if mlflow.get_tracking_uri().startswith("http"):
+        server = mlflow.get_tracking_uri().rstrip("/")
+    search = quote(f"tags.`{PARENT_TAG}` = '{parent_id}'", safe="'")
+    order = quote("metrics.`eval/mean`", safe="")
+    experiment_id = client.get_run(parent_id).info.experiment_id
+    return (
+        f"{server}/#/experiments/{experiment_id}/runs"
+        f"?searchFilter={search}&orderByKey={order}&orderByAsc=false"
+    )
+
+
+def _client() -> MlflowClient:
+    """A client of the current store: mlflow caches the store itself, clients are cheap."""
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+def _log_parameters(client: MlflowClient, run_id: str, parameters: Mapping[str, object]) -> None:
+    from mlflow.entities import Param
+
+    flat = _flatten(parameters)
+    for batch in _batches(list(flat.items()), _MAX_PARAMETERS_PER_BATCH):
+        client.log_batch(run_id, params=[Param(key, _cut(value)) for key, value in batch])
+    if any(len(str(value)) > _MAX_PARAMETER_CHARACTERS for value in flat.values()):
+        client.log_text(run_id, json.dumps(parameters, indent=2, default=str), "parameters.json")
+
+
+def _flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """``{"kl": {"start": 0.0}}`` becomes ``{"kl.start": 0.0}``; an empty block stays visible."""
+    flat: dict[str, object] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _cut(value: object) -> str:
+    text = str(value)
+    if len(text) <= _MAX_PARAMETER_CHARACTERS:
+        return text
+    return text[: _MAX_PARAMETER_CHARACTERS - 1] + "…"
+
+
+def _short_digest(dataset: DatasetRef) -> str:
+    return dataset.digest[:_MAX_DIGEST_CHARACTERS]
+
+
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,310 @@
+"""Train one cell: TRL's trainers, one budget, the KL weight of every update under our control.
+
+GRPO here departs from TRL's defaults where the paper does: ``loss_type="grpo"`` (mean over a
+sequence's tokens, then over sequences), one update a batch, and the KL weight set before each
+loss instead of once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+from othink_pipeline.kl import KLSchedule
+from othink_pipeline.models import load_model, user_message
+from othink_pipeline.parameters import RL, SFT, Method
+from othink_pipeline.rewards import accuracy_reward, format_reward
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+CURVES = {
+    "loss": "train/loss",
+    "grad_norm": "train/grad_norm",
+    "learning_rate": "train/learning_rate",
+    "entropy": "train/entropy",
+    "reward": "train/reward",
+    "rewards/accuracy_reward/mean": "train/accuracy_reward",
+    "rewards/format_reward/mean": "train/format_reward",
+    "frac_reward_zero_std": "train/zero_advantage_rate",
+    "kl": "train/kl",
+    "kl_weight": "train/kl_weight",
+    "completions/mean_length": "train/completion_tokens",
+    "completions/clipped_ratio": "train/clipped_rate",
+    "mean_token_accuracy": "train/token_accuracy",
+}
+"""TRL's names of what is logged at every update -> ours, the same for every method."""
+
+Log = Callable[[int, dict[str, float]], None]
+Checkpoint = Callable[[int, Any, Any], dict[str, float]]
+
+
+class Trained(NamedTuple):
+    """What training one cell came to."""
+
+    updates: int
+    prompts: int
+    completion_tokens: int
+    """Tokens that the loss was taken over."""
+    seconds: float
+    """Without the time that scoring checkpoints took."""
+    weights_changed: float
+    """Euclidean norm of all weights' change, relative to that of the weights; above 0."""
+
+
+class DynamicKLTrainer(GRPOTrainer):
+    """TRL's GRPO whose KL weight follows a schedule.
+
+    TRL reads its weight (``beta``) in every loss, so it is enough to set it there. The weight that
+    was applied is logged as ``kl_weight``.
+    """
+
+    def __init__(self, *args: Any, kl: KLSchedule, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kl = kl
+
+    def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
+        self.beta = self.kl.weight_at(self.state.global_step, self.state.max_steps)
+        self._metrics["train"]["kl_weight"].append(self.beta)
+        loss: torch.Tensor = super()._compute_loss(model, inputs)
+        return loss
+
+
+class Watcher(TrainerCallback):
+    """Hands every update's metrics and every due checkpoint on, and keeps a line on the screen."""
+
+    def __init__(
+        self,
+        name: str,
+        parameters: Method,
+        processor: Any,
+        log: Log,
+        checkpoint: Checkpoint,
+    ) -> None:
+        self.name, self.parameters = name, parameters
+        self.processor, self.log, self.checkpoint = processor, log, checkpoint
+        self.seconds_apart = 0.0
+        self.completion_tokens = 0.0  # mean over an update's completions, summed over updates
+        self.started = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """One call an update."""
+        metrics = {ours: float(logs[theirs]) for theirs, ours in CURVES.items() if theirs in logs}
+        if not metrics or "train_runtime" in logs:
+            return
+        self.log(state.global_step, metrics)
+        self.completion_tokens += metrics.get("train/completion_tokens", 0.0)
+        if state.global_step % 10 == 0 or state.global_step == 1:
+            done, total = state.global_step, state.max_steps
+            left = (time.perf_counter() - self.started) / done * (total - done)
+            shown = {k: metrics[f"train/{k}"] for k in ("loss", "reward", "kl_weight")
+                     if f"train/{k}" in metrics}
+            text = "  ".join(f"{key} {value:.3g}" for key, value in shown.items())
+            logger.info("%s  update %d/%d  %s  %.0f s left", self.name, done, total, text, left)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Take a checkpoint when one is due, and after the last update."""
+        every = self.parameters.checkpoint_every_updates
+        if state.global_step % every and state.global_step < state.max_steps:
+            return
+        before = time.perf_counter()
+        rng = torch.get_rng_state()
+        scores = self.checkpoint(state.global_step, model, self.processor)
+        torch.set_rng_state(rng)  # so that scoring leaves no trace in what is sampled next
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        logger.info("%s  update %d  validation: %s", self.name, state.global_step, shown)
+        self.seconds_apart += time.perf_counter() - before
+
+
+def train(
+    name: str,
+    model_path: str,
+    examples: Dataset,
+    prompt: str,
+    parameters: SFT | RL,
+    seed: int,
+    folder: Path,
+    log: Log,
+    checkpoint: Checkpoint,
+) -> Trained:
+    """Train one cell from the base model.
+
+    Args:
+        name: the cell's name, for the progress line.
+        model_path: the base model: a Hugging Face model folder.
+        examples: the train split.
+        prompt: template with ``{question}``.
+        folder: for whatever TRL wants to write; nothing there is needed afterwards.
+        log: called with (update, metrics) after every update.
+        checkpoint: called with (update, model, processor) when one is due; returns its scores.
+    """
+    model, processor = load_model(model_path)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    stream = examples.select(
+        prompt_order(len(examples), parameters.updates * parameters.prompts_per_update, seed)
+    )
+    watcher = Watcher(name, parameters, processor, log, checkpoint)
+    trainer: DynamicKLTrainer | SFTTrainer
+    if isinstance(parameters, RL):
+        rows = rl_rows(stream, prompt)
+        trainer = build_rl_trainer(model, processor, rows, parameters, seed, folder, [watcher])
+    else:
+        rows = sft_rows(stream, prompt, parameters)
+        trainer = build_sft_trainer(model, processor, rows, parameters, seed, folder, [watcher])
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started - watcher.seconds_apart
+    if isinstance(parameters, RL):
+        completions = parameters.prompts_per_update * parameters.completions_per_prompt
+        tokens = round(watcher.completion_tokens * completions)
+    else:
+        targets = [row[0]["content"] for row in rows["completion"]]
+        tokens = sum(len(ids) + 1 for ids in processor.tokenizer(targets)["input_ids"])
+    return Trained(
+        updates=trainer.state.global_step,
+        prompts=len(stream),
+        completion_tokens=tokens,
+        seconds=seconds,
+        weights_changed=_relative_change(before, model.named_parameters()),
+    )
+
+
+def prompt_order(examples: int, prompts: int, seed: int) -> list[int]:
+    """Rows of the train split in the order in which every method sees them.
+
+    Each pass over the split is shuffled anew; ``seed`` alone decides the order.
+    """
+    rng = Random(seed)
+    order: list[int] = []
+    while len(order) < prompts:
+        order += rng.sample(range(examples), examples)
+    return order[:prompts]
+
+
+def _common(parameters: Method, seed: int, folder: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "max_steps": parameters.updates,
+        "learning_rate": parameters.learning_rate,
+        "lr_scheduler_type": parameters.lr_schedule,
+        "warmup_steps": round(parameters.warmup_ratio * parameters.updates),
+        "max_grad_norm": parameters.max_grad_norm,
+        "weight_decay": parameters.weight_decay,
+        "seed": seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "bf16": torch.cuda.is_available(),
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+
+
+def rl_rows(examples: Dataset, prompt: str) -> Dataset:
+    """Columns ``prompt`` (one user message), ``image``, ``answer``: what TRL and the rewards need."""
+    messages = [
+        [{"role": "user", "content": user_message(prompt, question)}]
+        for question in examples["question"]
+    ]
+    return examples.select_columns(["image", "answer"]).add_column("prompt", messages)
+
+
+def sft_rows(examples: Dataset, prompt: str, parameters: SFT) -> Dataset:
+    """Columns ``prompt``, ``completion`` (one assistant message) and ``image``.
+
+    Target ``answer`` is written as in the paper's data, ``<answer> n </answer>``; target ``steps``
+    in the format that the prompt asks for.
+    """
+    targets = {
+        "answer": lambda steps, answer: f"<answer> {answer} </answer>",
+        "steps": lambda steps, answer: f"<think>{steps}</think><answer>{answer}</answer>",
+    }
+    write = targets[parameters.target]
+    completions = [
+        [{"role": "assistant", "content": write(steps, answer)}]
+        for steps, answer in zip(examples["steps"], examples["answer"], strict=True)
+    ]
+    rows = rl_rows(examples, prompt).remove_columns("answer")
+    return rows.add_column("completion", completions)
+
+
+def build_rl_trainer(
+    model: Any,
+    processor: Any,
+    rows: Dataset,
+    parameters: RL,
+    seed: int,
+    folder: Path,
+    callbacks: list[TrainerCallback],
+) -> DynamicKLTrainer:
+    """A GRPO trainer that takes ``rows`` in their order, ``prompts_per_update`` at a time."""
+    config = GRPOConfig(
+        **_common(parameters, seed, folder),
+        per_device_train_batch_size=parameters.prompts_per_update
+        * parameters.completions_per_prompt,
+        num_generations=parameters.completions_per_prompt,
+        max_completion_length=parameters.max_completion_tokens,
+        temperature=parameters.temperature,
+        beta=parameters.kl.weight_at(0, parameters.updates),  # above 0: the reference is loaded
+        loss_type="grpo",
+        reward_weights=[parameters.rewards.accuracy, parameters.rewards.format],
+        shuffle_dataset=False,
+    )
+    return DynamicKLTrainer(
+        model=model,
+        reward_funcs=[accuracy_reward, format_reward],
+        args=config,
+        train_dataset=rows,
+        processing_class=processor,
+        callbacks=callbacks,
+        kl=parameters.kl,
+    )
+
+
+def build_sft_trainer(
+    model: Any,
+    processor: Any,
+    rows: Dataset,
+    parameters: SFT,
+    seed: int,
+    folder: Path,
+    callbacks: list[TrainerCallback],
+) -> SFTTrainer:
+    """An SFT trainer that takes ``rows`` in their order, with the loss on the completion alone."""
+    config = SFTConfig(
+        **_common(parameters, seed, folder),
+        per_device_train_batch_size=parameters.prompts_per_update,
+        completion_only_loss=True,
+        max_length=None,  # TRL's default cuts long examples without a word
+        train_sampling_strategy="sequential",
+    )
+    return SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=rows,
+        processing_class=processor,
+        callbacks=callbacks,
+    )
+
+
+def _relative_change(
+    before: Mapping[str, torch.Tensor], after: Iterable[tuple[str, torch.Tensor]]
+) -> float:
+    changed = total = 0.0
+    for name, weight in after:
+        changed += float((weight.detach() - before[name]).square().sum())
+        total += float(before[name].square().sum())
+    return (changed / total) ** 0.5

@@ -1,7 +1,98 @@
-"""The tests talk to nobody: set before any library reads it."""
+"""What the tests share: a mini model small enough to train in seconds, and examples to match.
+
+The tests talk to nobody: the environment is set before any library reads it.
+"""
 
 import os
 
 os.environ["DO_NOT_TRACK"] = "true"  # MLflow takes nothing but "true"
 os.environ["KEDRO_DISABLE_TELEMETRY"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads are slower on tensors this small
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TASKS = ("counting", "geometry")
+PROMPT = "{question}  Answer in <think> </think> and <answer> </answer> tags."
+
+
+class MiniModel(NamedTuple):
+    """A published base model: its folder, its manifest and the sizes it was made with."""
+
+    path: Path
+    manifest: dict[str, Any]
+    rebuild: Any
+
+
+def tiny_rebuild(**changes: Any) -> Any:
+    """Sizes of a mini Qwen2-VL that trains at some 10 updates a second."""
+    from othink_pipeline.parameters import Rebuild
+
+    sizes: dict[str, Any] = {
+        "path": "data/06_models/rebuilt",
+        "seed": 0,
+        "vocab_size": 400,
+        "context_tokens": 256,
+        "hidden_size": 64,
+        "layers": 2,
+        "vision_size": 32,
+        "vision_layers": 1,
+        "updates": 80,
+        "batch_size": 16,
+        "learning_rate": 5.0e-3,
+        "bf16": False,
+        "worked_rate": 0.2,
+        "last_phase_updates": 0,
+        "last_phase_worked_rate": 0.2,
+    }
+    return Rebuild(**{**sizes, **changes})
+
+
+@pytest.fixture(scope="session")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str, "Dataset"]]:
+    """Task -> split -> examples, from parquet files as the nodes read them."""
+    from othink_pipeline.examples import draw_examples, read_examples, write_examples
+
+    folder = tmp_path_factory.mktemp("examples")
+    sizes = {"base": 300, "train": 12, "test": 8}
+    tables: dict[str, dict[str, Dataset]] = {}
+    for task in TASKS:
+        examples = list(draw_examples(task, sizes, seed=0))
+        tables[task] = {}
+        for split in sizes:
+            file = folder / f"{task}_{split}.parquet"
+            write_examples([row for row in examples if row["split"] == split], file)
+            tables[task][split] = read_examples(file)
+    return tables
+
+
+@pytest.fixture(scope="session")
+def mini_model(
+    tmp_path_factory: pytest.TempPathFactory, splits: Mapping[str, Mapping[str, "Dataset"]]
+) -> MiniModel:
+    """A base model trained until it has learnt the format and guesses the answers."""
+    from othink_pipeline.models import save_model
+    from othink_pipeline.pretraining import pretrain
+    from othink_pipeline.reuse import write_manifest
+
+    rebuild = tiny_rebuild()
+    base = {task: tables["base"] for task, tables in splits.items()}
+    model, processor, facts = pretrain(base, PROMPT, rebuild)
+    folder = tmp_path_factory.mktemp("mini_model") / "model"
+    save_model(model, processor, folder)
+    return MiniModel(folder, write_manifest(folder, {"facts": facts}), rebuild)
+
+
+@pytest.fixture
+def loaded(mini_model: MiniModel) -> tuple[Any, Any]:
+    """The mini model, fresh from its folder, and its processor."""
+    from othink_pipeline.models import load_model
+
+    return load_model(str(mini_model.path))

@@ -117,8 +117,9 @@ def update_digest(digest: hashlib._Hash, example: Mapping[str, Any]) -> None:
 
 def write_examples(examples: list[dict[str, Any]], path: Path) -> None:
     """Write one split as parquet that ``datasets`` reads with an Image column."""
-    from datasets import Dataset, Features, Image, Value
+    from datasets import Dataset, Features, Image, Value, disable_progress_bars
 
+    disable_progress_bars()
     features = Features({name: Value("string") for name in TEXT_FIELDS} | {"image": Image()})
     columns: dict[str, list[Any]] = {
         name: [example[name] for example in examples] for name in TEXT_FIELDS
@@ -130,6 +131,7 @@ def write_examples(examples: list[dict[str, Any]], path: Path) -> None:
 def read_examples(path: str | Path) -> Dataset:
     """Read one split, memory-mapped, images decoded on access."""
     import pyarrow.parquet as pq
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()
     return Dataset(pq.read_table(path, memory_map=True))

@@ -19,7 +19,7 @@ from othink_pipeline.parameters import ConfigurationError, Parameters
 
 
 class Cell(NamedTuple):
-    """One point of the grid: train on ``task`` by ``method`` with ``seed``, then test everywhere."""
+    """One point of the grid: train on ``task`` by ``method`` with ``seed``, test everywhere."""
 
     task: str
     method: str

@@ -114,9 +114,13 @@ class TrackingHooks:
         )
 
     @hook_impl
-    def after_pipeline_run(self) -> None:
-        """Let go of the parent; kedro-mlflow ends it."""
-        self._release()
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Say where the results are; let go of the parent, which kedro-mlflow ends."""
+        results = {name: getattr(catalog[name], "_filepath", "") for name in pipeline.outputs()}
+        lines = [f"  {name:<20} {path}" for name, path in sorted(results.items()) if path]
+        if parent := self._release():
+            lines.append(f"  {'MLflow':<20} mlflow ui, then {tracking.comparison_link(parent)}")
+        logger.info("results:\n%s", "\n".join(lines))
 
     @hook_impl
     def on_pipeline_error(self) -> None:

@@ -7,6 +7,7 @@ in Qwen2-VL-2B. It is saved and loaded like any Hugging Face model.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -83,7 +84,7 @@ def build_processor(texts: Iterable[str], vocab_size: int, context_tokens: int) 
         clean_up_tokenization_spaces=False,
     )
     pixels = {"shortest_edge": IMAGE_SIZE_PX**2, "longest_edge": IMAGE_SIZE_PX**2}
-    geometry = {"patch_size": PATCH_PX, "merge_size": MERGE, "size": pixels}
+    geometry: dict[str, Any] = {"patch_size": PATCH_PX, "merge_size": MERGE, "size": pixels}
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(**geometry),
         tokenizer=fast,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from othink_pipeline.parameters import ConfigurationError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
+transformers.utils.logging.disable_progress_bar()  # the log says what happens, a line a step
 
 
 class Completion(NamedTuple):
@@ -41,7 +43,7 @@ def load_model(path: str) -> tuple[Any, Any]:
         raise ConfigurationError(f"model {path}: no such folder")
     try:
         processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             path, local_files_only=True, use_safetensors=True
         )
     except Exception as error:  # transformers raises whatever its many readers raise

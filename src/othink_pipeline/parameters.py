@@ -112,7 +112,7 @@ class Rebuild(Block):
     batch_size: Positive
     learning_rate: LearningRate
     bf16: bool
-    """Matrix products in bfloat16: much quicker on a CPU that has them, slow on one that has not."""
+    """Matrix products in bfloat16: quicker on a CPU that has them, slow on one that has not."""
     worked_rate: Annotated[float, Field(ge=0, le=1)]
     """Share of targets with worked steps, until the last phase."""
     last_phase_updates: Annotated[int, Field(ge=0)]

@@ -26,7 +26,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "base_model": data_preparation.create_pipeline(grid) + base_model.create_pipeline(grid),
         "sft": start + sft_cells,
         "rl": start + rl_cells,
-        "same_task_eval": same_task,
+        "same_task_eval": same_task + same_task_eval.create_table(grid),
         "cross_task": whole,
         "__default__": whole,
     }

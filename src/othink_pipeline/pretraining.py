@@ -112,7 +112,7 @@ def _draw_rows(
 def _encode(
     processor: Any, rows: list[dict[str, Any]], prompt: str, worked_rate: float, rng: Random
 ) -> tuple[Any, torch.Tensor]:
-    """Model inputs and labels, both [B x T], padded on the right; labels skip prompt and padding."""
+    """Inputs and labels, both [B x T], padded on the right; labels skip prompt and padding."""
     prompts = [render_prompt(processor, prompt, row["question"]) for row in rows]
     targets = [
         f"<think>{row['steps'] if rng.random() < worked_rate else ''}</think>"

@@ -80,6 +80,7 @@ def read_manifest(folder: Path, remedy: str) -> dict[str, Any]:
         raise ConfigurationError(f"{file}: not a manifest with a digest. {remedy}") from None
     if recorded != digest_folder(folder):
         raise ConfigurationError(
-            f"{folder}: its files differ from the digest in {MANIFEST} (corrupt or edited). {remedy}"
+            f"{folder}: its files differ from the digest in {MANIFEST} (corrupt or edited). "
+            f"{remedy}"
         )
     return manifest

@@ -12,9 +12,7 @@ from typing import Any
 from othink_pipeline.scoring import score
 
 
-def accuracy_reward(
-    completions: Sequence[Any], answer: Sequence[str], **_: Any
-) -> list[float]:
+def accuracy_reward(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
     """1 where the tagged answer is right, else 0."""
     return [
         float(score(completion[0]["content"], gold).correct)

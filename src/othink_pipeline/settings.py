@@ -2,15 +2,17 @@
 
 import warnings
 
-from kedro_mlflow.framework.hooks import MlflowHook
-
-from othink_pipeline.grid import GridConfigLoader
-from othink_pipeline.hooks import PreflightHooks, TrackingHooks
-
 # Dots in data set names are meant: they nest the grid in kedro viz.
 warnings.filterwarnings("ignore", message="One or more dataset names contain")
 # Kedro's own call of an OmegaConf function that will go.
 warnings.filterwarnings("ignore", message="register_new_resolver")
+# MLflow's advice to those who write models for it.
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
+
+from kedro_mlflow.framework.hooks import MlflowHook  # noqa: E402
+
+from othink_pipeline.grid import GridConfigLoader  # noqa: E402
+from othink_pipeline.hooks import PreflightHooks, TrackingHooks  # noqa: E402
 
 HOOKS = (PreflightHooks(), TrackingHooks(), MlflowHook())
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-mlflow",)  # registered above, in this order

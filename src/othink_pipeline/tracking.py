@@ -9,7 +9,6 @@ MLflow is imported inside the functions: `kedro registry list` imports this modu
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import time
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from othink_pipeline.lifecycle import PARENT_TAG, Status, code_tags, process_tags
 
@@ -96,7 +95,7 @@ def start_run(
     parent = parent_run_id()
     if parent is None:
         experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")  # set by set_experiment
-        shared = {"mlflow.user": getpass.getuser(), **code_tags(Path.cwd())}
+        shared = code_tags(Path.cwd())
     else:
         run = client.get_run(parent)
         experiment_id = run.info.experiment_id
@@ -232,7 +231,9 @@ def log_artifact(run_id: str, path: Path, folder: str | None = None) -> None:
 
 
 def comparison_link(parent_id: str, server: str = "http://127.0.0.1:5000") -> str:
-    """Address of the table of a parent's child runs, best mean score first.
+    """Address of the page that compares a parent's child runs, best mean score first.
+
+    The UI itself opens on a page without child runs, and in its view for agents.
 
     Args:
         parent_id: run id of the parent.
@@ -240,16 +241,18 @@ def comparison_link(parent_id: str, server: str = "http://127.0.0.1:5000") -> st
     """
     import mlflow
 
-    client = _client()
     if mlflow.get_tracking_uri().startswith("http"):
         server = mlflow.get_tracking_uri().rstrip("/")
-    search = quote(f"tags.`{PARENT_TAG}` = '{parent_id}'", safe="'")
-    order = quote("metrics.`eval/mean`", safe="")
-    experiment_id = client.get_run(parent_id).info.experiment_id
-    return (
-        f"{server}/#/experiments/{experiment_id}/runs"
-        f"?searchFilter={search}&orderByKey={order}&orderByAsc=false"
-    )
+    experiment_id = _client().get_run(parent_id).info.experiment_id
+    query = {
+        "searchFilter": f"tags.`{PARENT_TAG}` = '{parent_id}'",
+        "orderByKey": "metrics.`eval/mean`",
+        "orderByAsc": "false",
+        "compareRunsMode": "CHART",
+        "workflowType": "machine_learning",
+    }
+    search = urlencode(query, safe="'", quote_via=quote)
+    return f"{server}/#/experiments/{experiment_id}/runs?{search}"
 
 
 def _client() -> MlflowClient:

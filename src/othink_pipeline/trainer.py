@@ -15,7 +15,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from othink_pipeline.kl import KLSchedule
@@ -76,7 +76,7 @@ class DynamicKLTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
         self.beta = self.kl.weight_at(self.state.global_step, self.state.max_steps)
         self._metrics["train"]["kl_weight"].append(self.beta)
-        loss: torch.Tensor = super()._compute_loss(model, inputs)
+        loss: torch.Tensor = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
         return loss
 
 
@@ -107,8 +107,11 @@ class Watcher(TrainerCallback):
         if state.global_step % 10 == 0 or state.global_step == 1:
             done, total = state.global_step, state.max_steps
             left = (time.perf_counter() - self.started) / done * (total - done)
-            shown = {k: metrics[f"train/{k}"] for k in ("loss", "reward", "kl_weight")
-                     if f"train/{k}" in metrics}
+            shown = {
+                key: metrics[f"train/{key}"]
+                for key in ("loss", "reward", "kl_weight")
+                if f"train/{key}" in metrics
+            }
             text = "  ".join(f"{key} {value:.3g}" for key, value in shown.items())
             logger.info("%s  update %d/%d  %s  %.0f s left", self.name, done, total, text, left)
 
@@ -161,6 +164,7 @@ def train(
     else:
         rows = sft_rows(stream, prompt, parameters)
         trainer = build_sft_trainer(model, processor, rows, parameters, seed, folder, [watcher])
+    trainer.remove_callback(PrinterCallback)  # the watcher's line says it shorter
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started - watcher.seconds_apart
@@ -206,7 +210,7 @@ def _common(parameters: Method, seed: int, folder: Path) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "bf16": torch.cuda.is_available(),
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -214,7 +218,7 @@ def _common(parameters: Method, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def rl_rows(examples: Dataset, prompt: str) -> Dataset:
-    """Columns ``prompt`` (one user message), ``image``, ``answer``: what TRL and the rewards need."""
+    """Columns ``prompt`` (one user message), ``image`` and ``answer``, for TRL and the rewards."""
     messages = [
         [{"role": "user", "content": user_message(prompt, question)}]
         for question in examples["question"]
@@ -228,13 +232,12 @@ def sft_rows(examples: Dataset, prompt: str, parameters: SFT) -> Dataset:
     Target ``answer`` is written as in the paper's data, ``<answer> n </answer>``; target ``steps``
     in the format that the prompt asks for.
     """
-    targets = {
-        "answer": lambda steps, answer: f"<answer> {answer} </answer>",
-        "steps": lambda steps, answer: f"<think>{steps}</think><answer>{answer}</answer>",
-    }
-    write = targets[parameters.target]
+    target = {
+        "answer": "<answer> {answer} </answer>",
+        "steps": "<think>{steps}</think><answer>{answer}</answer>",
+    }[parameters.target]
     completions = [
-        [{"role": "assistant", "content": write(steps, answer)}]
+        [{"role": "assistant", "content": target.format(steps=steps, answer=answer)}]
         for steps, answer in zip(examples["steps"], examples["answer"], strict=True)
     ]
     rows = rl_rows(examples, prompt).remove_columns("answer")
@@ -307,4 +310,4 @@ def _relative_change(
     for name, weight in after:
         changed += float((weight.detach() - before[name]).square().sum())
         total += float(before[name].square().sum())
-    return (changed / total) ** 0.5
+    return float((changed / total) ** 0.5)

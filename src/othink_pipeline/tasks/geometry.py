@@ -216,7 +216,11 @@ def _inscribed(a: int, b: int) -> Figure:
     return Figure(
         lines=[(ORIGIN, left), (ORIGIN, right), (ORIGIN, between), (top, left), (top, right)],
         circles=[(ORIGIN, 1.0)],
-        angles=[(left, ORIGIN, between, RED), (between, ORIGIN, right, BLUE), (left, top, right, GREEN)],
+        angles=[
+            (left, ORIGIN, between, RED),
+            (between, ORIGIN, right, BLUE),
+            (left, top, right, GREEN),
+        ],
     )
 
 
@@ -227,7 +231,11 @@ def _central(a: int, b: int) -> Figure:
     return Figure(
         lines=[(ORIGIN, left), (ORIGIN, right), (top, between), (top, left), (top, right)],
         circles=[(ORIGIN, 1.0)],
-        angles=[(left, top, between, RED), (between, top, right, BLUE), (left, ORIGIN, right, GREEN)],
+        angles=[
+            (left, top, between, RED),
+            (between, top, right, BLUE),
+            (left, ORIGIN, right, GREEN),
+        ],
     )
 
 
@@ -324,7 +332,11 @@ def _render(
     image = Image.new("RGB", (size, size), BACKGROUND)
     draw = ImageDraw.Draw(image)
     for start, vertex, end, color in figure.angles:
-        radius = min(SECTOR_RADIUS_PX * SCALE / zoom, 0.9 * math.dist(start, vertex), 0.9 * math.dist(end, vertex))
+        radius = min(
+            SECTOR_RADIUS_PX * SCALE / zoom,
+            0.9 * math.dist(start, vertex),
+            0.9 * math.dist(end, vertex),
+        )
         first = math.degrees(math.atan2(start[1] - vertex[1], start[0] - vertex[0]))
         last = math.degrees(math.atan2(end[1] - vertex[1], end[0] - vertex[0]))
         extent = (last - first) % 360

@@ -20,7 +20,7 @@ def create_pipeline(grid: Grid) -> Pipeline:
                     inputs="params:data_preparation",
                     outputs=f"{task}.base_examples",
                     name="prepare_base_examples",
-                    namespace=task,
+                    namespace=f"data.{task}",
                 )
                 for task in grid.tasks
             ),
@@ -34,6 +34,7 @@ def create_pipeline(grid: Grid) -> Pipeline:
                 ],
                 outputs="rebuilt_base_model",
                 name="train_base_model",
+                namespace="base",
             ),
         ]
     )
@@ -48,6 +49,7 @@ def create_check() -> Pipeline:
                 inputs="params:base_model",
                 outputs="base_model",
                 name="check_base_model",
+                namespace="base",
             )
         ]
     )

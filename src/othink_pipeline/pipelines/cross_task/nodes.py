@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -16,13 +17,9 @@ from othink_pipeline.figures import (
     training_curves_png,
 )
 from othink_pipeline.grid import Cell
-from othink_pipeline.matrix import matrix_text, transfer_matrix
+from othink_pipeline.matrix import BASE, matrix_text, transfer_matrix
 from othink_pipeline.parameters import Evaluation
 from othink_pipeline.report import report_markdown
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +38,7 @@ def evaluate_base_model(
     base_model: dict[str, Any], examples: dict[str, Any], evaluation: Evaluation
 ) -> pd.DataFrame:
     """The untrained policy's predictions on one task's test split: the matrix's first row."""
-    return evaluate_model(
-        base_model, examples, evaluation, task="none", method="base", seed=None
-    )
+    return evaluate_model(base_model, examples, evaluation, task="none", method="base", seed=None)
 
 
 def collect_method(
@@ -84,22 +79,28 @@ def build_transfer_matrix(*predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.
 
 
 def gather_training(*tables: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The histories and the costs of all cells.
-
-    Args:
-        tables: the history of every method and task, then as many tables of costs.
-    """
-    half = len(tables) // 2
-    return (
-        pd.concat(tables[:half], ignore_index=True),
-        pd.concat(tables[half:], ignore_index=True),
-    )
+    """The histories and the costs of all cells: every task's history, then every task's costs."""
+    history, training = _concatenate(tables, kinds=2)
+    return history, training
 
 
-def draw_figures(
-    transfer_matrix: pd.DataFrame, history: pd.DataFrame
-) -> tuple[go.Figure, Figure, go.Figure, Figure]:
-    """Heat map and training curves, each to look at closely and as a picture."""
+def collect_task(*tables: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Gather all methods on one task: every method's predictions, then histories, then costs."""
+    predictions, history, training = _concatenate(tables, kinds=3)
+    return predictions, history, training
+
+
+def _concatenate(tables: Sequence[pd.DataFrame], kinds: int) -> list[pd.DataFrame]:
+    """``tables`` holds equally many of each kind, kind by kind: one table of each kind."""
+    size = len(tables) // kinds
+    return [
+        pd.concat(tables[kind * size : (kind + 1) * size], ignore_index=True)
+        for kind in range(kinds)
+    ]
+
+
+def draw_figures(transfer_matrix: pd.DataFrame, history: pd.DataFrame) -> tuple[Any, Any, Any, Any]:
+    """Heat map and training curves, each as a Plotly and as a Matplotlib figure."""
     return (
         heat_map_plotly(transfer_matrix),
         heat_map_png(transfer_matrix),
@@ -123,12 +124,10 @@ def write_report(
 
 def _means(matrix: pd.DataFrame) -> dict[str, float]:
     """``same_task/<method>`` and ``cross_task/<method>``: means over tasks and seeds."""
-    trained = matrix[matrix["method"] != "base"]
-    scope = (trained["train_task"] == trained["eval_task"]).map(
-        {True: "same_task", False: "cross_task"}
-    )
-    means = trained.groupby([scope, trained["method"]])["accuracy"].mean()
-    base = matrix[matrix["method"] == "base"]["accuracy"].mean()
-    return {f"{scope}/{method}": float(v) for (scope, method), v in means.items()} | {
-        "base": float(base)
-    }
+    same = matrix["train_task"] == matrix["eval_task"]
+    base = matrix["method"] == BASE
+    means = {"base": float(matrix.loc[base, "accuracy"].mean())}
+    for scope, rows in (("same_task", same), ("cross_task", ~same & ~base)):
+        for method, cells in matrix[rows].groupby("method"):
+            means[f"{scope}/{method}"] = float(cells["accuracy"].mean())
+    return means

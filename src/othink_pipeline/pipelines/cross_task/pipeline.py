@@ -6,6 +6,7 @@ from othink_pipeline.grid import Grid, bind, evaluation_node
 from othink_pipeline.pipelines.cross_task.nodes import (
     build_transfer_matrix,
     collect_method,
+    collect_task,
     draw_figures,
     evaluate_base_model,
     gather_training,
@@ -13,10 +14,11 @@ from othink_pipeline.pipelines.cross_task.nodes import (
 )
 from othink_pipeline.pipelines.same_task_eval.nodes import evaluate_cell
 
+TABLES = ("predictions", "history", "training")
+
 
 def create_pipeline(grid: Grid) -> Pipeline:
-    """The rest of the matrix, one collecting node for each task and method, and the report."""
-    rows = [f"{task}.{method}" for task in grid.tasks for method in grid.algorithms]
+    """The rest of the matrix; tables collected by method, then by task; the report."""
     return Pipeline(
         [
             *(
@@ -36,49 +38,66 @@ def create_pipeline(grid: Grid) -> Pipeline:
                 for task in grid.tasks
                 if task != cell.task
             ),
-            *(_collecting_node(grid, task, m) for task in grid.tasks for m in grid.algorithms),
+            *(_collect_method(grid, task, m) for task in grid.tasks for m in grid.algorithms),
+            *(_collect_task(grid, task) for task in grid.tasks),
             Node(
                 build_transfer_matrix,
                 inputs=[
                     *(f"base.{task}.predictions" for task in grid.tasks),
-                    *(f"{row}.predictions" for row in rows),
+                    *(f"{task}.predictions" for task in grid.tasks),
                 ],
                 outputs=["predictions", "transfer_matrix"],
                 name="build_transfer_matrix",
+                namespace="report",
             ),
             Node(
                 gather_training,
-                inputs=[*(f"{row}.history" for row in rows), *(f"{row}.training" for row in rows)],
+                inputs=[
+                    *(f"{task}.history" for task in grid.tasks),
+                    *(f"{task}.training" for task in grid.tasks),
+                ],
                 outputs=["history", "training"],
                 name="gather_training",
+                namespace="report",
             ),
             Node(
                 draw_figures,
                 inputs=["transfer_matrix", "history"],
                 outputs=["heat_map", "heat_map_png", "training_curves", "training_curves_png"],
                 name="draw_figures",
+                namespace="report",
             ),
             Node(
                 write_report,
                 inputs=["transfer_matrix", "predictions", "training"],
                 outputs="report",
                 name="write_report",
+                namespace="report",
             ),
         ]
     )
 
 
-def _collecting_node(grid: Grid, task: str, method: str) -> Node:
+def _collect_method(grid: Grid, task: str, method: str) -> Node:
     cells = tuple(cell for cell in grid.cells if (cell.task, cell.method) == (task, method))
     inputs = []
     for cell in cells:
         inputs += [f"{cell.name}.checkpoint", f"{cell.name}.history"]
         inputs += [f"{cell.name}.{eval_task}.predictions" for eval_task in grid.tasks]
-    row = f"{task}.{method}"
     return Node(
         bind(collect_method, cells=cells, eval_tasks=grid.tasks),
         inputs=inputs,
-        outputs=[f"{row}.predictions", f"{row}.history", f"{row}.training"],
+        outputs=[f"{task}.{method}.{table}" for table in TABLES],
         name="collect_method",
-        namespace=row,
+        namespace=f"{task}.{method}",
+    )
+
+
+def _collect_task(grid: Grid, task: str) -> Node:
+    return Node(
+        collect_task,
+        inputs=[f"{task}.{method}.{table}" for table in TABLES for method in grid.algorithms],
+        outputs=[f"{task}.{table}" for table in TABLES],
+        name="collect_task",
+        namespace=task,
     )

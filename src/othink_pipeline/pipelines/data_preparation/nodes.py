@@ -65,7 +65,7 @@ def prepare_splits(
     pd.DataFrame(rejected, columns=["id", "reason"]).to_csv(rejects_file, index=False)
     if len(rejected) > data_preparation.max_rejected:
         raise ConfigurationError(
-            f"{task}: {len(rejected)} examples rejected, the first because {rejected[0]['reason']}. "
+            f"{task}: {len(rejected)} examples rejected, the first: {rejected[0]['reason']}. "
             f"All reasons: {rejects_file}. Mend the source, or raise data_preparation.max_rejected "
             f"(now {data_preparation.max_rejected})."
         )

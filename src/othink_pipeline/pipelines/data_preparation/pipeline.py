@@ -1,6 +1,5 @@
 """Data preparation: parameters -> the validated, split examples of every task."""
 
-
 from kedro.pipeline import Node, Pipeline
 
 from othink_pipeline.grid import Grid, bind
@@ -16,7 +15,7 @@ def create_pipeline(grid: Grid) -> Pipeline:
                 inputs="params:data_preparation",
                 outputs=f"{task}.examples",
                 name="prepare_examples",
-                namespace=task,
+                namespace=f"data.{task}",
             )
             for task in grid.tasks
         ]

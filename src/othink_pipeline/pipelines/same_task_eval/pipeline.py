@@ -7,15 +7,20 @@ from othink_pipeline.pipelines.same_task_eval.nodes import evaluate_cell, tabula
 
 
 def create_pipeline(grid: Grid) -> Pipeline:
-    """One node a cell, and the table of them all."""
+    """One node a cell."""
+    return Pipeline([evaluation_node(evaluate_cell, cell, cell.task) for cell in grid.cells])
+
+
+def create_table(grid: Grid) -> Pipeline:
+    """The diagonal as a table; the whole matrix holds it too."""
     return Pipeline(
         [
-            *(evaluation_node(evaluate_cell, cell, cell.task) for cell in grid.cells),
             Node(
                 tabulate_same_task,
                 inputs=[f"{cell.name}.{cell.task}.predictions" for cell in grid.cells],
                 outputs="same_task_scores",
                 name="tabulate_same_task",
-            ),
+                namespace="report",
+            )
         ]
     )

@@ -1,0 +1,420 @@
+"""The checks before a run, and the ends that a run can come to."""
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+import pytest
+from kedro.config import OmegaConfigLoader
+from kedro.framework.hooks import hook_impl
+from kedro.framework.hooks.manager import _create_hook_manager
+from kedro.io import DataCatalog
+from kedro.pipeline import Node, Pipeline
+from mlflow import MlflowClient
+
+from othink_pipeline import lifecycle, preflight, tracking
+from othink_pipeline.hooks import PreflightHooks, TrackingHooks
+from othink_pipeline.parameters import ConfigurationError
+
+PROJECT = Path(__file__).parents[1]
+TWO_NODES = Pipeline([Node(list, None, "a", name="first"), Node(len, "a", "b", name="second")])
+
+
+def run_params(folder: Path, **more: Any) -> dict[str, Any]:
+    return {"project_path": str(folder), "env": None, "pipeline_names": None, **more}
+
+
+# --- The tracking store
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "sqlite:///new/folder/mlflow.db", "mlruns"])
+def test_a_store_that_can_be_made_passes_and_is_not_made(uri: str, tmp_path: Path) -> None:
+    preflight.check_store(uri, "mlartifacts", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_in_use_passes(tmp_path: Path) -> None:
+    sqlite3.connect(tmp_path / "mlflow.db").execute("CREATE TABLE t (x)")
+    before = (tmp_path / "mlflow.db").read_bytes()
+    preflight.check_store("sqlite:///mlflow.db", None, tmp_path)
+    assert (tmp_path / "mlflow.db").read_bytes() == before
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("no database " * 100)
+    with pytest.raises(ConfigurationError) as error:
+        preflight.check_store("sqlite:///mlflow.db", None, tmp_path)
+    for part in ("server.mlflow_tracking_uri", "sqlite:///mlflow.db", "not a database", "Move it"):
+        assert part in error.value.message
+
+
+def test_a_database_that_is_only_readable_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sqlite3.connect(tmp_path / "mlflow.db").execute("CREATE TABLE t (x)")
+    connect = sqlite3.connect
+    # Root may write to any file, so the mode is what makes it read-only here.
+    monkeypatch.setattr(
+        preflight.sqlite3,
+        "connect",
+        lambda uri, **rest: connect(uri.replace("mode=rw", "mode=ro"), **rest),
+    )
+    with pytest.raises(ConfigurationError, match="readonly"):
+        preflight.check_store("sqlite:///mlflow.db", None, tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///taken/mlflow.db", "taken/mlruns"])
+def test_a_store_below_a_file_is_named(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ConfigurationError, match=r"server\.mlflow_tracking_uri") as error:
+        preflight.check_store(uri, None, tmp_path)
+    assert str(tmp_path / "taken") in error.value.message
+
+
+def test_an_artifact_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mlartifacts").write_text("")
+    with pytest.raises(ConfigurationError, match="artifact_location = 'mlartifacts'"):
+        preflight.check_store("sqlite:///mlflow.db", "mlartifacts", tmp_path)
+    preflight.check_store("sqlite:///mlflow.db", "s3://bucket/mlartifacts", tmp_path)
+
+
+def test_a_server_is_asked_and_a_silent_one_is_named_soon(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        preflight.check_store(uri, None, tmp_path)
+    started_s = time.monotonic()
+    with pytest.raises(ConfigurationError, match="does not answer"):
+        preflight.check_store(uri, None, tmp_path)
+    assert time.monotonic() - started_s < 5
+
+
+@pytest.mark.parametrize(
+    ("uri", "anchored"),
+    [
+        ("sqlite:///mlflow.db", "sqlite:////project/mlflow.db"),
+        ("sqlite:///a/b.db?timeout=60", "sqlite:////project/a/b.db?timeout=60"),
+        ("sqlite:////elsewhere/mlflow.db", "sqlite:////elsewhere/mlflow.db"),
+        ("http://host:5000", "http://host:5000"),
+        ("mlruns", "mlruns"),  # kedro-mlflow anchors folders itself
+    ],
+)
+def test_a_relative_database_belongs_to_the_project(uri: str, anchored: str) -> None:
+    assert preflight.anchor_store(uri, Path("/project")) == anchored
+
+
+def context_of(project: Path, conf: Path, env: str = "local") -> Any:
+    loader = OmegaConfigLoader(str(conf), base_env="base", default_run_env="local", env=env)
+    return SimpleNamespace(config_loader=loader, project_path=project)
+
+
+def test_the_shipped_configuration_records_at_the_project_root(tmp_path: Path) -> None:
+    shutil.copytree(PROJECT / "conf" / "base", tmp_path / "conf" / "base")
+    (tmp_path / "conf" / "local").mkdir()
+    context = context_of(tmp_path, tmp_path / "conf")
+    PreflightHooks().after_context_created(context)
+    settings = context.config_loader["mlflow"]
+    assert settings["server"]["mlflow_tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db"
+    experiment = settings["tracking"]["experiment"]
+    assert experiment["name"] == "othink-pipeline"
+    assert experiment["create_experiment_kwargs"]["artifact_location"] == "mlartifacts"
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("server: {mlflow_tracking_url: sqlite:///mlflow.db}", "server.mlflow_tracking_url"),
+        ("server: {mlflow_tracking_uri: 'sqlite:///base/mlflow.yml'}", "not a database"),
+    ],
+)
+def test_a_faulty_mlflow_yml_stops_the_run(yaml: str, message: str, tmp_path: Path) -> None:
+    for name in ("base", "local"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "base" / "mlflow.yml").write_text(yaml + "\n# " + "padding " * 50)
+    with pytest.raises(ConfigurationError, match=message):
+        PreflightHooks().after_context_created(context_of(tmp_path, tmp_path))
+
+
+# --- The files that a pipeline starts from, and the disk
+
+
+def test_missing_files_are_named_with_the_command_that_makes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Registry(dict[str, Pipeline]):
+        def set_requested(self, names: None) -> None: ...
+
+    make = Node(list, None, "examples")
+    registry = {"everything": Pipeline([make, Node(list, None, "x")]), "prepare": Pipeline([make])}
+    monkeypatch.setattr(preflight, "pipelines", Registry(registry))
+    text = {"type": "text.TextDataset"}
+    catalog = DataCatalog.from_config(
+        {
+            "examples": {**text, "filepath": str(tmp_path / "examples.txt")},
+            "raw.{name}": {**text, "filepath": str(tmp_path / "{name}.txt")},
+            "there": {**text, "filepath": str(tmp_path / "there.txt")},
+            "made": {**text, "filepath": str(tmp_path / "made.txt")},
+            "memory": {"type": "MemoryDataset"},
+        }
+    )
+    catalog["params:p"] = 1
+    (tmp_path / "there.txt").write_text("")
+
+    def pipeline(*inputs: str) -> Pipeline:
+        return Pipeline([Node(max, [*inputs, "params:p"], "made"), Node(len, "made", "out")])
+
+    preflight.check_inputs(pipeline("there", "memory"), catalog)
+    with pytest.raises(ConfigurationError) as error:
+        preflight.check_inputs(pipeline("there", "examples", "raw.a"), catalog, " --env=paper")
+    message = error.value.message
+    assert f"examples: {tmp_path}/examples.txt" in message
+    assert "kedro run --pipeline=prepare --env=paper" in message
+    assert f"raw.a: {tmp_path}/a.txt\n    No pipeline makes it" in message
+    assert "there" not in message.replace("put the file there", "").splitlines()[1:]
+    assert "made.txt" not in message
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(9, 9, 3 * 1024**3))
+    preflight.check_disk(tmp_path, needed_bytes=3 * 1024**3)
+    with pytest.raises(ConfigurationError, match=r"3\.0 GiB free, a run needs 4\.0 GiB") as error:
+        preflight.check_disk(tmp_path, needed_bytes=4 * 1024**3)
+    assert str(tmp_path) in error.value.message
+
+
+# --- The run that a `kedro run` is
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Tracking URI of a store with one experiment; making its tables takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    mlflow.set_tracking_uri(uri)
+    mlflow.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
+    mlflow.set_experiment("tests")
+    yield uri
+    mlflow.set_tracking_uri(None)
+    os.environ.pop("MLFLOW_EXPERIMENT_ID")
+
+
+@pytest.fixture
+def client(store: str) -> MlflowClient:
+    return MlflowClient()
+
+
+@pytest.fixture
+def hooks(store: str) -> Iterator[TrackingHooks]:
+    hooks = TrackingHooks()
+    yield hooks
+    hooks._end_interrupted()
+
+
+def statuses(client: MlflowClient, *run_ids: str) -> list[str]:
+    return [client.get_run(run_id).info.status for run_id in run_ids]
+
+
+def test_the_checks_come_before_the_parent_run_and_the_tracking_after_it(
+    client: MlflowClient, tmp_path: Path
+) -> None:
+    class Plugin:
+        """What kedro-mlflow does: open a run, registered after the project's own hooks."""
+
+        @hook_impl
+        def before_pipeline_run(self) -> None:
+            mlflow.start_run(run_name="opened by the plugin")
+
+        @hook_impl
+        def after_pipeline_run(self) -> None:
+            mlflow.end_run()
+
+    manager = _create_hook_manager()
+    for hooks in (PreflightHooks(), TrackingHooks(), Plugin()):
+        manager.register(hooks)
+    gone = {"x": {"type": "text.TextDataset", "filepath": str(tmp_path / "gone.txt")}}
+    catalog, arguments = DataCatalog.from_config(gone), {"run_params": run_params(tmp_path)}
+    with pytest.raises(ConfigurationError, match=r"gone\.txt"):
+        manager.hook.before_pipeline_run(
+            pipeline=Pipeline([Node(len, "x", "y")]), catalog=catalog, **arguments
+        )
+    assert mlflow.active_run() is None
+
+    manager.hook.before_pipeline_run(pipeline=TWO_NODES, catalog=catalog, **arguments)
+    parent = tracking.parent_run_id()
+    assert parent == mlflow.active_run().info.run_id
+    manager.hook.after_pipeline_run(run_result={}, pipeline=TWO_NODES, catalog=catalog, **arguments)
+    assert statuses(client, parent) == ["FINISHED"]
+    assert tracking.parent_run_id() is None
+
+
+def test_the_parent_says_what_ran(
+    client: MlflowClient, hooks: TrackingHooks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    (tmp_path / "file").write_text("")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    git = ["git", "-C", str(tmp_path), *identity]
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message=a"], check=True)
+    assert lifecycle.code_tags(tmp_path)["git_dirty"] == "false"
+    (tmp_path / "file").write_text("changed")
+    monkeypatch.setattr(sys, "argv", ["/bin/kedro", "run", "--params=a b"])
+
+    mlflow.start_run()
+    parameters = run_params(tmp_path, env="paper", pipeline_names=["sft", "rl"])
+    hooks.before_pipeline_run(parameters, TWO_NODES)
+    run = client.get_run(str(tracking.parent_run_id()))
+    assert run.info.run_name.startswith("sft+rl 20")
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    expected = {
+        "kind": "grid",
+        "pipeline": "sft+rl",
+        "env": "paper",
+        "command": "kedro run '--params=a b'",
+        "mlflow.source.git.commit": head.stdout.strip(),
+        "git_dirty": "true",
+        "host": socket.gethostname(),
+        "pid": str(os.getpid()),
+    }
+    assert {key: run.data.tags[key] for key in expected} == expected
+
+
+def test_a_project_that_is_no_checkout_still_has_a_version(tmp_path: Path) -> None:
+    assert list(lifecycle.code_tags(tmp_path)) == ["code_version"]
+
+
+def test_a_disabled_pipeline_has_no_parent(
+    hooks: TrackingHooks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(tracking.PARENT_VARIABLE, "of an earlier run")
+    hooks.before_pipeline_run(run_params(tmp_path), TWO_NODES)
+    assert tracking.parent_run_id() is None
+
+
+def test_a_line_for_each_node(
+    hooks: TrackingHooks, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    hooks.before_pipeline_run(run_params(tmp_path), TWO_NODES)
+    with caplog.at_level("INFO", logger="othink_pipeline"):
+        for node in TWO_NODES.nodes:
+            hooks.before_node_run(node)
+    assert caplog.messages == ["[1/2, 0:00] first", "[2/2, 0:00] second"]
+
+
+def test_an_error_fails_the_children_that_still_run(
+    client: MlflowClient, hooks: TrackingHooks, tmp_path: Path
+) -> None:
+    mlflow.start_run()
+    hooks.before_pipeline_run(run_params(tmp_path), TWO_NODES)
+    parent = str(tracking.parent_run_id())
+    running, finished = (tracking.start_run(name, "cell", {}, {}) for name in ("a", "b"))
+    tracking.finish_run(finished)
+    tracking.set_parent(None)
+    stranger = tracking.start_run("c", "cell", {}, {})
+    hooks.on_pipeline_error()
+    mlflow.end_run("FAILED")  # kedro-mlflow's part
+    assert statuses(client, running, finished, stranger) == ["FAILED", "FINISHED", "RUNNING"]
+    hooks.on_pipeline_error()  # without a parent: nothing to do
+    assert statuses(client, parent) == ["FAILED"]
+
+
+def test_a_run_interrupted_in_a_notebook_is_ended_before_the_next(
+    client: MlflowClient, hooks: TrackingHooks, tmp_path: Path
+) -> None:
+    mlflow.start_run()
+    hooks.before_pipeline_run(run_params(tmp_path), TWO_NODES)
+    parent = str(tracking.parent_run_id())
+    child = tracking.start_run("a", "cell", {}, {})
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    hooks.after_context_created()
+    assert statuses(client, parent, child) == ["KILLED", "KILLED"]
+    assert mlflow.active_run() is None
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_runs_of_dead_processes_are_reaped_and_no_others(
+    client: MlflowClient, store: str
+) -> None:
+    experiment_id = client.get_experiment_by_name("tests").experiment_id
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host, own = socket.gethostname(), str(os.getpid())
+
+    def start(host: str, pid: object, **more: int) -> str:
+        tags = {"host": host, "pid": str(pid)}
+        run_id: str = client.create_run(experiment_id, tags=tags, **more).info.run_id
+        return run_id
+
+    parent, gone = start(host, own), start(host, dead.pid)
+    recycled = start(host, own, start_time=1000)  # long before this process was there
+    elsewhere = start("another-" + host, dead.pid)
+    done = start(host, dead.pid)
+    client.set_terminated(done, "FAILED")
+    assert set(lifecycle.reap_dead_runs(parent)) == {gone, recycled}
+    assert statuses(client, parent, gone, recycled, elsewhere, done) == [
+        "RUNNING",
+        "KILLED",
+        "KILLED",
+        "RUNNING",
+        "FAILED",
+    ]
+
+
+INTERRUPTED = """
+import sys, time
+import mlflow
+from othink_pipeline import tracking
+from othink_pipeline.hooks import TrackingHooks
+from kedro.pipeline import Pipeline
+
+mlflow.set_experiment("tests")
+mlflow.start_run()
+params = {"project_path": sys.argv[1], "env": None, "pipeline_names": None}
+TrackingHooks().before_pipeline_run(params, Pipeline([]))
+with tracking.child_run("a", "cell", {}, {}) as cell:
+    left_open = tracking.start_run("b", "cell", {}, {})
+    print(tracking.parent_run_id(), cell, left_open, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("signals", "status"),
+    [
+        ([signal.SIGINT], "KILLED"),
+        ([signal.SIGTERM, signal.SIGTERM], "KILLED"),
+        ([signal.SIGKILL], "RUNNING"),
+    ],
+)
+def test_a_process_that_is_stopped_says_so_if_it_can(
+    client: MlflowClient, store: str, tmp_path: Path, signals: list[int], status: str
+) -> None:
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store}
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    run_ids = process.stdout.readline().split()
+    assert len(run_ids) == 3
+    for number in signals:
+        process.send_signal(number)
+    assert process.wait(timeout=60) != 0
+    assert statuses(client, *run_ids) == [status] * 3
+    if status == "RUNNING":
+        assert set(lifecycle.reap_dead_runs(run_ids[0])) >= set(run_ids)
+        assert statuses(client, *run_ids) == ["KILLED"] * 3

@@ -68,7 +68,7 @@ def test_a_database_that_is_only_readable_is_named(
     monkeypatch.setattr(
         preflight.sqlite3,
         "connect",
-        lambda uri, **rest: connect(uri.replace("mode=rw", "mode=ro"), **rest),
+        lambda file, **rest: connect(file.replace("mode=rw", "mode=ro"), **rest),
     )
     with pytest.raises(ConfigurationError, match="readonly"):
         preflight.check_store("sqlite:///mlflow.db", None, tmp_path)
@@ -226,7 +226,7 @@ def statuses(client: MlflowClient, *run_ids: str) -> list[str]:
 
 
 def test_the_checks_come_before_the_parent_run_and_the_tracking_after_it(
-    client: MlflowClient, tmp_path: Path
+    client: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Plugin:
         """What kedro-mlflow does: open a run, registered after the project's own hooks."""
@@ -242,18 +242,26 @@ def test_the_checks_come_before_the_parent_run_and_the_tracking_after_it(
     manager = _create_hook_manager()
     for hooks in (PreflightHooks(), TrackingHooks(), Plugin()):
         manager.register(hooks)
-    gone = {"x": {"type": "text.TextDataset", "filepath": str(tmp_path / "gone.txt")}}
-    catalog, arguments = DataCatalog.from_config(gone), {"run_params": run_params(tmp_path)}
+    files = {"x": "gone.txt", "b": "result.txt"}
+    catalog = DataCatalog.from_config(
+        {
+            name: {"type": "text.TextDataset", "filepath": str(tmp_path / file)}
+            for name, file in files.items()
+        }
+    )
+    arguments: dict[str, Any] = {"run_params": run_params(tmp_path), "catalog": catalog}
     with pytest.raises(ConfigurationError, match=r"gone\.txt"):
-        manager.hook.before_pipeline_run(
-            pipeline=Pipeline([Node(len, "x", "y")]), catalog=catalog, **arguments
-        )
+        manager.hook.before_pipeline_run(pipeline=Pipeline([Node(len, "x", "y")]), **arguments)
     assert mlflow.active_run() is None
 
-    manager.hook.before_pipeline_run(pipeline=TWO_NODES, catalog=catalog, **arguments)
+    manager.hook.before_pipeline_run(pipeline=TWO_NODES, **arguments)
     parent = tracking.parent_run_id()
     assert parent == mlflow.active_run().info.run_id
-    manager.hook.after_pipeline_run(run_result={}, pipeline=TWO_NODES, catalog=catalog, **arguments)
+    link = tracking.comparison_link(parent)
+    with caplog.at_level("INFO", logger="othink_pipeline"):
+        manager.hook.after_pipeline_run(run_result={}, pipeline=TWO_NODES, **arguments)
+    assert f"{tmp_path}/result.txt" in caplog.text
+    assert link in caplog.text
     assert statuses(client, parent) == ["FINISHED"]
     assert tracking.parent_run_id() is None
 
@@ -389,32 +397,36 @@ with tracking.child_run("a", "cell", {}, {}) as cell:
 """
 
 
-@pytest.mark.parametrize(
-    ("signals", "status"),
-    [
-        ([signal.SIGINT], "KILLED"),
-        ([signal.SIGTERM, signal.SIGTERM], "KILLED"),
-        ([signal.SIGKILL], "RUNNING"),
-    ],
-)
 def test_a_process_that_is_stopped_says_so_if_it_can(
-    client: MlflowClient, store: str, tmp_path: Path, signals: list[int], status: str
+    client: MlflowClient, store: str, tmp_path: Path
 ) -> None:
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": store}
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
-        env=environment,
+    ends = {
+        "KILLED": [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]],
+        "RUNNING": [[signal.SIGKILL]],
+    }
+    started = [
+        (status, signals, interruptible_process(store, tmp_path))
+        for status, cases in ends.items()
+        for signals in cases
+    ]
+    for status, signals, process in started:
+        run_ids = process.stdout.readline().split()
+        assert len(run_ids) == 3, process.communicate()
+        for number in signals:
+            process.send_signal(number)
+        _, log = process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert statuses(client, *run_ids) == [status] * 3, log
+    # The last one could say nothing: the next run says it.
+    assert set(lifecycle.reap_dead_runs(run_ids[0])) >= set(run_ids)
+    assert statuses(client, *run_ids) == ["KILLED"] * 3
+
+
+def interruptible_process(store: str, project: Path) -> Any:
+    return subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(project)],
+        env={**os.environ, "MLFLOW_TRACKING_URI": store},
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
-    run_ids = process.stdout.readline().split()
-    assert len(run_ids) == 3
-    for number in signals:
-        process.send_signal(number)
-    assert process.wait(timeout=60) != 0
-    assert statuses(client, *run_ids) == [status] * 3
-    if status == "RUNNING":
-        assert set(lifecycle.reap_dead_runs(run_ids[0])) >= set(run_ids)
-        assert statuses(client, *run_ids) == ["KILLED"] * 3

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import PROMPT, MiniModel, tiny_rebuild
 from PIL import Image
+from tokenizers.pre_tokenizers import ByteLevel
 
 from othink_pipeline.mini_qwen2_vl import TAGS, build_model, build_processor
 from othink_pipeline.models import load_model, render_prompt, save_model
@@ -130,9 +131,8 @@ def test_every_text_can_be_encoded_and_comes_back(built: tuple[Any, Any], text: 
 def test_every_byte_has_a_token_and_the_vocabulary_its_size(built: tuple[Any, Any]) -> None:
     model, processor = built
     tokenizer = processor.tokenizer
-    for byte in range(256):
-        latin = bytes([byte]).decode("latin-1")
-        assert tokenizer.decode(tokenizer(latin)["input_ids"]) == latin
+    assert len(ByteLevel.alphabet()) == 256
+    assert set(ByteLevel.alphabet()) <= set(tokenizer.get_vocab())
     assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
     assert model.get_input_embeddings().weight.shape == (len(tokenizer), 64)
     assert len(tokenizer) <= 400 + len(TAGS)

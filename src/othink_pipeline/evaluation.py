@@ -1,4 +1,4 @@
-"""Score a model on examples: greedy completions in, one row of the predictions table each out."""
+"""Score a model on examples: completions in, one row of the predictions table each out."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def predict(
     batch_size: int,
     max_completion_tokens: int,
     think: bool | None = None,
+    temperature: float | None = None,
 ) -> pd.DataFrame:
     """One row for each example: what was asked, what came back, and every verdict on it.
 
@@ -36,6 +37,7 @@ def predict(
         batch_size=batch_size,
         max_completion_tokens=max_completion_tokens,
         think=think,
+        temperature=temperature,
     )
     rows = []
     for example_id, form, gold, completion in zip(

@@ -12,8 +12,6 @@ from kedro.config import OmegaConfigLoader
 from kedro.framework.project import pipelines, settings
 from kedro.pipeline import Node
 from kedro.utils import find_kedro_project
-from yaml import YAMLError
-from yaml.parser import ParserError
 
 from othink_pipeline.parameters import ConfigurationError, Parameters
 
@@ -68,7 +66,7 @@ def read_grid() -> Grid:
     """The grid of the current session, or of ``KEDRO_ENV`` where there is none.
 
     Raises:
-        ConfigurationError: the parameters do not parse or are not allowed.
+        ConfigurationError: the parameters do not load or are not allowed.
     """
     loader = GridConfigLoader.current
     if loader is None:  # `kedro registry list` opens no session
@@ -80,8 +78,8 @@ def read_grid() -> Grid:
         )
     try:
         raw: Mapping[str, Any] = loader["parameters"]
-    except (YAMLError, ParserError) as error:
-        raise ConfigurationError(f"a parameters file does not parse: {error}") from None
+    except Exception as error:  # whatever the readers of Kedro, OmegaConf and YAML raise
+        raise ConfigurationError(f"the parameters do not load: {error}") from error
     parameters = Parameters.read(raw)
     experiment = parameters.experiment
     algorithms = {

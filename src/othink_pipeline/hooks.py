@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -39,6 +40,8 @@ class PreflightHooks:
         """Check the tracking store, and hand kedro-mlflow its address as an absolute one."""
         from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
 
+        # Paths in parameters are relative to the project, as Kedro makes those in the catalog.
+        os.chdir(context.project_path)
         loader = cast(OmegaConfigLoader, context.config_loader)
         loader.config_patterns.setdefault("mlflow", ["mlflow*", "mlflow*/**", "**/mlflow*"])
         settings = loader["mlflow"]

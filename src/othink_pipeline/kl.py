@@ -20,7 +20,7 @@ KLWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Constant(BaseModel):
     """The same weight at every update: GRPO."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     schedule: Literal["constant"]
     weight: KLWeight
 
@@ -32,7 +32,7 @@ class Constant(BaseModel):
 class Linear(BaseModel):
     """From ``start`` in the first update to ``end`` in the last, in equal steps: GRPO-D."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     schedule: Literal["linear"]
     start: KLWeight
     end: KLWeight

@@ -82,8 +82,9 @@ def complete(
     batch_size: int,
     max_completion_tokens: int,
     think: bool | None = None,
+    temperature: float | None = None,
 ) -> list[Completion]:
-    """Greedy completions of ``examples``, in their order.
+    """One completion of each of ``examples``, in their order.
 
     Args:
         model, processor: as ``load_model`` returns them.
@@ -91,6 +92,7 @@ def complete(
         prompt: template with ``{question}``.
         think: None lets the model choose; False forces an empty think block, True a worked one.
             The forced opening counts as part of the completion.
+        temperature: None decodes greedily; above 0 samples from torch's global generator.
     """
     opening = {None: "", True: "<think>", False: "<think></think>"}[think]
     banned = [processor.tokenizer.convert_tokens_to_ids("</think>")] if think else None
@@ -110,7 +112,8 @@ def complete(
         generated = model.generate(
             **inputs,
             max_new_tokens=max_completion_tokens - opening_tokens,
-            do_sample=False,
+            do_sample=temperature is not None,
+            temperature=temperature,
             begin_suppress_tokens=banned,
         )[:, inputs["input_ids"].shape[1] :]  # [B x C]
         is_token = generated != processor.tokenizer.pad_token_id  # True: not padding

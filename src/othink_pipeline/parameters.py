@@ -12,15 +12,18 @@ from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from othink_pipeline.kl import KLSchedule
 from othink_pipeline.tasks import available_tasks
 
 Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
+
+MAX_SEEDS = 1000
+"""A larger count is a mistake, and its grid would not fit into memory."""
 
 
 class ConfigurationError(click.ClickException):
@@ -28,39 +31,51 @@ class ConfigurationError(click.ClickException):
 
 
 class Block(BaseModel):
-    """A block of parameters that accepts no unknown key and never changes."""
+    """A block of parameters that accepts no unknown key and never changes.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Strict: neither ``true`` nor ``"3"`` is a number. Numbers are finite.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Experiment(Block):
     """The grid: tasks x methods x seeds."""
 
-    tasks: tuple[Name, ...] = Field(min_length=1)
-    methods: tuple[Name, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    # Not strict: YAML's lists become tuples.
+    tasks: tuple[Name, ...] = Field(strict=False)
+    methods: tuple[Name, ...] = Field(strict=False)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(strict=False)
     """A list of seeds, or a count ``n`` for 0 .. n-1."""
 
-    @model_validator(mode="before")
+    @field_validator("seeds", mode="before")
     @classmethod
-    def _count_to_seeds(cls, block: Any) -> Any:
-        if isinstance(block, Mapping) and type(block.get("seeds")) is int and block["seeds"] > 0:
-            return {**block, "seeds": tuple(range(block["seeds"]))}
-        return block
+    def _count_to_seeds(cls, seeds: Any) -> Any:
+        if isinstance(seeds, list | tuple):
+            return seeds
+        if type(seeds) is not int or not 0 < seeds <= MAX_SEEDS:
+            raise ValueError(f"must be a list of seeds, or a count of them, 1 to {MAX_SEEDS}")
+        return tuple(range(seeds))
 
-    @model_validator(mode="after")
-    def _check_names(self) -> Experiment:
-        for key in ("tasks", "methods", "seeds"):
-            values = getattr(self, key)
-            if len(set(values)) < len(values):
-                raise ValueError(f"{key} holds a value twice: {list(values)}")
-        for task in self.tasks:
+    @field_validator("tasks", "methods", "seeds")
+    @classmethod
+    def _check_values(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not values:
+            raise ValueError("must hold at least one value")
+        if len(set(values)) < len(values):
+            raise ValueError("holds a value twice")
+        return values
+
+    @field_validator("tasks")
+    @classmethod
+    def _check_tasks(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        for task in tasks:
             if task not in available_tasks():
                 raise ValueError(
-                    f"tasks holds {task!r}, which is no task. Allowed: "
-                    f"{', '.join(available_tasks())}. A new task is one file in tasks/"
+                    f"{task!r} is no task. Allowed: {', '.join(available_tasks())}. "
+                    "A new task is one file in tasks/"
                 )
-        return self
+        return tasks
 
 
 class SplitSizes(Block):
@@ -82,11 +97,12 @@ class DataPreparation(Block):
     max_rejected: Annotated[int, Field(ge=0)]
     """More rejected examples than this stop the run."""
 
-    @model_validator(mode="after")
-    def _check_prompt(self) -> DataPreparation:
-        if self.prompt.count("{question}") != 1:
-            raise ValueError("prompt must hold {question} exactly once")
-        return self
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, prompt: str) -> str:
+        if prompt.count("{question}") != 1:
+            raise ValueError("must hold {question} exactly once")
+        return prompt
 
 
 class BaseModelSource(Block):
@@ -199,7 +215,7 @@ class Parameters(Block):
         Raises:
             ConfigurationError: one line for each fault: key, value, what is allowed.
         """
-        parameters: Parameters = _validate(cls, raw, "")
+        parameters: Parameters = _validate(cls, raw, {})
         unknown = [name for name in parameters.experiment.methods if name not in parameters.methods]
         if unknown:
             raise ConfigurationError(
@@ -223,27 +239,30 @@ def resolve_method(raw: Mapping[str, Any], name: str) -> SFT | RL:
     """
     block = raw["methods"][name]
     algorithm = block.get("algorithm")
-    if algorithm not in ALGORITHMS:
+    if algorithm not in list(ALGORITHMS):
         raise ConfigurationError(
             f"methods.{name}.algorithm = {algorithm!r}: not allowed. "
-            f"Allowed: {', '.join(ALGORITHMS)}"
+            f"Allowed: {', '.join(ALGORITHMS)}. The block holds: {', '.join(map(str, block))}"
         )
-    resolved: SFT | RL = _validate(
-        ALGORITHMS[algorithm],
-        {**raw["training"], **raw[algorithm], **block},
-        f"methods.{name} (with training and {algorithm}): ",
-    )
+    layers = {"training": raw["training"], algorithm: raw[algorithm], f"methods.{name}": block}
+    homes = {key: home for home, layer in layers.items() for key in layer}
+    merged = {key: value for layer in layers.values() for key, value in layer.items()}
+    resolved: SFT | RL = _validate(ALGORITHMS[algorithm], merged, homes, f"methods.{name}")
     return resolved
 
 
 ALGORITHMS: dict[str, type[SFT | RL]] = {"sft": SFT, "rl": RL}
 
 
-def _validate(model: type[BaseModel], value: Any, prefix: str) -> Any:
+def _validate(model: type[BaseModel], value: Any, homes: Mapping[str, str], home: str = "") -> Any:
+    """``value`` as ``model``; a fault is told with the block its key stands in, else ``home``."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        lines = [prefix + _explain(fault, model) for fault in error.errors()]
+        lines = []
+        for fault in error.errors():
+            block = homes.get(str(fault["loc"][0]), home)
+            lines.append(f"{block}.{_explain(fault, model)}" if block else _explain(fault, model))
         raise ConfigurationError("bad parameters\n  " + "\n  ".join(lines)) from None
 
 
@@ -260,8 +279,12 @@ def _explain(fault: Any, model: type[BaseModel]) -> str:
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         tag = fault["ctx"]["discriminator"].strip("'")
         allowed = ", ".join(value for choice in here for value in _literals(choice))
-        return f"{key}.{tag} = {fault['input'].get(tag)!r}: not allowed. Allowed: {allowed}"
-    return f"{key} = {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}"
+        return (
+            f"{key}.{tag} = {fault['input'].get(tag)!r}: not allowed. Allowed: {allowed}. "
+            f"The block holds: {', '.join(map(str, fault['input']))}"
+        )
+    message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    return f"{key} = {fault['input']!r}: {message}"
 
 
 def _locate(

@@ -103,9 +103,10 @@ def _check_sqlite(uri: str, project: Path) -> None:
     if not file.exists():
         return  # MLflow makes it, with the folders above it
     try:
-        # Takes the write lock and lets it go: nothing changes in the file.
+        # A write that is taken back: nothing changes in the file.
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=10)) as database:
             database.execute("BEGIN IMMEDIATE")
+            database.execute("PRAGMA user_version = 1")
             database.rollback()
     except sqlite3.Error as error:
         raise ConfigurationError(

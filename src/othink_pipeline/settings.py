@@ -6,8 +6,6 @@ import warnings
 warnings.filterwarnings("ignore", message="One or more dataset names contain")
 # Kedro's own call of an OmegaConf function that will go.
 warnings.filterwarnings("ignore", message="register_new_resolver")
-# MLflow's advice to those who write models for it.
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
 from kedro_mlflow.framework.hooks import MlflowHook  # noqa: E402
 

@@ -112,23 +112,28 @@ def train_base_model(
 def _measure(
     model: Any, processor: Any, manifest: dict[str, Any], evaluation: Evaluation
 ) -> dict[str, float]:
-    """Greedy accuracy on the validation split: free, empty think block forced, steps forced."""
+    """Accuracy on the validation split: free (greedy, sampled), think block forced either way."""
     from othink_pipeline.evaluation import predict
 
     measured: dict[str, float] = {}
     validation = read_examples(manifest["splits"]["validation"]["path"])
-    for mode, think in {"free": None, "empty": False, "worked": True}.items():
+    modes: dict[str, dict[str, Any]] = {
+        "greedy": {},
+        "sampled": {"temperature": 1.0},
+        "empty": {"think": False},
+        "worked": {"think": True},
+    }
+    for mode, settings in modes.items():
         predictions = predict(
             model,
             processor,
             validation,
             prompt=manifest["prompt"],
-            think=think,
+            **settings,
             **evaluation.model_dump(),
         )
         measured[f"accuracy_{mode}"] = round(float(predictions["correct"].mean()), 4)
-        if think is None:
-            measured["format_rate"] = round(float(predictions["format_ok"].mean()), 4)
-            measured["think_rate"] = round(float(predictions["thought"].mean()), 4)
+        measured[f"format_rate_{mode}"] = round(float(predictions["format_ok"].mean()), 4)
+        measured[f"think_rate_{mode}"] = round(float(predictions["thought"].mean()), 4)
         logger.info("%s, %s: %.3f right", manifest["task"], mode, measured[f"accuracy_{mode}"])
     return {"examples": len(validation), **measured}

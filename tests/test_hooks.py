@@ -124,7 +124,7 @@ def test_the_shipped_configuration_records_at_the_project_root(tmp_path: Path) -
     context = context_of(tmp_path, tmp_path / "conf")
     PreflightHooks().after_context_created(context)
     settings = context.config_loader["mlflow"]
-    assert settings["server"]["mlflow_tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db"
+    assert settings["server"]["mlflow_tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db?timeout=60"
     experiment = settings["tracking"]["experiment"]
     assert experiment["name"] == "othink-pipeline"
     assert experiment["create_experiment_kwargs"]["artifact_location"] == "mlartifacts"
@@ -200,7 +200,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Tracking URI of a store with one experiment; making its tables takes seconds."""
     folder = tmp_path_factory.mktemp("store")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = f"sqlite:///{folder}/mlflow.db?timeout=60"
     mlflow.set_tracking_uri(uri)
     mlflow.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
     mlflow.set_experiment("tests")

@@ -26,7 +26,7 @@ PAPER_IMPROVEMENT: dict[tuple[str, Scope], float] = {
     ("grpo", "same"): 13.59,
     ("sft", "cross"): 61.63,
 }
-COSTS = ("updates", "prompts", "completion_tokens", "seconds", "learning_rate")
+COSTS = ("updates", "prompts", "completion_tokens", "seconds", "learning_rate", "kl_term")
 
 
 def report_markdown(
@@ -235,7 +235,15 @@ def _costs_section(training: pd.DataFrame) -> str:
     cells = sort_rows(cells.assign(eval_task=""))
     keys = ["train_task", "method", "seed"]
     rows = [[_cost(value) for value in row] for row in cells[[*keys, *columns]].to_numpy()]
-    return _table(["trained on", "method", "seed", *columns], rows)
+    table = _table(["trained on", "method", "seed", *columns], rows)
+    if "kl_term" not in columns or cells["kl_term"].isna().all():
+        return table
+    largest = cells["kl_term"].max()
+    return (
+        f"{table}\n\n`kl_term` is KL weight x KL, averaged over the updates: at most {largest:.2g}"
+        " here, against advantages of about 1. Where it is hundreds of times smaller, the KL term"
+        " hardly acts, and methods that differ in it alone can only differ by chance."
+    )
 
 
 def _limits(matrix: pd.DataFrame) -> str:

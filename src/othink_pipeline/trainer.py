@@ -173,7 +173,8 @@ def train(
         tokens = round(watcher.completion_tokens * completions)
     else:
         targets = [row[0]["content"] for row in rows["completion"]]
-        tokens = sum(len(ids) + 1 for ids in processor.tokenizer(targets)["input_ids"])
+        # Each ends with the chat template's end of turn and line feed, which TRL trains on as well.
+        tokens = sum(len(ids) + 2 for ids in processor.tokenizer(targets)["input_ids"])
     return Trained(
         updates=trainer.state.global_step,
         prompts=len(stream),

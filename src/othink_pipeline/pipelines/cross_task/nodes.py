@@ -61,7 +61,8 @@ def collect_method(
         histories.append(history.assign(**cell._asdict()))
         costs = {column: checkpoint[column] for column in COST_COLUMNS}
         rate = checkpoint["parameters"]["learning_rate"]
-        training.append({**cell._asdict(), **costs, "learning_rate": rate})
+        kl_term = _mean_kl_term(history)
+        training.append({**cell._asdict(), **costs, "learning_rate": rate, "kl_term": kl_term})
         predictions += tables
         mean = sum(table["correct"].mean() for table in tables) / len(tables)
         tracking.log_metrics(checkpoint["run_id"], {"eval/mean": mean}, checkpoint["updates"])
@@ -70,6 +71,14 @@ def collect_method(
         pd.concat(histories, ignore_index=True),
         pd.DataFrame(training),
     )
+
+
+def _mean_kl_term(history: pd.DataFrame) -> float:
+    """KL weight x KL, averaged over the updates; NaN where there is no KL term."""
+    curves = history.pivot(index="step", columns="metric", values="value")
+    if "train/kl_weight" not in curves:
+        return float("nan")
+    return float((curves["train/kl_weight"] * curves["train/kl"]).mean())
 
 
 def build_transfer_matrix(*predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

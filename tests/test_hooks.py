@@ -31,6 +31,12 @@ PROJECT = Path(__file__).parents[1]
 TWO_NODES = Pipeline([Node(list, None, "a", name="first"), Node(len, "a", "b", name="second")])
 
 
+@pytest.fixture(autouse=True)
+def _working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Come back from where the hooks go."""
+    monkeypatch.chdir(PROJECT)
+
+
 def run_params(folder: Path, **more: Any) -> dict[str, Any]:
     return {"project_path": str(folder), "env": None, "pipeline_names": None, **more}
 
@@ -123,6 +129,7 @@ def test_the_shipped_configuration_records_at_the_project_root(tmp_path: Path) -
     (tmp_path / "conf" / "local").mkdir()
     context = context_of(tmp_path, tmp_path / "conf")
     PreflightHooks().after_context_created(context)
+    assert Path.cwd() == tmp_path
     settings = context.config_loader["mlflow"]
     assert settings["server"]["mlflow_tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db?timeout=60"
     experiment = settings["tracking"]["experiment"]
@@ -225,11 +232,12 @@ def statuses(client: MlflowClient, *run_ids: str) -> list[str]:
     return [client.get_run(run_id).info.status for run_id in run_ids]
 
 
+@pytest.mark.parametrize("plugin_first", [True, False])
 def test_the_checks_come_before_the_parent_run_and_the_tracking_after_it(
-    client: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    client: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture, plugin_first: bool
 ) -> None:
     class Plugin:
-        """What kedro-mlflow does: open a run, registered after the project's own hooks."""
+        """What kedro-mlflow does: open a run and end it."""
 
         @hook_impl
         def before_pipeline_run(self) -> None:
@@ -240,7 +248,8 @@ def test_the_checks_come_before_the_parent_run_and_the_tracking_after_it(
             mlflow.end_run()
 
     manager = _create_hook_manager()
-    for hooks in (PreflightHooks(), TrackingHooks(), Plugin()):
+    registered = [PreflightHooks(), TrackingHooks(), Plugin()]
+    for hooks in registered[::-1] if plugin_first else registered:
         manager.register(hooks)
     files = {"x": "gone.txt", "b": "result.txt"}
     catalog = DataCatalog.from_config(
@@ -392,7 +401,7 @@ params = {"project_path": sys.argv[1], "env": None, "pipeline_names": None}
 TrackingHooks().before_pipeline_run(params, Pipeline([]))
 with tracking.child_run("a", "cell", {}, {}) as cell:
     left_open = tracking.start_run("b", "cell", {}, {})
-    print(tracking.parent_run_id(), cell, left_open, flush=True)
+    print("runs", tracking.parent_run_id(), cell, left_open, flush=True)
     time.sleep(60)
 """
 
@@ -410,8 +419,7 @@ def test_a_process_that_is_stopped_says_so_if_it_can(
         for signals in cases
     ]
     for status, signals, process in started:
-        run_ids = process.stdout.readline().split()
-        assert len(run_ids) == 3, process.communicate()
+        run_ids = next(line for line in process.stdout if line.startswith("runs ")).split()[1:]
         for number in signals:
             process.send_signal(number)
         _, log = process.communicate(timeout=60)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from othink_pipeline.parameters import ConfigurationError
 from othink_pipeline.scoring import parse_answer
 from othink_pipeline.tasks import IMAGE_SIZE_PX, load_task
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 SPLIT_SHARES = {"base": 50, "train": 20, "validation": 6, "test": 24}
 """Percent of all meanings. ``base`` is what the base model is trained on."""
+
+MAX_MISSES = 100_000
+"""So many problems in a row that fill no split: there are no more."""
 
 TEXT_FIELDS = ("id", "task", "split", "key", "form", "question", "answer", "steps")
 
@@ -45,7 +49,7 @@ def draw_examples(task: str, sizes: Mapping[str, int], seed: int) -> Iterator[di
     str) and ``image`` (PNG bytes).
 
     Raises:
-        ValueError: a split stays short: the task has too few distinct problems.
+        ConfigurationError: a split stays short: the task has too few distinct problems.
     """
     draw_problem = load_task(task)
     rng = Random(f"{task}/{seed}")
@@ -57,11 +61,14 @@ def draw_examples(task: str, sizes: Mapping[str, int], seed: int) -> Iterator[di
         split = split_of(task, problem.key)
         if not left.get(split) or problem.key in seen:
             misses += 1
-            if misses > 1000 * (1 + sum(sizes.values())):
-                raise ValueError(
-                    f"task {task!r} has too few distinct problems: {left} still missing"
+            if misses > MAX_MISSES:
+                short = {name: count for name, count in left.items() if count}
+                raise ConfigurationError(
+                    f"task {task!r} has too few distinct problems, still missing: {short}. "
+                    "Make these smaller in data_preparation.splits."
                 )
             continue
+        misses = 0
         if split != "base":  # repeats among the base model's own examples harm nobody
             seen.add(problem.key)
         number = sizes[split] - left[split]
@@ -93,11 +100,13 @@ def find_fault(example: Mapping[str, Any]) -> str | None:
     if not isinstance(example.get("image"), bytes):
         return f"field 'image' is {type(example.get('image')).__name__}, not bytes"
     try:
-        size = decode(example["image"]).size
+        with Image.open(io.BytesIO(example["image"])) as image:
+            width, height = image.size  # from the header: a huge picture is never decoded
+            if (width, height) != (IMAGE_SIZE_PX, IMAGE_SIZE_PX):
+                return f"the image is {width} x {height}, not {IMAGE_SIZE_PX} x {IMAGE_SIZE_PX}"
+            image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"the image does not decode: {error}"
-    if size != (IMAGE_SIZE_PX, IMAGE_SIZE_PX):
-        return f"the image is {size[0]} x {size[1]}, not {IMAGE_SIZE_PX} x {IMAGE_SIZE_PX}"
     return None
 
 

@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial, update_wrapper
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 from kedro.config import OmegaConfigLoader
 from kedro.framework.project import pipelines, settings
 from kedro.pipeline import Node
 from kedro.utils import find_kedro_project
+from omegaconf import OmegaConf
 
 from othink_pipeline.parameters import ConfigurationError, Parameters
 
@@ -60,6 +61,22 @@ class GridConfigLoader(OmegaConfigLoader):
         super().__init__(*args, **kwargs)
         GridConfigLoader.current = self
         pipelines.configure("othink_pipeline.pipeline_registry")
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        """A configuration; ``--params`` changes single keys of the parameters, never whole blocks.
+
+        Kedro lays ``--params`` over each environment's files and *then* replaces whole blocks of
+        the base environment: ``--env=x --params=rl.temperature=2`` would lose the rest of ``rl``.
+        """
+        if key != "parameters" or not self.runtime_params:
+            return dict(super().__getitem__(key))
+        runtime_params, self.runtime_params = self.runtime_params, {}
+        try:
+            files = super().__getitem__(key)
+        finally:
+            self.runtime_params = runtime_params
+        merged = OmegaConf.to_container(OmegaConf.merge(files, runtime_params))
+        return cast(dict[str, Any], merged)
 
 
 def read_grid() -> Grid:

@@ -2,17 +2,14 @@
 
 import warnings
 
+from othink_pipeline.grid import GridConfigLoader
+from othink_pipeline.hooks import PreflightHooks, TrackingHooks
+
 # Dots in data set names are meant: they nest the grid in kedro viz.
 warnings.filterwarnings("ignore", message="One or more dataset names contain")
 # Kedro's own call of an OmegaConf function that will go.
 warnings.filterwarnings("ignore", message="register_new_resolver")
 
-from kedro_mlflow.framework.hooks import MlflowHook  # noqa: E402
-
-from othink_pipeline.grid import GridConfigLoader  # noqa: E402
-from othink_pipeline.hooks import PreflightHooks, TrackingHooks  # noqa: E402
-
-HOOKS = (PreflightHooks(), TrackingHooks(), MlflowHook())
-DISABLE_HOOKS_FOR_PLUGINS = ("kedro-mlflow",)  # registered above, in this order
+HOOKS = (PreflightHooks(), TrackingHooks())  # kedro-mlflow registers its own
 CONFIG_LOADER_CLASS = GridConfigLoader
 CONFIG_LOADER_ARGS = {"base_env": "base", "default_run_env": "local"}

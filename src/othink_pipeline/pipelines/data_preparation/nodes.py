@@ -36,8 +36,8 @@ def prepare_splits(
         The manifest: task, seed, prompt, content key, and for each split its path, size and digest.
 
     Raises:
-        ConfigurationError: more rejected examples than ``max_rejected``; they are in
-            ``rejected.csv`` beside the folder.
+        ConfigurationError: too few distinct problems, or more rejected examples than
+            ``max_rejected``; those are in ``<folder>_rejected.csv``.
     """
     sizes = {split: getattr(data_preparation.splits, split) for split in splits}
     code = inspect.getsource(examples_module) + inspect.getsource(
@@ -46,7 +46,8 @@ def prepare_splits(
     key = content_key([task, data_preparation.seed, data_preparation.prompt, sizes, code])
     finished = _find_finished(folder, key)
     if finished:
-        logger.info("%s: %s examples reused from %s", task, sum(sizes.values()), folder)
+        count = sum(split["examples"] for split in finished["splits"].values())
+        logger.info("%s: %s examples reused from %s", task, count, folder)
         return finished
 
     accepted: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
@@ -90,9 +91,8 @@ def prepare_splits(
                 },
             },
         )
-    logger.info(
-        "%s: %s examples, %s rejected -> %s", task, sum(sizes.values()), len(rejected), folder
-    )
+    count = sum(len(rows) for rows in accepted.values())
+    logger.info("%s: %s examples, %s rejected -> %s", task, count, len(rejected), folder)
     return manifest
 
 

@@ -1,0 +1,303 @@
+"""Splits by meaning, validation with reasons, digests of what a model sees, parquet round trips."""
+
+import hashlib
+import io
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from othink_pipeline import examples as module
+from othink_pipeline.examples import (
+    SPLIT_SHARES,
+    TEXT_FIELDS,
+    decode,
+    draw_examples,
+    find_fault,
+    read_examples,
+    split_of,
+    update_digest,
+    write_examples,
+)
+from othink_pipeline.parameters import ConfigurationError
+from othink_pipeline.tasks import load_task
+
+TASKS = ("counting", "geometry")
+SIZES = {"base": 60, "train": 40, "validation": 10, "test": 30}
+
+
+@cache
+def drawn(task: str, seed: int = 0) -> tuple[dict[str, Any], ...]:
+    return tuple(draw_examples(task, SIZES, seed))
+
+
+def digest_of(examples: Iterable[Mapping[str, Any]]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        update_digest(digest, example)
+    return digest.hexdigest()
+
+
+def png_of(image: Image.Image, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + checksum
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG that says how large it is and holds one row of it."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    row = png_chunk(b"IDAT", zlib.compress(bytes(1 + 3 * width)))
+    return b"\x89PNG\r\n\x1a\n" + header + row + png_chunk(b"IEND", b"")
+
+
+def test_a_meaning_stands_in_the_same_split_for_ever() -> None:
+    """Pinned: else a later version trains on what an earlier base model was tested on."""
+    assert {key: split_of("counting", key) for key in "abcde"} == {
+        "a": "base",
+        "b": "train",
+        "c": "base",
+        "d": "validation",
+        "e": "test",
+    }
+    assert [split_of("geometry", key) for key in "abcde"] == [
+        *("train", "train", "base", "test", "base"),
+    ]
+
+
+def test_splits_get_their_shares() -> None:
+    count = 20_000
+    found = Counter(split_of("counting", str(number)) for number in range(count))
+    assert sum(SPLIT_SHARES.values()) == 100
+    for split, share in SPLIT_SHARES.items():
+        assert found[split] / count == pytest.approx(share / 100, abs=0.012), split
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_problems_of_a_task_get_their_shares(task: str) -> None:
+    draw_problem, rng = load_task(task), Random(1)
+    keys = {draw_problem(rng).key for _ in range(6000)}
+    found = Counter(split_of(task, key) for key in keys)
+    for split, share in SPLIT_SHARES.items():
+        assert found[split] / len(keys) == pytest.approx(share / 100, abs=0.03), split
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_split_is_full_and_numbered(task: str) -> None:
+    assert Counter(example["split"] for example in drawn(task)) == SIZES
+    for split, size in SIZES.items():
+        ids = [example["id"] for example in drawn(task) if example["split"] == split]
+        assert ids == [f"{task}-{split}-{number:06d}" for number in range(size)]
+    for example in drawn(task):
+        assert set(example) == {*TEXT_FIELDS, "image"}
+        assert example["task"] == task
+        assert example["split"] == split_of(task, example["key"])
+        assert find_fault(example) is None
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_two_splits_share_a_meaning_whatever_the_seed(task: str) -> None:
+    splits: dict[str, set[str]] = {split: set() for split in SIZES}
+    for seed in (0, 1, 2):
+        for example in drawn(task, seed):
+            splits[example["split"]].add(example["key"])
+    everything = [key for keys in splits.values() for key in keys]
+    assert len(everything) == len(set(everything))
+
+
+def test_no_meaning_stands_twice_where_it_is_measured() -> None:
+    """A task of few problems draws each of them often: only ``base`` may keep the repeats."""
+    examples = list(draw_examples("geometry", {"base": 4000, "test": 900, "validation": 150}, 0))
+    for split in ("test", "validation"):
+        keys = [example["key"] for example in examples if example["split"] == split]
+        assert len(keys) == len(set(keys)), split
+    base = [example["key"] for example in examples if example["split"] == "base"]
+    assert len(base) > len(set(base)), "this test needs repeats"
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"), [("counting", "40422377a51c4974"), ("geometry", "f66b6e67f6c385e2")]
+)
+def test_a_seed_gives_the_same_digest_everywhere(task: str, expected: str) -> None:
+    """Pinned: fields and pixels, on every machine and with every version of PNG encoders."""
+    assert digest_of(drawn(task)) == digest_of(draw_examples(task, SIZES, 0))
+    assert digest_of(drawn(task))[:16] == expected
+    assert digest_of(drawn(task, 1)) != digest_of(drawn(task))
+
+
+def test_a_larger_split_begins_like_a_smaller_one() -> None:
+    """Sizes of other splits do not matter either: results stay comparable."""
+    larger = draw_examples("counting", {"train": 50, "test": 5}, 0)
+    larger_train = [example for example in larger if example["split"] == "train"]
+    train = [example for example in drawn("counting") if example["split"] == "train"]
+    assert digest_of(larger_train[:40]) == digest_of(train)
+
+
+def test_too_large_a_split_stops_with_the_key_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_MISSES", 500)
+    with pytest.raises(ConfigurationError, match=r"data_preparation\.splits") as error:
+        list(draw_examples("geometry", {"train": 2, "validation": 5000}, 0))
+    assert "'geometry'" in error.value.message
+    assert "'validation': " in error.value.message
+    assert "'train'" not in error.value.message
+
+
+def test_a_task_that_is_only_rarely_lucky_still_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Misses are counted in a row: in all there are many more than the limit."""
+    monkeypatch.setattr(module, "MAX_MISSES", 500)
+    assert len(list(draw_examples("counting", {"validation": 100}, 0))) == 100
+
+
+@pytest.mark.parametrize("field", TEXT_FIELDS)
+@pytest.mark.parametrize("value", [None, 3, b"text", ["text"]])
+def test_a_field_that_is_no_text_is_named(field: str, value: object) -> None:
+    fault = find_fault({**drawn("counting")[0], field: value})
+    assert fault == f"field {field!r} is {type(value).__name__}, not text"
+
+
+@pytest.mark.parametrize("field", TEXT_FIELDS)
+def test_a_missing_field_is_named(field: str) -> None:
+    example = {key: value for key, value in drawn("counting")[0].items() if key != field}
+    fault = find_fault(example)
+    assert fault is not None
+    assert repr(field) in fault
+
+
+def test_an_empty_question_is_a_fault() -> None:
+    assert find_fault({**drawn("counting")[0], "question": " \n"}) == "the question is empty"
+
+
+@pytest.mark.parametrize("answer", ["", "five", "1 2", "nan", "1/0", "9" * 500])
+def test_an_answer_that_does_not_parse_is_a_fault(answer: str) -> None:
+    fault = find_fault({**drawn("counting")[0], "answer": answer})
+    assert fault == f"the answer {answer!r} does not parse"
+
+
+@pytest.mark.parametrize("image", [None, "text", 3, Image.new("RGB", (64, 64))])
+def test_an_image_that_is_no_bytes_is_a_fault(image: object) -> None:
+    fault = find_fault({**drawn("counting")[0], "image": image})
+    assert fault == f"field 'image' is {type(image).__name__}, not bytes"
+
+
+def test_a_missing_image_is_a_fault() -> None:
+    example = {key: value for key, value in drawn("counting")[0].items() if key != "image"}
+    assert find_fault(example) == "field 'image' is NoneType, not bytes"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        b"",
+        b"no picture",
+        b"\x89PNG\r\n\x1a\n",
+        png_of_size(64, 64)[:33],
+        png_of_size(64, 64),
+    ],
+)
+def test_an_image_that_does_not_decode_is_a_fault(image: bytes) -> None:
+    fault = find_fault({**drawn("counting")[0], "image": image})
+    assert fault is not None
+    assert fault.startswith("the image does not decode: ")
+
+
+def test_a_truncated_image_is_a_fault_wherever_it_ends() -> None:
+    """But for its last chunk, which holds nothing, every byte counts."""
+    image = drawn("counting")[0]["image"]
+    for end in range(0, len(image) - 24, 7):
+        fault = find_fault({**drawn("counting")[0], "image": image[:end]})
+        assert fault is not None, end
+        assert fault.startswith("the image does not decode: ")
+
+
+def test_no_damage_to_an_image_raises() -> None:
+    example, rng = drawn("geometry")[0], Random(0)
+    faults: Counter[bool] = Counter()
+    for _ in range(300):
+        image = bytearray(example["image"])
+        image[rng.randrange(len(image))] = rng.randrange(256)
+        faults[find_fault({**example, "image": bytes(image)}) is not None] += 1
+    assert faults[True] > 200
+
+
+def test_a_decompression_bomb_is_a_fault() -> None:
+    fault = find_fault({**drawn("counting")[0], "image": png_of_size(20_000, 20_000)})
+    assert fault is not None
+    assert "decompression bomb" in fault
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_huge_picture_is_refused_before_it_is_decoded() -> None:
+    fault = find_fault({**drawn("counting")[0], "image": png_of_size(12_000, 9_000)})
+    assert fault == "the image is 12000 x 9000, not 64 x 64"
+
+
+@pytest.mark.parametrize("size", [(64, 63), (32, 64), (128, 128)])
+def test_another_size_is_a_fault(size: tuple[int, int]) -> None:
+    fault = find_fault({**drawn("counting")[0], "image": png_of(Image.new("RGB", size))})
+    assert fault == f"the image is {size[0]} x {size[1]}, not 64 x 64"
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "I;16"])
+def test_every_kind_of_png_decodes_as_rgb(mode: str) -> None:
+    image = png_of(Image.new(mode, (64, 64)))
+    assert find_fault({**drawn("counting")[0], "image": image}) is None
+    assert decode(image).mode == "RGB"
+
+
+def test_a_digest_covers_every_field_and_pixel_but_not_the_encoding() -> None:
+    example = drawn("counting")[0]
+    picture = decode(example["image"])
+    before = digest_of([example])
+    for field in TEXT_FIELDS:
+        assert digest_of([{**example, field: example[field] + "x"}]) != before, field
+    other_encoding = png_of(picture, compress_level=9)
+    assert other_encoding != example["image"]
+    assert digest_of([{**example, "image": other_encoding}]) == before
+    picture.putpixel((63, 63), (1, 2, 3))
+    assert digest_of([{**example, "image": png_of(picture)}]) != before
+
+
+def test_text_cannot_move_between_fields_or_rows_unseen() -> None:
+    a, b = drawn("counting")[:2]
+    moved = {**a, "question": a["question"] + a["answer"][:1], "answer": a["answer"][1:]}
+    assert digest_of([moved]) != digest_of([a])
+    assert digest_of([a, b]) != digest_of([b, a])
+    assert digest_of([a]) != digest_of([a, a])
+
+
+def test_parquet_gives_back_fields_and_decoded_pictures(tmp_path: Path) -> None:
+    examples = [example for example in drawn("counting") if example["split"] == "test"]
+    write_examples(examples, tmp_path / "test.parquet")
+    table = read_examples(tmp_path / "test.parquet")
+    assert len(table) == 30
+    assert table.column_names == [*TEXT_FIELDS, "image"]
+    for written, read in zip(examples, table, strict=True):
+        assert {name: read[name] for name in TEXT_FIELDS} == {
+            name: written[name] for name in TEXT_FIELDS
+        }
+        assert isinstance(read["image"], Image.Image)
+        assert (read["image"].mode, read["image"].size) == ("RGB", (64, 64))
+        assert read["image"].tobytes() == decode(written["image"]).tobytes()
+
+
+def test_anyone_can_read_the_parquet_with_datasets_alone(tmp_path: Path) -> None:
+    from datasets import Dataset
+    from datasets import Image as ImageFeature
+
+    examples = list(drawn("geometry")[:5])
+    write_examples(examples, tmp_path / "x.parquet")
+    table = Dataset.from_parquet(str(tmp_path / "x.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert isinstance(table.features["image"], ImageFeature)
+    assert table[3]["image"].tobytes() == decode(examples[3]["image"]).tobytes()

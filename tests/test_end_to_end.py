@@ -465,7 +465,7 @@ def test_the_base_model_can_be_rebuilt_and_taken(copied: Path) -> None:
     assert set(manifest["measured"]) == set(manifest["data"]) == set(TASKS)
     for measured in manifest["measured"].values():
         assert measured["examples"] == 5
-        assert {"accuracy_empty", "accuracy_worked", "format_rate"} <= set(measured)
+        assert {"accuracy_greedy", "accuracy_empty", "accuracy_worked"} <= set(measured)
     model, _ = load_model(str(folder))
     assert model.num_parameters() == manifest["facts"]["parameters"]
     with contextlib.chdir(copied):

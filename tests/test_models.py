@@ -108,6 +108,26 @@ def test_worked_steps_can_be_forced(loaded: tuple[Any, Any], mixed: Any) -> None
         assert tokens <= 10
 
 
+def test_sampling_follows_the_temperature_and_torchs_seed(
+    erratic: tuple[Any, Any], splits: Splits
+) -> None:
+    examples = splits["counting"]["base"].select([0] * 200)  # one prompt, many times
+    settings: dict[str, Any] = {"max_completion_tokens": 1, "batch_size": 200}
+
+    def first_tokens(seed: int, temperature: float) -> list[str]:
+        torch.manual_seed(seed)
+        completions = generate(*erratic, examples, temperature=temperature, **settings)
+        return [completion.text for completion in completions]
+
+    greedy = [completion.text for completion in generate(*erratic, examples, **settings)]
+    assert len(set(greedy)) == 1
+    assert first_tokens(0, temperature=1e-4) == greedy
+    anything = first_tokens(0, temperature=1e6)
+    assert anything == first_tokens(0, temperature=1e6)
+    assert anything != first_tokens(1, temperature=1e6)
+    assert len(set(anything)) > 100  # from the whole vocabulary: no top-k, as in training
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_generating_leaves_no_trace(loaded: tuple[Any, Any], mixed: Any, training: bool) -> None:
     model, processor = loaded

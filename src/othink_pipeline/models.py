@@ -114,6 +114,7 @@ def complete(
             max_new_tokens=max_completion_tokens - opening_tokens,
             do_sample=temperature is not None,
             temperature=temperature,
+            top_k=None if temperature is None else 0,  # all tokens: transformers' default is 50
             begin_suppress_tokens=banned,
         )[:, inputs["input_ids"].shape[1] :]  # [B x C]
         is_token = generated != processor.tokenizer.pad_token_id  # True: not padding

@@ -24,7 +24,7 @@ help:
 	@echo "The first of these sets up .venv; PYTHON=/path/to/python3.11 chooses the interpreter."
 
 demo: $(STAMP)
-	$(VENV)/bin/kedro run --pipeline=cross_task
+	$(VENV)/bin/kedro run --pipelines=cross_task
 
 test: $(STAMP)
 	$(VENV)/bin/pytest --cov=othink_pipeline --cov-report=term-missing:skip-covered
@@ -42,6 +42,7 @@ lock: $(STAMP)
 
 clean:
 	find $(OUTPUTS) -mindepth 1 ! -name .gitkeep -delete
+	rm -rf data/smoke data/lr_search
 	rm -rf mlflow.db mlflow.db-* mlartifacts mlruns
 	rm -rf .viz build dist .coverage .coverage.* htmlcov .hypothesis
 	rm -rf .pytest_cache .mypy_cache .ruff_cache

@@ -168,6 +168,16 @@ def test_the_matrix_holds_every_cell_on_every_task_and_the_base_model(outcome: O
     assert (matrix["accuracy"] <= matrix["ci_high"]).all()
 
 
+def test_seeds_stay_whole_numbers_where_the_base_model_has_none(outcome: Outcome) -> None:
+    with (
+        contextlib.chdir(outcome.project),
+        KedroSession.create(project_path=outcome.project, env="test") as session,
+    ):
+        seeds = session.load_context().catalog.load("transfer_matrix")["seed"]
+    assert seeds.dtype == "Int64"
+    assert seeds.dropna().unique().tolist() == [0]
+
+
 def test_every_prediction_is_kept_and_adds_up_to_the_matrix(outcome: Outcome) -> None:
     folder = outcome.project / "data/08_reporting"
     predictions = pd.read_parquet(folder / "predictions.parquet")

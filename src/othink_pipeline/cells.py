@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from othink_pipeline import tracking
 from othink_pipeline.examples import read_examples
 from othink_pipeline.grid import Cell
-from othink_pipeline.parameters import RL, SFT, ConfigurationError, Evaluation
+from othink_pipeline.parameters import RL, SFT, ConfigurationError, Evaluation, Folders
 from othink_pipeline.reuse import digest_folder, publish
 from othink_pipeline.tracking import DatasetRef
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MODELS = Path("data/06_models")
-
 
 def train_cell(
     cell: Cell,
@@ -33,6 +31,7 @@ def train_cell(
     base_model: dict[str, Any],
     examples: tuple[dict[str, Any], ...],
     evaluation: Evaluation,
+    folders: Folders,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Train a cell; score every checkpoint on the validation split of every task.
 
@@ -43,6 +42,9 @@ def train_cell(
     Returns:
         The manifest of the last checkpoint, which is the one that counts, and the history table:
         step, metric, value.
+
+    Raises:
+        ConfigurationError: the base model is not the one that its manifest speaks of.
     """
     import pandas as pd
 
@@ -50,12 +52,13 @@ def train_cell(
     from othink_pipeline.models import save_model
     from othink_pipeline.trainer import train
 
-    folder = MODELS / cell.task / cell.method / f"s{cell.seed}"
+    check_files(base_model, "Check it again: kedro run --pipeline=data_preparation")
+    folder = Path(folders.checkpoints) / cell.task / cell.method / f"s{cell.seed}"
     shutil.rmtree(folder, ignore_errors=True)
     own = next(manifest for manifest in examples if manifest["task"] == cell.task)
     validation = {
         manifest["task"]: read_examples(manifest["splits"]["validation"]["path"]).take(
-            min(parameters.validation_examples, manifest["splits"]["validation"]["examples"])
+            parameters.validation_examples
         )
         for manifest in examples
     }
@@ -80,12 +83,15 @@ def train_cell(
             history.extend({"step": step, "metric": m, "value": v} for m, v in metrics.items())
 
         def checkpoint(step: int, model: Any, processor: Any) -> dict[str, float]:
-            path = folder / f"update-{step:06d}"
-            with publish(path) as scratch:
-                save_model(model, processor, scratch)
-            digest = digest_folder(path)
-            model_id = tracking.log_checkpoint(run_id, name, step, path, {}, {"digest": digest})
-            last.update(path=str(path), digest=digest, model_id=model_id)
+            if step == 0:  # the base model itself: where every curve starts
+                model_id = base_model["model_id"]
+            else:
+                path = folder / f"update-{step:06d}"
+                with publish(path) as scratch:
+                    save_model(model, processor, scratch)
+                digest = digest_folder(path)
+                model_id = tracking.log_checkpoint(run_id, name, step, path, {"digest": digest})
+                last.update(path=str(path), digest=digest, model_id=model_id)
             scores = {}
             for manifest in examples:
                 task = manifest["task"]
@@ -162,11 +168,7 @@ def evaluate_model(
     from othink_pipeline.evaluation import predict
     from othink_pipeline.models import load_model
 
-    if digest_folder(Path(checkpoint["path"])) != checkpoint["digest"]:
-        raise ConfigurationError(
-            f"{checkpoint['path']}: not the checkpoint that was trained (missing or changed). "
-            f"Train it again: kedro run --namespaces={task}.{method}"
-        )
+    check_files(checkpoint, f"Train it again: kedro run --namespaces={task}.{method}")
     eval_task = examples["task"]
     model, processor = load_model(checkpoint["path"])
     test = read_examples(examples["splits"]["test"]["path"])
@@ -177,6 +179,8 @@ def evaluate_model(
     for position, (column, value) in enumerate(identity.items()):
         predictions.insert(position, column, value)
     predictions["seed"] = predictions["seed"].astype("Int64")
+    predictions["checkpoint"] = checkpoint["digest"]
+    predictions["test_data"] = examples["splits"]["test"]["digest"]
     metrics = {
         f"eval/{eval_task}": predictions["correct"].mean(),
         f"eval/accuracy_any/{eval_task}": predictions["correct_any"].mean(),
@@ -202,6 +206,19 @@ def evaluate_model(
         len(predictions),
     )
     return predictions
+
+
+def check_files(model: dict[str, Any], remedy: str) -> None:
+    """Refuse a model folder whose files are not those of its manifest.
+
+    Raises:
+        ConfigurationError: missing or changed files.
+    """
+    folder = Path(model["path"])
+    if not folder.is_dir() or digest_folder(folder) != model["digest"]:
+        raise ConfigurationError(
+            f"{folder}: missing, or changed since its manifest was written. {remedy}"
+        )
 
 
 def dataset_ref(manifest: dict[str, Any], split: str) -> DatasetRef:

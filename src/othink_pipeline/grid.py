@@ -122,6 +122,7 @@ def training_nodes(grid: Grid, algorithm: str, train: Callable[..., Any]) -> lis
                 f"params:{algorithm}",
                 f"params:methods.{cell.method}",
                 "params:evaluation",
+                "params:folders",
                 *(f"{task}.examples" for task in grid.tasks),
             ],
             outputs=[f"{cell.name}.checkpoint", f"{cell.name}.history"],

@@ -26,6 +26,10 @@ MAX_SEEDS = 1000
 """A larger count is a mistake, and its grid would not fit into memory."""
 
 
+RESERVED = ("base", "data", "none", "report")
+"""Namespaces and rows of the transfer matrix: no task or method has such a name."""
+
+
 class ConfigurationError(click.ClickException):
     """Bad input, found before any work was done: shown without a traceback, exit code 1."""
 
@@ -70,12 +74,21 @@ class Experiment(Block):
     @classmethod
     def _check_tasks(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
         for task in tasks:
+            if task in RESERVED:
+                raise ValueError(f"tasks holds {task!r}, a name that the project uses itself")
             if task not in available_tasks():
                 raise ValueError(
                     f"{task!r} is no task. Allowed: {', '.join(available_tasks())}. "
                     "A new task is one file in tasks/"
                 )
         return tasks
+
+
+class Folders(Block):
+    """Where an environment keeps its files, relative to the project; also in its globals.yml."""
+
+    examples: str
+    checkpoints: str
 
 
 class SplitSizes(Block):
@@ -200,6 +213,7 @@ class Parameters(Block):
     """All of ``conf/<env>/parameters*.yml``; ``methods`` holds each method's own block."""
 
     experiment: Experiment
+    folders: Folders
     data_preparation: DataPreparation
     base_model: BaseModelSource
     training: Training
@@ -216,6 +230,11 @@ class Parameters(Block):
             ConfigurationError: one line for each fault: key, value, what is allowed.
         """
         parameters: Parameters = _validate(cls, raw, {})
+        for name in RESERVED:
+            if name in parameters.methods:
+                raise ConfigurationError(
+                    f"methods.{name}: the project uses this name itself; call the method otherwise"
+                )
         unknown = [name for name in parameters.experiment.methods if name not in parameters.methods]
         if unknown:
             raise ConfigurationError(
@@ -223,7 +242,14 @@ class Parameters(Block):
                 f"{', '.join(sorted(parameters.methods))}. A new method is a block under 'methods'."
             )
         for name in parameters.methods:
-            resolve_method(raw, name)
+            resolved = resolve_method(raw, name)
+            available = parameters.data_preparation.splits.validation
+            if resolved.validation_examples > available:
+                raise ConfigurationError(
+                    f"methods.{name}: validation_examples = {resolved.validation_examples}, but "
+                    f"data_preparation.splits.validation makes {available}. Lower the one or "
+                    "raise the other."
+                )
         return parameters
 
 
@@ -283,6 +309,9 @@ def _explain(fault: Any, model: type[BaseModel]) -> str:
             f"{key}.{tag} = {fault['input'].get(tag)!r}: not allowed. Allowed: {allowed}. "
             f"The block holds: {', '.join(map(str, fault['input']))}"
         )
+    if here:
+        allowed = "; or ".join(", ".join(sorted(choice.model_fields)) for choice in here)
+        return f"{key} = {fault['input']!r}: must be a block with the keys {allowed}"
     message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     return f"{key} = {fault['input']!r}: {message}"
 

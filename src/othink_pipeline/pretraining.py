@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +32,17 @@ IGNORED = -100  # label of a token that the loss skips
 
 
 def pretrain(
-    examples: Mapping[str, Dataset], prompt: str, rebuild: Rebuild
+    examples: Mapping[str, Dataset],
+    prompt: str,
+    rebuild: Rebuild,
+    log: Callable[[int, dict[str, float]], None],
 ) -> tuple[Any, Any, dict[str, float]]:
     """Train tokenizer and model on the base splits of all tasks, mixed evenly.
+
+    Args:
+        examples: task to base split.
+        prompt: template with ``{question}``.
+        log: called with (update, metrics) after every update.
 
     Returns:
         model, processor, and facts for the manifest: parameters, updates, seconds, final loss.
@@ -71,6 +79,7 @@ def pretrain(
         scheduler.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+        log(update + 1, {"train/loss": losses[-1]})
         if (update + 1) % 50 == 0:
             seconds = time.perf_counter() - started
             logger.info(

@@ -142,8 +142,8 @@ def _differences_section(comparisons: Sequence[Comparison]) -> str:
     header += ["[95 % over seeds and items]", "McNemar p", "Holm p"]
     note = (
         "Paired by test example, on the cells that both methods have. `?`: unknown (fewer than 2"
-        " complete seeds). McNemar's test takes all pairs as independent, which is too optimistic"
-        f" where an item stands in several cells; Holm adjusts for the {len(rows)} tests here."
+        " complete seeds; no p-value where an item stands in several cells, because McNemar's test"
+        f" wants independent pairs). Holm adjusts for the {len(rows)} tests here."
     )
     return (_table(header, rows) + f"\n\n{note}") if rows else "No two methods share a cell."
 

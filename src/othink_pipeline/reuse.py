@@ -27,7 +27,7 @@ def digest_folder(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder).as_posix()
-        if name != MANIFEST:
+        if name != MANIFEST and not file.name.startswith("."):  # a file manager's .DS_Store
             digest.update(f"{name}\0{file.stat().st_size}\0".encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -192,7 +192,6 @@ def log_checkpoint(
     name: str,
     step: int,
     path: Path,
-    parameters: Mapping[str, object],
     tags: Mapping[str, str],
 ) -> str:
     """Register a checkpoint as a logged model by reference and return its model id.
@@ -205,7 +204,6 @@ def log_checkpoint(
             ``counting/grpo_d/s0`` at step 60 becomes ``counting-grpo_d-s0-step60``.
         step: optimizer step, at least 0.
         path: the checkpoint's directory.
-        parameters: nested; logged flat with dots.
         tags: e.g. the manifest's digest.
     """
     import mlflow
@@ -217,17 +215,11 @@ def log_checkpoint(
         source_run_id=run_id,
         experiment_id=client.get_run(run_id).info.experiment_id,
         model_type="checkpoint",
-        params={key: _cut(value) for key, value in _flatten(parameters).items()},
         tags={"checkpoint": path.resolve().as_uri(), "step": str(step), **tags},
     )
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
     model_id: str = model.model_id
     return model_id
-
-
-def log_artifact(run_id: str, path: Path, folder: str | None = None) -> None:
-    """Copy a file (report, table, figure) into a run's artifacts, into `folder` there."""
-    _client().log_artifact(run_id, str(path), folder)
 
 
 def comparison_link(parent_id: str, server: str = "http://127.0.0.1:5000") -> str:

@@ -97,6 +97,13 @@ class Watcher(TrainerCallback):
         self.completion_tokens = 0.0  # mean over an update's completions, summed over updates
         self.started = time.perf_counter()
 
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
+        """Score the base model, update 0."""
+        self._take_checkpoint(0, model)
+        self.started = time.perf_counter()
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """One call an update."""
         metrics = {ours: float(logs[theirs]) for theirs, ours in CURVES.items() if theirs in logs}
@@ -120,12 +127,15 @@ class Watcher(TrainerCallback):
         every = self.parameters.checkpoint_every_updates
         if state.global_step % every and state.global_step < state.max_steps:
             return
+        self._take_checkpoint(state.global_step, model)
+
+    def _take_checkpoint(self, update: int, model: Any) -> None:
         before = time.perf_counter()
         rng = torch.get_rng_state()
-        scores = self.checkpoint(state.global_step, model, self.processor)
+        scores = self.checkpoint(update, model, self.processor)
         torch.set_rng_state(rng)  # so that scoring leaves no trace in what is sampled next
         shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        logger.info("%s  update %d  validation: %s", self.name, state.global_step, shown)
+        logger.info("%s  update %d  validation: %s", self.name, update, shown)
         self.seconds_apart += time.perf_counter() - before
 
 
@@ -149,7 +159,8 @@ def train(
         prompt: template with ``{question}``.
         folder: for whatever TRL wants to write; nothing there is needed afterwards.
         log: called with (update, metrics) after every update.
-        checkpoint: called with (update, model, processor) when one is due; returns its scores.
+        checkpoint: called with (update, model, processor) before the first update (update 0), when
+            one is due and after the last update; returns scores by name.
     """
     model, processor = load_model(model_path)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}

@@ -13,8 +13,9 @@ from othink_pipeline.parameters import (
     ConfigurationError,
     DataPreparation,
     Evaluation,
+    Folders,
 )
-from othink_pipeline.pipelines.data_preparation.nodes import ROOT, prepare_splits
+from othink_pipeline.pipelines.data_preparation.nodes import prepare_splits
 from othink_pipeline.reuse import publish, read_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
@@ -43,14 +44,18 @@ def check_base_model(base_model: BaseModelSource) -> dict[str, Any]:
     load_model(base_model.path)
     with tracking.child_run("base", "base_model", {"method": "base"}, manifest) as run_id:
         model_id = tracking.log_checkpoint(
-            run_id, "base", 0, folder, {}, {"digest": manifest["digest"]}
+            run_id, "base", 0, folder, {"digest": manifest["digest"]}
         )
     return {**manifest, "path": base_model.path, "run_id": run_id, "model_id": model_id}
 
 
-def prepare_base_examples(data_preparation: DataPreparation, *, task: str) -> dict[str, Any]:
+def prepare_base_examples(
+    data_preparation: DataPreparation, folders: Folders, *, task: str
+) -> dict[str, Any]:
     """The base model's own training examples: a split that no cell ever sees."""
-    return prepare_splits(data_preparation, task, ("base",), ROOT / f"{task}_base")
+    return prepare_splits(
+        data_preparation, task, ("base",), Path(folders.examples) / f"{task}_base"
+    )
 
 
 def train_base_model(
@@ -78,11 +83,19 @@ def train_base_model(
         manifest["task"]: read_examples(manifest["splits"]["base"]["path"])
         for manifest in examples[:tasks]
     }
-    model, processor, facts = pretrain(base_splits, prompt, rebuild)
-    measured = {
-        manifest["task"]: _measure(model, processor, manifest, evaluation)
-        for manifest in examples[tasks:]
-    }
+    settings = {**rebuild.model_dump(), "prompt": prompt}
+    with tracking.child_run("base", "base_model", {"method": "base"}, settings) as run_id:
+
+        def log(update: int, metrics: dict[str, float]) -> None:
+            tracking.log_metrics(run_id, metrics, update)
+
+        model, processor, facts = pretrain(base_splits, prompt, rebuild, log)
+        measured = {
+            manifest["task"]: _measure(model, processor, manifest, evaluation)
+            for manifest in examples[tasks:]
+        }
+        for task, figures in measured.items():
+            log(rebuild.updates, {f"val/{name}/{task}": v for name, v in figures.items()})
     folder = Path(rebuild.path)
     with publish(folder) as scratch:
         save_model(model, processor, scratch)

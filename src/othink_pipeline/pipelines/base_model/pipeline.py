@@ -17,7 +17,7 @@ def create_pipeline(grid: Grid) -> Pipeline:
             *(
                 Node(
                     bind(prepare_base_examples, task=task),
-                    inputs="params:data_preparation",
+                    inputs=["params:data_preparation", "params:folders"],
                     outputs=f"{task}.base_examples",
                     name="prepare_base_examples",
                     namespace=f"data.{task}",

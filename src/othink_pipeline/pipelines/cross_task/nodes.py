@@ -18,7 +18,7 @@ from othink_pipeline.figures import (
 )
 from othink_pipeline.grid import Cell
 from othink_pipeline.matrix import BASE, matrix_text, transfer_matrix
-from othink_pipeline.parameters import Evaluation
+from othink_pipeline.parameters import ConfigurationError, Evaluation
 from othink_pipeline.report import report_markdown
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,12 @@ def collect_method(
     size = 2 + len(eval_tasks)
     for number, cell in enumerate(cells):
         checkpoint, history, *tables = parts[number * size : (number + 1) * size]
+        for table in tables:
+            if set(table["checkpoint"]) != {checkpoint["digest"]}:
+                raise ConfigurationError(
+                    f"{cell.name}: its predictions are not those of its last checkpoint. "
+                    f"Run the cell again: kedro run --namespaces={cell.name}"
+                )
         histories.append(history.assign(**cell._asdict()))
         costs = {column: checkpoint[column] for column in COST_COLUMNS}
         rate = checkpoint["parameters"]["learning_rate"]
@@ -84,6 +90,13 @@ def _mean_kl_term(history: pd.DataFrame) -> float:
 def build_transfer_matrix(*predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All predictions in one table, and their scores: rows trained on, columns tested on."""
     together = pd.concat(predictions, ignore_index=True)
+    for task, table in together.groupby("eval_task"):
+        if table["test_data"].nunique() > 1:
+            old = sorted(set(table["train_task"] + "." + table["method"]))
+            raise ConfigurationError(
+                f"not all methods were tested on the same examples of {task}: {', '.join(old)}. "
+                "Run the whole grid again: kedro run"
+            )
     return together, transfer_matrix(together)
 
 
@@ -119,9 +132,14 @@ def draw_figures(transfer_matrix: pd.DataFrame, history: pd.DataFrame) -> tuple[
 
 
 def write_report(
-    transfer_matrix: pd.DataFrame, predictions: pd.DataFrame, training: pd.DataFrame
+    transfer_matrix: pd.DataFrame,
+    predictions: pd.DataFrame,
+    training: pd.DataFrame,
+    base_model: dict[str, Any],
 ) -> str:
-    """The report; prints the matrix and puts every score's mean on the parent MLflow run."""
+    """The report; prints the matrix and puts means on the parent's and the base's MLflow run."""
+    base = transfer_matrix.loc[transfer_matrix["method"] == BASE, "accuracy"]
+    tracking.log_metrics(base_model["run_id"], {"eval/mean": float(base.mean())}, 0)
     parent = tracking.parent_run_id()
     lineage = {}
     if parent:

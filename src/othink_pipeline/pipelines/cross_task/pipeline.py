@@ -69,7 +69,7 @@ def create_pipeline(grid: Grid) -> Pipeline:
             ),
             Node(
                 write_report,
-                inputs=["transfer_matrix", "predictions", "training"],
+                inputs=["transfer_matrix", "predictions", "training", "base_model"],
                 outputs="report",
                 name="write_report",
                 namespace="report",

@@ -13,18 +13,19 @@ import pandas as pd
 
 from othink_pipeline import examples as examples_module
 from othink_pipeline.examples import draw_examples, find_fault, update_digest, write_examples
-from othink_pipeline.parameters import ConfigurationError, DataPreparation
+from othink_pipeline.parameters import ConfigurationError, DataPreparation, Folders
 from othink_pipeline.reuse import content_key, publish, read_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path("data/03_primary")
 CELL_SPLITS = ("train", "validation", "test")
 
 
-def prepare_examples(data_preparation: DataPreparation, *, task: str) -> dict[str, Any]:
+def prepare_examples(
+    data_preparation: DataPreparation, folders: Folders, *, task: str
+) -> dict[str, Any]:
     """Train, validation and test examples of ``task``; see ``prepare_splits``."""
-    return prepare_splits(data_preparation, task, CELL_SPLITS, ROOT / task)
+    return prepare_splits(data_preparation, task, CELL_SPLITS, Path(folders.examples) / task)
 
 
 def prepare_splits(

@@ -12,7 +12,7 @@ def create_pipeline(grid: Grid) -> Pipeline:
         [
             Node(
                 bind(prepare_examples, task=task),
-                inputs="params:data_preparation",
+                inputs=["params:data_preparation", "params:folders"],
                 outputs=f"{task}.examples",
                 name="prepare_examples",
                 namespace=f"data.{task}",

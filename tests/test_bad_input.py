@@ -1,0 +1,94 @@
+"""Bad input stops `kedro run` before any training: one message, exit code 1, nothing half-made.
+
+The commands themselves, in a project of their own. Faults of single keys and files are tested where
+they are found (test_parameters, test_grid, test_reuse, test_hooks).
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from othink_pipeline.reuse import write_manifest
+
+ROOT = Path(__file__).parents[1]
+MODEL = Path("data/01_raw/mini_qwen2_vl")
+REMEDIES = ("Set base_model.path", "git checkout", "kedro run --pipeline=base_model")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh clone but for the base model; MLflow's tables are made once."""
+    project = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "conf", project / "conf", ignore=shutil.ignore_patterns("local"))
+    (project / "conf" / "local").mkdir()
+    shutil.copy(ROOT / "pyproject.toml", project)
+    (project / "src").mkdir()  # the code itself comes from the installed package
+    (project / "data").mkdir()
+    return project
+
+
+def kedro_run(project: Path, *options: str, **blocks: Any) -> str:
+    """What `kedro run` in the smoke environment, with other blocks, says before it fails."""
+    folder = project / "conf" / "case"
+    folder.mkdir(exist_ok=True)
+    smoke = yaml.safe_load((ROOT / "conf" / "smoke" / "parameters.yml").read_text())
+    (folder / "parameters.yml").write_text(yaml.safe_dump({**smoke, **blocks}))
+    done = subprocess.run(
+        [sys.executable, "-m", "kedro", "run", "--env=case", *options],
+        cwd=project,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout, done.stderr
+    assert done.stderr.count("Error: ") == 1, done.stderr
+    return done.stderr[done.stderr.index("Error: ") :]
+
+
+def left_behind(project: Path) -> set[str]:
+    """Files below ``data`` other than the base model that the run was given."""
+    data = {path.relative_to(project) for path in project.glob("data/**/*") if path.is_file()}
+    return {str(path) for path in data if MODEL not in path.parents}
+
+
+def test_a_bad_grid(project: Path) -> None:
+    experiment = {"tasks": ["counting"], "methods": ["sft", "gpro"], "seeds": [0]}
+    message = kedro_run(project, experiment=experiment)
+    assert "experiment.methods holds 'gpro', which is no method" in message
+    assert "Allowed: grpo, grpo_d, grpo_format, sft, sft_cot" in message
+    assert left_behind(project) == set()
+
+
+def test_a_misspelt_key(project: Path) -> None:
+    """On the command line, where no file would be looked at again."""
+    message = kedro_run(project, "--pipeline=rl", "--params=rl.temprature=0.5")
+    assert "rl.temprature: unknown key. Did you mean 'temperature'? Allowed here: " in message
+    assert left_behind(project) == set()
+
+
+def test_a_missing_base_model(project: Path) -> None:
+    message = kedro_run(project, "--pipeline=sft")
+    assert f"{MODEL}: no manifest.json there" in message
+    assert all(remedy in message for remedy in REMEDIES)
+    assert not any("06_models" in path for path in left_behind(project))
+
+
+def test_a_corrupt_base_model(project: Path) -> None:
+    folder = project / MODEL
+    folder.mkdir(parents=True)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(bytes(1000))
+    write_manifest(folder, {})
+    weights.write_bytes(bytes(999) + b"\x01")
+    message = kedro_run(project, "--pipeline=rl")
+    assert f"{MODEL}: its files differ from the digest in manifest.json" in message
+    assert all(remedy in message for remedy in REMEDIES)
+    assert not any("06_models" in path for path in left_behind(project))

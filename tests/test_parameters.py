@@ -1,0 +1,380 @@
+"""Each YAML of each environment is right, and nothing wrong in it goes unnoticed."""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kedro.config import OmegaConfigLoader
+
+from othink_pipeline.kl import Constant, Linear
+from othink_pipeline.parameters import (
+    MAX_SEEDS,
+    RL,
+    SFT,
+    ConfigurationError,
+    Parameters,
+    resolve_method,
+)
+
+CONF = Path(__file__).parents[1] / "conf"
+ENVIRONMENTS = sorted(
+    folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "local"
+)
+FREE_NAMES = ("methods",)
+"""Blocks whose keys are names, free to choose."""
+
+
+@cache
+def load(environment: str) -> dict[str, Any]:
+    """The parameters as `kedro run --env` sees them: base below, whole blocks replaced."""
+    loader = OmegaConfigLoader(str(CONF), env=environment, base_env="base", default_run_env="base")
+    parameters: dict[str, Any] = loader["parameters"]
+    return parameters
+
+
+def parameters(environment: str = "base") -> dict[str, Any]:
+    """A copy to spoil."""
+    return deepcopy(load(environment))
+
+
+def keys_of(block: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in block.items():
+        yield (*path, key)
+        if isinstance(value, Mapping):
+            yield from keys_of(value, (*path, key))
+
+
+def value_at(block: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        block = block[key]
+    return block
+
+
+def changed(path: str, value: object, environment: str = "base") -> dict[str, Any]:
+    """The parameters with another value at ``a.b.c``."""
+    raw = parameters(environment)
+    *blocks, key = path.split(".")
+    value_at(raw, tuple(blocks))[key] = value
+    return raw
+
+
+def fault(raw: Mapping[str, Any]) -> str:
+    with pytest.raises(ConfigurationError) as error:
+        Parameters.read(raw)
+    return error.value.message
+
+
+def faults_that(path: str, value: object) -> list[str]:
+    """The message, line by line, when ``path`` holds ``value``."""
+    return fault(changed(path, value)).splitlines()
+
+
+def layers_of(raw: Mapping[str, Any], method: str) -> list[Mapping[str, Any]]:
+    block = raw["methods"][method]
+    return [raw["training"], raw[block["algorithm"]], block]
+
+
+def is_single(environment: str, path: tuple[str, ...]) -> bool:
+    """Whether no method has the value from another layer too: then it is needed, and in use."""
+    raw = load(environment)
+    if path[0] not in ("training", "sft", "rl", "methods") or len(path) < 2:
+        return True
+    key = path[2] if path[0] == "methods" else path[1]
+    users = [path[1]] if path[0] == "methods" else raw["methods"]
+    return not any(sum(key in layer for layer in layers_of(raw, user)) > 1 for user in users)
+
+
+ALL_KEYS = [(env, path) for env in ENVIRONMENTS for path in keys_of(load(env))]
+FIXED_KEYS = [(env, path) for env, path in ALL_KEYS if path[:-1] != FREE_NAMES]
+NUMBERS = [
+    (env, path)
+    for env, path in ALL_KEYS
+    if type(value_at(load(env), path)) in (int, float)
+    and path != ("experiment", "seeds")
+    and (path[0] == "methods" or is_single(env, path))
+]
+
+
+def name(case: object) -> str | None:
+    return ".".join(case) if isinstance(case, tuple) else None
+
+
+def test_the_environments_are_found() -> None:
+    assert {"base", "smoke"} <= set(ENVIRONMENTS)
+    assert len(FIXED_KEYS) > 100
+    assert len(NUMBERS) > 50
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_every_environment_validates(environment: str) -> None:
+    raw = parameters(environment)
+    read = Parameters.read(raw)
+    assert raw == load(environment), "reading changed its input"
+    for method in read.experiment.methods:
+        resolved = resolve_method(raw, method)
+        assert isinstance(resolved, {"sft": SFT, "rl": RL}[read.methods[method]["algorithm"]])
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_an_environment_names_no_machine(environment: str) -> None:
+    """Paths are relative: the same files serve on every machine."""
+    for path in keys_of(load(environment)):
+        value = value_at(load(environment), path)
+        assert not (isinstance(value, str) and value.startswith(("/", "~", "C:"))), path
+
+
+@pytest.mark.parametrize(("environment", "path"), FIXED_KEYS, ids=name)
+def test_a_misspelt_key_is_named(environment: str, path: tuple[str, ...]) -> None:
+    raw = parameters(environment)
+    block = value_at(raw, path[:-1])
+    misspelt = path[-1] + "x"
+    block[misspelt] = block.pop(path[-1])
+    assert misspelt in fault(raw)
+
+
+@pytest.mark.parametrize(
+    ("environment", "path"), [key for key in FIXED_KEYS if is_single(*key)], ids=name
+)
+def test_a_missing_key_is_named(environment: str, path: tuple[str, ...]) -> None:
+    raw = parameters(environment)
+    del value_at(raw, path[:-1])[path[-1]]
+    assert path[-1] in fault(raw)
+
+
+@pytest.mark.parametrize(("environment", "path"), NUMBERS, ids=name)
+def test_a_number_is_a_number(environment: str, path: tuple[str, ...]) -> None:
+    number = value_at(load(environment), path)
+    for wrong in (True, str(number), "three", None, [number], float("nan"), float("inf")):
+        message = fault(changed(".".join(path), wrong, environment))
+        assert f"{path[-1]} = {wrong!r}: " in message
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["base_model.path", "data_preparation.prompt", "sft.lr_schedule", "methods.sft.target"],
+)
+def test_a_text_is_a_text(path: str) -> None:
+    for wrong in (3, True, None, ["a"]):
+        assert f"{path} = {wrong!r}: " in fault(changed(path, wrong))
+
+
+@pytest.mark.parametrize("wrong", [1, 0, "yes", "true", None])
+def test_a_switch_is_true_or_false(wrong: object) -> None:
+    assert f"base_model.rebuild.bf16 = {wrong!r}: " in fault(
+        changed("base_model.rebuild.bf16", wrong)
+    )
+
+
+@pytest.mark.parametrize("block", ["experiment", "training", "rl", "methods", "methods.grpo"])
+@pytest.mark.parametrize("wrong", [None, 3, "text", [1]])
+def test_a_block_is_a_block(block: str, wrong: object) -> None:
+    assert f"{block} = {wrong!r}: " in fault(changed(block, wrong))
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "right"),
+    [
+        ("training.updates", 0, 1),
+        ("training.prompts_per_update", -1, 1),
+        ("training.checkpoint_every_updates", 0, 1),
+        ("training.validation_examples", 0, 1),
+        ("data_preparation.seed", -1, 0),
+        ("data_preparation.max_rejected", -1, 0),
+        ("data_preparation.splits.test", 0, 1),
+        ("evaluation.batch_size", 0, 1),
+        ("evaluation.max_completion_tokens", 0, 1),
+        ("base_model.rebuild.vocab_size", 299, 300),
+        ("base_model.rebuild.hidden_size", 100, 96),
+        ("base_model.rebuild.vision_size", 0, 32),
+        ("base_model.rebuild.worked_rate", 1.01, 1),
+        ("base_model.rebuild.last_phase_worked_rate", -0.1, 0),
+        ("base_model.rebuild.last_phase_updates", -1, 0),
+        ("sft.learning_rate", 0, 1),
+        ("rl.learning_rate", 1.5, 1.0),
+        ("rl.warmup_ratio", 1, 0.99),
+        ("rl.weight_decay", -0.1, 0),
+        ("rl.max_grad_norm", 0, 0.1),
+        ("rl.completions_per_prompt", 1, 2),
+        ("rl.temperature", 0, 0.1),
+        ("rl.rewards.accuracy", -1, 0.5),
+        ("methods.grpo.kl.weight", 0, 1e-6),
+        ("methods.grpo_d.kl.start", 0, 1e-6),
+        ("methods.grpo_d.kl.end", -0.1, 2),
+        ("experiment.seeds", [-1], [0]),
+    ],
+)
+def test_bounds(path: str, wrong: Any, right: Any) -> None:
+    key = path.rpartition(".")[2]
+    shown = f"{key}.0 = {wrong[0]!r}" if isinstance(wrong, list) else f"{key} = {wrong!r}"
+    lines = faults_that(path, wrong)
+    assert len(lines) == 2, lines
+    assert f"{shown}: Input should be " in lines[1]
+    Parameters.read(changed(path, right))
+
+
+def test_a_fault_in_a_methods_parameters_names_the_block_that_holds_it() -> None:
+    assert faults_that("rl.temperature", -1)[1].startswith("  rl.temperature = -1: ")
+    assert faults_that("sft.warmup_ratio", 2)[1].startswith("  sft.warmup_ratio = 2: ")
+    message = fault(changed("methods.grpo.temperature", -1))
+    assert "methods.grpo.temperature = -1: " in message
+    message = fault(changed("methods.sft.kl", {"schedule": "constant", "weight": 1.0}))
+    assert "methods.sft.kl: unknown key" in message
+
+
+def test_a_near_miss_gets_a_hint() -> None:
+    raw = parameters()
+    raw["training"]["updatse"] = raw["training"].pop("updates")
+    message = fault(raw)
+    assert "training.updatse: unknown key. Did you mean 'updates'? Allowed here: " in message
+    assert "training.updates: missing; add it" in message
+    raw = parameters()
+    raw["methods"]["grpo_d"]["kl"]["strat"] = raw["methods"]["grpo_d"]["kl"].pop("start")
+    message = fault(raw)
+    assert "methods.grpo_d.kl.strat: unknown key. Did you mean 'start'?" in message
+    assert "Allowed here: end, schedule, start" in message
+
+
+def test_all_faults_are_told_at_once() -> None:
+    raw = changed("training.updates", 0)
+    raw["evaluation"]["batch_size"] = "many"
+    assert len(fault(raw).splitlines()) == 3
+
+
+def test_an_unknown_task_is_told_with_those_there_are() -> None:
+    message = fault(changed("experiment.tasks", ["counting", "chess"]))
+    assert "experiment.tasks = ['counting', 'chess']: 'chess' is no task" in message
+    assert "Allowed: counting, geometry" in message
+
+
+def test_an_unknown_method_is_told_with_those_there_are() -> None:
+    message = fault(changed("experiment.methods", ["sft", "ppo"]))
+    assert "experiment.methods holds 'ppo'" in message
+    assert "grpo, grpo_d, grpo_format, sft, sft_cot" in message
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", None, 3, ["rl"], {"rl": 1}])
+def test_an_unknown_algorithm_is_told_with_those_there_are(algorithm: object) -> None:
+    message = fault(changed("methods.grpo.algorithm", algorithm))
+    assert f"methods.grpo.algorithm = {algorithm!r}: not allowed. Allowed: sft, rl" in message
+
+
+@pytest.mark.parametrize("schedule", ["cosine", None, 3])
+def test_an_unknown_schedule_is_told_with_those_there_are(schedule: object) -> None:
+    message = fault(changed("methods.grpo_d.kl.schedule", schedule))
+    assert f"methods.grpo_d.kl.schedule = {schedule!r}: not allowed" in message
+    assert "Allowed: constant, linear" in message
+
+
+def test_even_a_method_that_is_not_in_the_grid_is_checked() -> None:
+    assert "grpo_format" not in load("base")["experiment"]["methods"]
+    assert "methods.grpo_format.rewards.accuracy = 'no'" in fault(
+        changed("methods.grpo_format.rewards.accuracy", "no")
+    )
+
+
+def test_rewards_that_are_all_zero_teach_nothing() -> None:
+    message = fault(changed("rl.rewards", {"accuracy": 0.0, "format": 0.0}))
+    assert "all rewards have weight 0" in message
+
+
+@pytest.mark.parametrize("prompt", ["", "no place", "{question} and {question}", "{Question}"])
+def test_a_prompt_holds_the_question_once(prompt: str) -> None:
+    assert "data_preparation.prompt" in fault(changed("data_preparation.prompt", prompt))
+
+
+@pytest.mark.parametrize("name", ["Grpo", "grpo-d", "grpo d", "1st", "", "a.b", "ä"])
+def test_a_methods_name_serves_as_file_and_dataset_name(name: str) -> None:
+    raw = parameters()
+    raw["methods"][name] = raw["methods"]["grpo"]
+    assert repr(name) in fault(raw)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [(1, (0,)), (3, (0, 1, 2)), ([0], (0,)), ([7, 3], (7, 3)), ((5,), (5,))],
+)
+def test_seeds_are_a_list_or_a_count(seeds: Any, expected: tuple[int, ...]) -> None:
+    assert Parameters.read(changed("experiment.seeds", seeds)).experiment.seeds == expected
+
+
+@pytest.mark.parametrize("seeds", [0, -1, MAX_SEEDS + 1, 10**12, True, 1.0, "3", None, {"a": 1}])
+def test_a_bad_count_of_seeds_says_what_is_allowed(seeds: object) -> None:
+    lines = faults_that("experiment.seeds", seeds)
+    assert lines[1:] == [
+        f"  experiment.seeds = {seeds!r}: must be a list of seeds, or a count of them, 1 to 1000"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "message"),
+    [
+        ("experiment.seeds", [0, 1, 0], "holds a value twice"),
+        ("experiment.tasks", ["counting", "counting"], "holds a value twice"),
+        ("experiment.methods", ["sft", "sft"], "holds a value twice"),
+        ("experiment.seeds", [], "must hold at least one value"),
+        ("experiment.tasks", [], "must hold at least one value"),
+        ("experiment.methods", [], "must hold at least one value"),
+        ("experiment.tasks", "counting", "Input should be a list"),
+    ],
+)
+def test_the_lists_of_the_grid(path: str, wrong: object, message: str) -> None:
+    assert faults_that(path, wrong)[1:] == [f"  {path} = {wrong!r}: {message}"]
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_grpo_and_grpo_d_differ_in_nothing_but_the_kl_weight(environment: str) -> None:
+    raw = parameters(environment)
+    pairs = [
+        (method, method.replace("grpo", "grpo_d", 1))
+        for method in raw["methods"]
+        if method.replace("grpo", "grpo_d", 1) in raw["methods"] and "grpo" in method
+    ]
+    assert pairs
+    for constant, dynamic in pairs:
+        a, b = (resolve_method(raw, method).model_dump() for method in (constant, dynamic))
+        assert {key for key in a if a[key] != b[key]} == {"kl"}
+        assert a.keys() == b.keys()
+
+
+def test_the_kl_weights_are_what_the_methods_are_called_for() -> None:
+    grpo, grpo_d = (resolve_method(load("base"), method) for method in ("grpo", "grpo_d"))
+    assert isinstance(grpo, RL)
+    assert isinstance(grpo_d, RL)
+    assert isinstance(grpo.kl, Constant)
+    assert isinstance(grpo_d.kl, Linear)
+    assert grpo_d.kl.start < grpo_d.kl.end
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_every_method_gets_the_same_budget(environment: str) -> None:
+    raw = parameters(environment)
+    budgets = {
+        (method.updates, method.prompts_per_update)
+        for method in (resolve_method(raw, name) for name in raw["methods"])
+    }
+    assert len(budgets) == 1
+
+
+def test_a_method_overrides_its_algorithm_which_overrides_the_budget() -> None:
+    raw = parameters()
+    raw["rl"]["checkpoint_every_updates"] = 7
+    assert resolve_method(raw, "grpo").checkpoint_every_updates == 7
+    assert resolve_method(raw, "sft").checkpoint_every_updates != 7
+    raw["methods"]["grpo"] |= {"checkpoint_every_updates": 9, "learning_rate": 0.125}
+    assert resolve_method(raw, "grpo").checkpoint_every_updates == 9
+    assert resolve_method(raw, "grpo").learning_rate == 0.125
+    assert resolve_method(raw, "grpo_d").checkpoint_every_updates == 7
+
+
+def test_parameters_never_change() -> None:
+    read = Parameters.read(load("base"))
+    with pytest.raises(ValueError, match="frozen"):
+        read.training.updates = 3  # type: ignore[misc]
+
+
+def test_an_error_is_shown_without_a_traceback() -> None:
+    assert ConfigurationError.exit_code == 1
+    assert ConfigurationError("key: wrong").format_message() == "key: wrong"

@@ -84,7 +84,7 @@ def mini_model(
 
     rebuild = tiny_rebuild()
     base = {task: tables["base"] for task, tables in splits.items()}
-    model, processor, facts = pretrain(base, PROMPT, rebuild)
+    model, processor, facts = pretrain(base, PROMPT, rebuild, lambda *_: None)
     folder = tmp_path_factory.mktemp("mini_model") / "model"
     save_model(model, processor, folder)
     return MiniModel(folder, write_manifest(folder, {"facts": facts}), rebuild)

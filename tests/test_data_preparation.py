@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from othink_pipeline.examples import draw_examples, read_examples, update_digest
-from othink_pipeline.parameters import ConfigurationError, DataPreparation, SplitSizes
+from othink_pipeline.parameters import ConfigurationError, DataPreparation, Folders, SplitSizes
 from othink_pipeline.pipelines.data_preparation import nodes
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_examples, prepare_splits
 from othink_pipeline.reuse import digest_folder, read_manifest
 
-FOLDER = Path("data/03_primary/counting")
+FOLDERS = Folders(examples="data/03_primary", checkpoints="data/06_models")
+FOLDER = Path(FOLDERS.examples) / "counting"
 
 
 def settings(**changes: Any) -> DataPreparation:
@@ -24,6 +25,10 @@ def settings(**changes: Any) -> DataPreparation:
     return DataPreparation(
         **{"seed": 0, "splits": sizes, "prompt": "{question} Think.", "max_rejected": 0, **changes}
     )
+
+
+def prepare(data_preparation: DataPreparation) -> dict[str, Any]:
+    return prepare_examples(data_preparation, FOLDERS, task="counting")
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +65,7 @@ def files() -> dict[str, tuple[int, int]]:
 
 
 def test_a_task_is_published_whole() -> None:
-    manifest = prepare_examples(settings(), task="counting")
+    manifest = prepare(settings())
     assert manifest == read_manifest(FOLDER, "")
     assert (manifest["task"], manifest["seed"]) == ("counting", 0)
     assert (manifest["prompt"], manifest["rejected"]) == ("{question} Think.", 0)
@@ -76,13 +81,13 @@ def test_a_task_is_published_whole() -> None:
 
 
 def test_the_manifest_is_plain_json_with_relative_paths(project: Path) -> None:
-    manifest = prepare_examples(settings(), task="counting")
+    manifest = prepare(settings())
     assert json.loads(json.dumps(manifest)) == manifest
     assert str(project) not in json.dumps(manifest)
 
 
 def test_digests_are_those_of_fields_and_pixels() -> None:
-    manifest = prepare_examples(settings(), task="counting")
+    manifest = prepare(settings())
     digests = {split: hashlib.sha256() for split in manifest["splits"]}
     for example in draw_examples("counting", {"train": 5, "validation": 3, "test": 4}, 0):
         update_digest(digests[example["split"]], example)
@@ -92,7 +97,7 @@ def test_digests_are_those_of_fields_and_pixels() -> None:
 
 
 def test_cells_never_get_the_base_split() -> None:
-    manifest = prepare_examples(settings(), task="counting")
+    manifest = prepare(settings())
     assert "base" not in manifest["splits"]
     base = prepare_splits(settings(), "counting", ("base",), Path("data/03_primary/counting_base"))
     assert base["splits"]["base"]["examples"] == 6
@@ -103,13 +108,24 @@ def test_cells_never_get_the_base_split() -> None:
     assert sum(map(len, keys.values())) == len(set.union(*keys.values()))
 
 
+def test_an_environment_with_a_folder_of_its_own_leaves_the_others_alone() -> None:
+    first = prepare(settings())
+    before = files()
+    elsewhere = Folders(examples="data/smoke/03_primary", checkpoints="data/smoke/06_models")
+    second = prepare_examples(settings(seed=1), elsewhere, task="counting")
+    assert second == read_manifest(Path("data/smoke/03_primary/counting"), "")
+    assert second["splits"]["test"]["path"] == "data/smoke/03_primary/counting/test.parquet"
+    assert read_manifest(FOLDER, "") == first
+    assert before.items() <= files().items()
+
+
 @pytest.mark.usefixtures("no_drawing")
 def test_nothing_changed_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as undone:
         undone.setattr(nodes, "draw_examples", draw_examples)
-        first = prepare_examples(settings(), task="counting")
+        first = prepare(settings())
     before = files()
-    assert prepare_examples(settings(), task="counting") == first
+    assert prepare(settings()) == first
     assert files() == before
 
 
@@ -122,8 +138,8 @@ def test_nothing_changed_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_a_changed_parameter_makes_the_examples_anew(changes: dict[str, Any]) -> None:
-    first = prepare_examples(settings(), task="counting")
-    second = prepare_examples(settings(**changes), task="counting")
+    first = prepare(settings())
+    second = prepare(settings(**changes))
     assert second["key"] != first["key"]
     assert second == read_manifest(FOLDER, "")
     same_data = [first["splits"][s]["digest"] == second["splits"][s]["digest"] for s in ("train",)]
@@ -131,15 +147,15 @@ def test_a_changed_parameter_makes_the_examples_anew(changes: dict[str, Any]) ->
 
 
 def test_what_other_stages_need_does_not_matter() -> None:
-    first = prepare_examples(settings(), task="counting")
+    first = prepare(settings())
     sizes = SplitSizes(base=60, train=5, validation=3, test=4)
-    assert prepare_examples(settings(splits=sizes, max_rejected=9), task="counting") == first
+    assert prepare(settings(splits=sizes, max_rejected=9)) == first
 
 
 def test_changed_code_makes_the_examples_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = prepare_examples(settings(), task="counting")
+    first = prepare(settings())
     monkeypatch.setattr(nodes.inspect, "getsource", lambda module: f"new {module.__name__}")
-    assert prepare_examples(settings(), task="counting")["key"] != first["key"]
+    assert prepare(settings())["key"] != first["key"]
 
 
 def damage_byte(file: Path) -> None:
@@ -161,9 +177,9 @@ def damage_byte(file: Path) -> None:
 def test_what_is_damaged_is_made_anew(
     damage: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = prepare_examples(settings(), task="counting")
+    first = prepare(settings())
     damage()
-    second = prepare_examples(settings(), task="counting")
+    second = prepare(settings())
     assert {**second, "digest": ""} == {**first, "digest": ""}
     assert second["digest"] == digest_folder(FOLDER)
     assert str(FOLDER) in caplog.text
@@ -177,7 +193,7 @@ def test_one_reject_too_many_stops_with_every_reason(monkeypatch: pytest.MonkeyP
         counting_test_000000={"image": b"no picture"},
     )
     with pytest.raises(ConfigurationError) as error:
-        prepare_examples(settings(max_rejected=1), task="counting")
+        prepare(settings(max_rejected=1))
     message = error.value.message
     assert message.startswith("counting: 2 examples rejected, the first: ")
     assert "data_preparation.max_rejected (now 1)" in message
@@ -196,7 +212,7 @@ def test_rejects_within_the_limit_are_counted_and_left_out(
 ) -> None:
     spoil(monkeypatch, counting_train_000001={"question": ""}, counting_train_000003={"id": 7})
     with caplog.at_level("INFO"):
-        manifest = prepare_examples(settings(max_rejected=2), task="counting")
+        manifest = prepare(settings(max_rejected=2))
     assert manifest["rejected"] == 2
     assert manifest["splits"]["train"]["examples"] == 3
     ids = list(read_examples(FOLDER / "train.parquet")["id"])
@@ -209,10 +225,10 @@ def test_rejects_within_the_limit_are_counted_and_left_out(
 def test_rejects_do_not_touch_what_an_earlier_run_published(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = prepare_examples(settings(), task="counting")
+    first = prepare(settings())
     spoil(monkeypatch, counting_train_000000={"answer": ""})
     with pytest.raises(ConfigurationError):
-        prepare_examples(settings(seed=1), task="counting")
+        prepare(settings(seed=1))
     assert read_manifest(FOLDER, "") == first
 
 
@@ -232,10 +248,10 @@ def test_a_failure_in_the_middle_leaves_nothing_that_looks_finished(
     with monkeypatch.context() as broken:
         broken.setattr(nodes, failing, fail_late)
         with pytest.raises(OSError, match="No space left"):
-            prepare_examples(settings(), task="counting")
+            prepare(settings())
     assert not FOLDER.exists()
     assert [path.name for path in FOLDER.parent.iterdir()] == ["counting_rejected.csv"]
-    assert prepare_examples(settings(), task="counting") == read_manifest(FOLDER, "")
+    assert prepare(settings()) == read_manifest(FOLDER, "")
 
 
 def test_what_a_killed_process_left_is_not_taken_for_finished() -> None:
@@ -243,6 +259,6 @@ def test_what_a_killed_process_left_is_not_taken_for_finished() -> None:
     scratch = FOLDER.with_name(".counting.new")
     scratch.mkdir(parents=True)
     (scratch / "train.parquet").write_bytes(b"half")
-    manifest = prepare_examples(settings(), task="counting")
+    manifest = prepare(settings())
     assert manifest["digest"] == digest_folder(FOLDER)
     assert not scratch.exists()

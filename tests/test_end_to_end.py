@@ -218,7 +218,7 @@ def test_the_history_holds_every_update_of_every_cell(outcome: Outcome) -> None:
         (task, method, step) for task in TASKS for method in ("grpo", "grpo_d") for step in (1, 2)
     )
     validation = history[history["metric"] == "val/geometry"]
-    assert len(validation) == len(CELLS) * 2
+    assert len(validation) == len(CELLS) * 3
     training = pd.read_csv(outcome.project / "data/08_reporting/training.csv")
     assert sorted(training[["task", "method"]].apply(tuple, axis=1)) == sorted(CELLS)
     assert (training["updates"] == 2).all()
@@ -291,7 +291,7 @@ def test_a_cells_curves_and_scores_stand_on_its_run(outcome: Outcome) -> None:
     for name in outcome.children:
         if name != "base":
             for task in TASKS:
-                assert [step for step, _ in steps(name, f"val/{task}")] == [1, 2]
+                assert [step for step, _ in steps(name, f"val/{task}")] == [0, 1, 2]
             assert [step for step, _ in steps(name, "train/loss")] == [1, 2]
     matrix = pd.read_csv(outcome.project / "data/08_reporting/transfer_matrix.csv")
     for row in matrix.itertuples():

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,11 @@ from othink_pipeline.grid import Cell, Grid, GridConfigLoader, bind, read_grid
 from othink_pipeline.parameters import ConfigurationError
 
 ROOT = Path(__file__).parents[1]
+ENVIRONMENTS = sorted(
+    folder.name
+    for folder in (ROOT / "conf").iterdir()
+    if folder.is_dir() and folder.name != "local"
+)
 PIPELINES = {
     *("__default__", "base_model", "cross_task", "data_preparation"),
     *("rl", "same_task_eval", "sft"),
@@ -183,7 +189,7 @@ def test_all_pipelines_are_registered(configure: Configure) -> None:
     )
 
 
-@pytest.mark.parametrize("env", ["base", "smoke"])
+@pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_every_node_has_a_name_of_its_own(configure: Configure, env: str) -> None:
     configure(env)
     for name in PIPELINES:
@@ -223,6 +229,7 @@ def test_every_training_gets_the_same_inputs_but_for_its_method(configure: Confi
             f"params:{algorithm}",
             f"params:methods.{cell.method}",
             "params:evaluation",
+            "params:folders",
             "counting.examples",
             "geometry.examples",
         ]
@@ -313,6 +320,21 @@ def test_every_dataset_has_a_file_of_its_own(configure: Configure) -> None:
         "data/07_model_output/counting/grpo_d/predictions.parquet"
     )
     assert all(path.startswith("data/0") for path in paths)
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_an_environment_writes_into_a_folder_of_its_own(configure: Configure, env: str) -> None:
+    """Only what the project ships is shared: it is read, never written."""
+    loader = configure(env)
+    folder = "data" if env == "base" else f"data/{env}"
+    for name, config in loader["catalog"].items():
+        path = config.get("dataset", config)["filepath"]
+        assert re.match(rf"{folder}/0[2-8]_\w+/", path), (name, path)
+    parameters = loader["parameters"]
+    folders = parameters["folders"]
+    assert folders == {"examples": f"{folder}/03_primary", "checkpoints": f"{folder}/06_models"}
+    assert parameters["base_model"]["rebuild"]["path"].startswith(f"{folder}/06_models/")
+    assert parameters["base_model"]["path"].startswith("data/01_raw/")
 
 
 def identify(first: int, *rest: str, name: str) -> str:

@@ -168,6 +168,31 @@ def test_a_switch_is_true_or_false(wrong: object) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["base", "data", "none", "report"])
+def test_a_method_takes_no_name_of_the_project(name: str) -> None:
+    raw = parameters()
+    raw["methods"][name] = raw["methods"]["grpo"]
+    assert f"methods.{name}: the project uses this name itself" in fault(raw)
+    assert f"{name!r}" in fault(changed("experiment.tasks", [name]))
+
+
+def test_no_more_validation_examples_than_there_are() -> None:
+    raw = changed("training.validation_examples", 201)
+    raw["data_preparation"]["splits"]["validation"] = 201
+    Parameters.read(raw)
+    raw["data_preparation"]["splits"]["validation"] = 200
+    message = fault(raw)
+    assert "validation_examples = 201" in message
+    assert "data_preparation.splits.validation makes 200" in message
+
+
+def test_a_block_says_which_keys_it_has() -> None:
+    message = fault(changed("methods.grpo.kl", 0.04))
+    assert "methods.grpo.kl = 0.04: must be a block with the keys " in message
+    assert "schedule, weight" in message
+    assert "end, schedule, start" in message
+
+
 @pytest.mark.parametrize("block", ["experiment", "training", "rl", "methods", "methods.grpo"])
 @pytest.mark.parametrize("wrong", [None, 3, "text", [1]])
 def test_a_block_is_a_block(block: str, wrong: object) -> None:

@@ -109,7 +109,15 @@ def test_the_last_phase_shows_its_own_share(
     rebuild = tiny_rebuild(
         updates=3, batch_size=2, worked_rate=0.9, last_phase_updates=1, last_phase_worked_rate=0.3
     )
-    model, _, facts = pretrain(base, PROMPT, rebuild)
+    logged: dict[int, float] = {}
+    model, _, facts = pretrain(
+        base,
+        PROMPT,
+        rebuild,
+        lambda update, metrics: logged.update({update: metrics["train/loss"]}),
+    )
     assert shares == [0.9, 0.9, 0.3]
+    assert list(logged) == [1, 2, 3]
+    assert facts["final_loss"] == pytest.approx(sum(logged.values()) / 3, abs=1e-3)
     assert facts["updates"] == 3
     assert not model.training

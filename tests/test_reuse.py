@@ -59,6 +59,12 @@ def test_a_digest_leaves_out_the_manifest_alone(folder: Path) -> None:
     assert digest_folder(folder) != before
 
 
+def test_a_digest_leaves_out_what_file_managers_leave_behind(folder: Path) -> None:
+    before = digest_folder(folder)
+    (folder / "sub" / ".DS_Store").write_text("icons")
+    assert digest_folder(folder) == before
+
+
 def test_every_change_of_a_file_changes_the_digest(folder: Path) -> None:
     digests = [digest_folder(folder)]
     (folder / "a.txt").write_text("two")

@@ -119,7 +119,9 @@ class TrackingHooks:
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Say where the results are; let go of the parent, which kedro-mlflow ends."""
-        results = {name: getattr(catalog[name], "_filepath", "") for name in pipeline.outputs()}
+        # A name without a dot belongs to no single cell, method or task.
+        names = pipeline.outputs() | {name for name in pipeline.all_outputs() if "." not in name}
+        results = {name: getattr(catalog[name], "_filepath", "") for name in names}
         lines = [f"  {name:<20} {path}" for name, path in sorted(results.items()) if path]
         if parent := self._release():
             lines.append(f"  {'MLflow':<20} mlflow ui, then {tracking.comparison_link(parent)}")

@@ -309,7 +309,7 @@ def _explain(fault: Any, model: type[BaseModel]) -> str:
             f"{key}.{tag} = {fault['input'].get(tag)!r}: not allowed. Allowed: {allowed}. "
             f"The block holds: {', '.join(map(str, fault['input']))}"
         )
-    if here:
+    if here and fault["type"] != "value_error":  # that one comes from a check of the block
         allowed = "; or ".join(", ".join(sorted(choice.model_fields)) for choice in here)
         return f"{key} = {fault['input']!r}: must be a block with the keys {allowed}"
     message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list")

@@ -80,11 +80,21 @@ def test_every_change_of_a_file_changes_the_digest(folder: Path) -> None:
     assert len(set(digests)) == len(digests)
 
 
-def test_bytes_cannot_move_between_files_unseen(tmp_path: Path) -> None:
-    for name, first, second in (("x", "ab", "c"), ("y", "a", "bc")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "1").write_text(first)
-        (tmp_path / name / "2").write_text(second)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"1": "ab", "2": "c"}, {"1": "a", "2": "bc"}),
+        ({"a": "bc"}, {"ab": "c"}),
+        ({"a": "b", "c": "d"}, {"a": "bcd"}),
+    ],
+)
+def test_bytes_cannot_move_between_names_and_files_unseen(
+    tmp_path: Path, first: dict[str, str], second: dict[str, str]
+) -> None:
+    for place, files in (("x", first), ("y", second)):
+        (tmp_path / place).mkdir()
+        for name, text in files.items():
+            (tmp_path / place / name).write_text(text)
     assert digest_folder(tmp_path / "x") != digest_folder(tmp_path / "y")
 
 

@@ -18,11 +18,9 @@ from othink_pipeline.rewards import accuracy_reward, format_reward
 from othink_pipeline.trainer import (
     Trained,
     build_sft_trainer,
-    prompt_order,
-    rl_rows,
-    sft_rows,
     train,
 )
+from othink_pipeline.training_data import prompt_order, rl_rows, sft_rows
 
 Splits = Mapping[str, Mapping[str, Any]]
 Checkpoint = Callable[[int, Any, Any], dict[str, float]]

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,9 +18,10 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from othink_pipeline.kl import KLSchedule
-from othink_pipeline.models import load_model, user_message
+from othink_pipeline.models import load_model
 from othink_pipeline.parameters import RL, SFT, Method
 from othink_pipeline.rewards import accuracy_reward, format_reward
+from othink_pipeline.training_data import prompt_order, rl_rows, sft_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -195,18 +195,6 @@ def train(
     )
 
 
-def prompt_order(examples: int, prompts: int, seed: int) -> list[int]:
-    """Rows of the train split in the order in which every method sees them.
-
-    Each pass over the split is shuffled anew; ``seed`` alone decides the order.
-    """
-    rng = Random(seed)
-    order: list[int] = []
-    while len(order) < prompts:
-        order += rng.sample(range(examples), examples)
-    return order[:prompts]
-
-
 def _common(parameters: Method, seed: int, folder: Path) -> dict[str, Any]:
     return {
         "output_dir": str(folder),
@@ -227,33 +215,6 @@ def _common(parameters: Method, seed: int, folder: Path) -> dict[str, Any]:
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-
-
-def rl_rows(examples: Dataset, prompt: str) -> Dataset:
-    """Columns ``prompt`` (one user message), ``image`` and ``answer``, for TRL and the rewards."""
-    messages = [
-        [{"role": "user", "content": user_message(prompt, question)}]
-        for question in examples["question"]
-    ]
-    return examples.select_columns(["image", "answer"]).add_column("prompt", messages)
-
-
-def sft_rows(examples: Dataset, prompt: str, parameters: SFT) -> Dataset:
-    """Columns ``prompt``, ``completion`` (one assistant message) and ``image``.
-
-    Target ``answer`` is written as in the paper's data, ``<answer> n </answer>``; target ``steps``
-    in the format that the prompt asks for.
-    """
-    target = {
-        "answer": "<answer> {answer} </answer>",
-        "steps": "<think>{steps}</think><answer>{answer}</answer>",
-    }[parameters.target]
-    completions = [
-        [{"role": "assistant", "content": target.format(steps=steps, answer=answer)}]
-        for steps, answer in zip(examples["steps"], examples["answer"], strict=True)
-    ]
-    rows = rl_rows(examples, prompt).remove_columns("answer")
-    return rows.add_column("completion", completions)
 
 
 def build_rl_trainer(

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from othink_pipeline.examples import draw_examples, read_examples, update_digest
-from othink_pipeline.parameters import ConfigurationError, DataPreparation, Folders, SplitSizes
+from othink_pipeline.parameters import DataPreparation, Folders, SplitSizes
 from othink_pipeline.pipelines.data_preparation import nodes
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_examples, prepare_splits
 from othink_pipeline.reuse import digest_folder, read_manifest
+from othink_pipeline.validation import ConfigurationError
 
 FOLDERS = Folders(examples="data/03_primary", checkpoints="data/06_models")
 FOLDER = Path(FOLDERS.examples) / "counting"

@@ -22,9 +22,10 @@ from othink_pipeline import tracking
 from othink_pipeline.__main__ import main
 from othink_pipeline.grid import GridConfigLoader
 from othink_pipeline.models import load_model
-from othink_pipeline.parameters import BaseModelSource, ConfigurationError
+from othink_pipeline.parameters import BaseModelSource
 from othink_pipeline.pipelines.base_model.nodes import check_base_model
 from othink_pipeline.reuse import digest_folder, read_manifest
+from othink_pipeline.validation import ConfigurationError
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("sft", "grpo", "grpo_d")

@@ -19,7 +19,7 @@ from kedro.pipeline import Pipeline
 from pydantic import BaseModel
 
 from othink_pipeline.grid import Cell, Grid, GridConfigLoader, bind, read_grid
-from othink_pipeline.parameters import ConfigurationError
+from othink_pipeline.validation import ConfigurationError
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = sorted(

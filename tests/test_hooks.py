@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 
 from othink_pipeline import lifecycle, preflight, tracking
 from othink_pipeline.hooks import PreflightHooks, TrackingHooks
-from othink_pipeline.parameters import ConfigurationError
+from othink_pipeline.validation import ConfigurationError
 
 PROJECT = Path(__file__).parents[1]
 TWO_NODES = Pipeline([Node(list, None, "a", name="first"), Node(len, "a", "b", name="second")])

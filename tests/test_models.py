@@ -13,9 +13,9 @@ from datasets import concatenate_datasets
 
 from othink_pipeline.evaluation import predict
 from othink_pipeline.models import Completion, complete, load_model, render_prompt, user_message
-from othink_pipeline.parameters import ConfigurationError
 from othink_pipeline.rewards import accuracy_reward, format_reward
 from othink_pipeline.scoring import score
+from othink_pipeline.validation import ConfigurationError
 
 Splits = Mapping[str, Mapping[str, Any]]
 Reward = Callable[..., list[float]]

@@ -10,14 +10,8 @@ import pytest
 from kedro.config import OmegaConfigLoader
 
 from othink_pipeline.kl import Constant, Linear
-from othink_pipeline.parameters import (
-    MAX_SEEDS,
-    RL,
-    SFT,
-    ConfigurationError,
-    Parameters,
-    resolve_method,
-)
+from othink_pipeline.parameters import MAX_SEEDS, RL, SFT, Parameters, resolve_method
+from othink_pipeline.validation import ConfigurationError
 
 CONF = Path(__file__).parents[1] / "conf"
 ENVIRONMENTS = sorted(

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from othink_pipeline.parameters import ConfigurationError
 from othink_pipeline.reuse import (
     MANIFEST,
     content_key,
@@ -14,6 +13,7 @@ from othink_pipeline.reuse import (
     read_manifest,
     write_manifest,
 )
+from othink_pipeline.validation import ConfigurationError
 
 
 @pytest.fixture

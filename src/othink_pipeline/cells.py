@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from othink_pipeline import tracking
 from othink_pipeline.examples import read_examples
 from othink_pipeline.grid import Cell
-from othink_pipeline.parameters import RL, SFT, ConfigurationError, Evaluation, Folders
+from othink_pipeline.parameters import RL, SFT, Evaluation, Folders
 from othink_pipeline.reuse import digest_folder, publish
 from othink_pipeline.tracking import DatasetRef
+from othink_pipeline.validation import ConfigurationError
 
 if TYPE_CHECKING:
     import pandas as pd

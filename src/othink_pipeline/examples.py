@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from othink_pipeline.parameters import ConfigurationError
 from othink_pipeline.scoring import parse_answer
 from othink_pipeline.tasks import IMAGE_SIZE_PX, load_task
+from othink_pipeline.validation import ConfigurationError
 
 if TYPE_CHECKING:
     from datasets import Dataset

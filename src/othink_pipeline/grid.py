@@ -14,7 +14,8 @@ from kedro.pipeline import Node
 from kedro.utils import find_kedro_project
 from omegaconf import OmegaConf
 
-from othink_pipeline.parameters import ConfigurationError, Parameters
+from othink_pipeline.parameters import Parameters
+from othink_pipeline.validation import ConfigurationError
 
 
 class Cell(NamedTuple):

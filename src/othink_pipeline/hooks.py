@@ -27,7 +27,8 @@ from kedro.pipeline.node import Node
 from pydantic import ValidationError
 
 from othink_pipeline import lifecycle, preflight, tracking
-from othink_pipeline.parameters import ConfigurationError
+from othink_pipeline.grid import read_grid
+from othink_pipeline.validation import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class PreflightHooks:
 
         # Paths in parameters are relative to the project, as Kedro makes those in the catalog.
         os.chdir(context.project_path)
+        read_grid()  # bad parameters leave no trace in the store
         loader = cast(OmegaConfigLoader, context.config_loader)
         loader.config_patterns.setdefault("mlflow", ["mlflow*", "mlflow*/**", "**/mlflow*"])
         settings = loader["mlflow"]

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-KLWeight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from othink_pipeline.validation import Block
+
+KLWeight = Annotated[float, Field(gt=0)]
 
 
-class Constant(BaseModel):
+class Constant(Block):
     """The same weight at every update: GRPO."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     schedule: Literal["constant"]
     weight: KLWeight
 
@@ -29,10 +30,9 @@ class Constant(BaseModel):
         return self.weight
 
 
-class Linear(BaseModel):
+class Linear(Block):
     """From ``start`` in the first update to ``end`` in the last, in equal steps: GRPO-D."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     schedule: Literal["linear"]
     start: KLWeight
     end: KLWeight

@@ -15,7 +15,7 @@ import torch
 import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from othink_pipeline.parameters import ConfigurationError
+from othink_pipeline.validation import ConfigurationError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -8,14 +8,13 @@ all methods share), the algorithm's own block (``sft`` or ``rl``), and the metho
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import click
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from othink_pipeline.kl import KLSchedule
 from othink_pipeline.tasks import available_tasks
+from othink_pipeline.validation import Block, ConfigurationError, validate
 
 Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -25,22 +24,8 @@ LearningRate = Annotated[float, Field(gt=0, le=1)]
 MAX_SEEDS = 1000
 """A larger count is a mistake, and its grid would not fit into memory."""
 
-
 RESERVED = ("base", "data", "none", "report")
 """Namespaces and rows of the transfer matrix: no task or method has such a name."""
-
-
-class ConfigurationError(click.ClickException):
-    """Bad input, found before any work was done: shown without a traceback, exit code 1."""
-
-
-class Block(BaseModel):
-    """A block of parameters that accepts no unknown key and never changes.
-
-    Strict: neither ``true`` nor ``"3"`` is a number. Numbers are finite.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Experiment(Block):
@@ -229,7 +214,7 @@ class Parameters(Block):
         Raises:
             ConfigurationError: one line for each fault: key, value, what is allowed.
         """
-        parameters: Parameters = _validate(cls, raw, {})
+        parameters: Parameters = validate(cls, raw, {})
         for name in RESERVED:
             if name in parameters.methods:
                 raise ConfigurationError(
@@ -273,84 +258,8 @@ def resolve_method(raw: Mapping[str, Any], name: str) -> SFT | RL:
     layers = {"training": raw["training"], algorithm: raw[algorithm], f"methods.{name}": block}
     homes = {key: home for home, layer in layers.items() for key in layer}
     merged = {key: value for layer in layers.values() for key, value in layer.items()}
-    resolved: SFT | RL = _validate(ALGORITHMS[algorithm], merged, homes, f"methods.{name}")
+    resolved: SFT | RL = validate(ALGORITHMS[algorithm], merged, homes, f"methods.{name}")
     return resolved
 
 
 ALGORITHMS: dict[str, type[SFT | RL]] = {"sft": SFT, "rl": RL}
-
-
-def _validate(model: type[BaseModel], value: Any, homes: Mapping[str, str], home: str = "") -> Any:
-    """``value`` as ``model``; a fault is told with the block its key stands in, else ``home``."""
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        lines = []
-        for fault in error.errors():
-            block = homes.get(str(fault["loc"][0]), home)
-            lines.append(f"{block}.{_explain(fault, model)}" if block else _explain(fault, model))
-        raise ConfigurationError("bad parameters\n  " + "\n  ".join(lines)) from None
-
-
-def _explain(fault: Any, model: type[BaseModel]) -> str:
-    """One fault as ``key = value: what is wrong``, with the nearest key for a misspelt one."""
-    keys, siblings, here = _locate(fault["loc"], model)
-    key = ".".join(keys)
-    if fault["type"] == "extra_forbidden":
-        near = get_close_matches(keys[-1], siblings, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        return f"{key}: unknown key.{hint} Allowed here: {', '.join(siblings)}"
-    if fault["type"] == "missing":
-        return f"{key}: missing; add it"
-    if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        tag = fault["ctx"]["discriminator"].strip("'")
-        allowed = ", ".join(value for choice in here for value in _literals(choice))
-        return (
-            f"{key}.{tag} = {fault['input'].get(tag)!r}: not allowed. Allowed: {allowed}. "
-            f"The block holds: {', '.join(map(str, fault['input']))}"
-        )
-    if here and fault["type"] != "value_error":  # that one comes from a check of the block
-        allowed = "; or ".join(", ".join(sorted(choice.model_fields)) for choice in here)
-        return f"{key} = {fault['input']!r}: must be a block with the keys {allowed}"
-    message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
-    return f"{key} = {fault['input']!r}: {message}"
-
-
-def _locate(
-    location: tuple[str | int, ...], model: type[BaseModel]
-) -> tuple[list[str], list[str], list[type[BaseModel]]]:
-    """A fault's keys as they stand in the YAML, the keys allowed beside it, the models below it.
-
-    Pydantic puts the tag of a discriminated union into the location; the YAML has no such key.
-    """
-    keys: list[str] = []
-    siblings: list[str] = []
-    here = [model]
-    for part in location:
-        chosen = [choice for choice in here if len(here) > 1 and part in _literals(choice)]
-        if chosen:
-            here = chosen
-            continue
-        keys.append(str(part))
-        siblings = sorted({name for choice in here for name in choice.model_fields})
-        here = [
-            below
-            for choice in here
-            if part in choice.model_fields
-            for below in _models_in(choice.model_fields[str(part)].annotation)
-        ]
-    return keys, siblings, here
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    candidates = get_args(annotation) or (annotation,)
-    return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-
-
-def _literals(model: type[BaseModel]) -> list[str]:
-    return [
-        value
-        for info in model.model_fields.values()
-        if get_origin(info.annotation) is Literal
-        for value in get_args(info.annotation)
-    ]

@@ -15,7 +15,7 @@ from kedro.framework.project import pipelines
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
-from othink_pipeline.parameters import ConfigurationError
+from othink_pipeline.validation import ConfigurationError
 
 _SQLITE = "sqlite:///"
 _URI_KEY = "mlflow.yml: server.mlflow_tracking_uri"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from othink_pipeline.parameters import ConfigurationError
+from othink_pipeline.validation import ConfigurationError
 
 MANIFEST = "manifest.json"
 

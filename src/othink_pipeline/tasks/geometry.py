@@ -32,6 +32,7 @@ SCALE = 2  # drawn at twice the size, then averaged down: smooth edges, integer 
 MARGIN_PX = 5
 SECTOR_RADIUS_PX = 11
 SECTOR_CORNERS = 12
+SHORTEST_SIDE = 0.3  # of a quadrilateral's base
 
 
 @dataclass
@@ -240,10 +241,17 @@ def _central(a: int, b: int) -> Figure:
 
 
 def _quadrilateral(a: int, b: int, c: int) -> Figure:
-    """A kite-like quadrilateral: red left, blue right, purple on top of the right side."""
+    """A kite-like quadrilateral: red left, blue right, purple on top of the right side.
+
+    Its right side is shorter than its base, unless too little would be left of the left side.
+    """
     left, right = ORIGIN, (1.0, 0.0)
-    top_right = (1.0 + 0.8 * _polar(180 - b)[0], 0.8 * _polar(180 - b)[1])
-    top_left = _intersect(left, a, top_right, 360 - b - c)
+    for side in (0.8, 1.0):
+        top_right = (1.0 + side * _polar(180 - b)[0], side * _polar(180 - b)[1])
+        top_left = _intersect(left, a, top_right, 360 - b - c)
+        along = _polar(a)
+        if top_left[0] * along[0] + top_left[1] * along[1] > SHORTEST_SIDE:
+            break
     return Figure(
         lines=[(left, right), (right, top_right), (top_right, top_left), (top_left, left)],
         angles=[

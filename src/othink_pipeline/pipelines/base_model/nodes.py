@@ -8,15 +8,11 @@ from typing import Any
 
 from othink_pipeline import tracking
 from othink_pipeline.examples import read_examples
-from othink_pipeline.parameters import (
-    BaseModelSource,
-    ConfigurationError,
-    DataPreparation,
-    Evaluation,
-    Folders,
-)
+from othink_pipeline.lifecycle import code_tags
+from othink_pipeline.parameters import BaseModelSource, DataPreparation, Evaluation, Folders
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_splits
 from othink_pipeline.reuse import publish, read_manifest, write_manifest
+from othink_pipeline.validation import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +29,14 @@ def check_base_model(base_model: BaseModelSource) -> dict[str, Any]:
     Raises:
         ConfigurationError: no model there, changed files, or a model that does not load.
     """
-    from othink_pipeline.models import load_model
-
     folder = Path(base_model.path)
     manifest = read_manifest(
         folder,
         "Set base_model.path to a model folder, restore the shipped one (git checkout), or make "
         "one: kedro run --pipeline=base_model",
     )
+    from othink_pipeline.models import load_model
+
     load_model(base_model.path)
     with tracking.child_run("base", "base_model", {"method": "base"}, manifest) as run_id:
         model_id = tracking.log_checkpoint(
@@ -109,6 +105,7 @@ def train_base_model(
             scratch,
             {
                 "made_by": "kedro run --pipeline=base_model",
+                "code": code_tags(Path.cwd()),
                 "rebuild": rebuild.model_dump(exclude={"path"}),
                 "facts": facts,
                 "data": {

@@ -18,8 +18,9 @@ from othink_pipeline.figures import (
 )
 from othink_pipeline.grid import Cell
 from othink_pipeline.matrix import BASE, matrix_text, transfer_matrix
-from othink_pipeline.parameters import ConfigurationError, Evaluation
+from othink_pipeline.parameters import Evaluation
 from othink_pipeline.report import report_markdown
+from othink_pipeline.validation import ConfigurationError
 
 logger = logging.getLogger(__name__)
 

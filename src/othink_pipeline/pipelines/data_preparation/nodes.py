@@ -13,8 +13,9 @@ import pandas as pd
 
 from othink_pipeline import examples as examples_module
 from othink_pipeline.examples import draw_examples, find_fault, update_digest, write_examples
-from othink_pipeline.parameters import ConfigurationError, DataPreparation, Folders
+from othink_pipeline.parameters import DataPreparation, Folders
 from othink_pipeline.reuse import content_key, publish, read_manifest, write_manifest
+from othink_pipeline.validation import ConfigurationError
 
 logger = logging.getLogger(__name__)
 

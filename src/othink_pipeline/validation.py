@@ -1,0 +1,99 @@
+"""Closed, typed blocks of parameters, and faults in them told as a user needs to hear them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class ConfigurationError(click.ClickException):
+    """Bad input, found before any work was done: shown without a traceback, exit code 1."""
+
+
+class Block(BaseModel):
+    """A block of parameters that accepts no unknown key and never changes.
+
+    Strict: neither ``true`` nor ``"3"`` is a number. Numbers are finite.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def validate(model: type[BaseModel], value: Any, homes: Mapping[str, str], home: str = "") -> Any:
+    """``value`` as ``model``; a fault is told with the block its key stands in, else ``home``."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            block = homes.get(str(fault["loc"][0]), home)
+            lines.append(f"{block}.{_explain(fault, model)}" if block else _explain(fault, model))
+        raise ConfigurationError("bad parameters\n  " + "\n  ".join(lines)) from None
+
+
+def _explain(fault: Any, model: type[BaseModel]) -> str:
+    """One fault as ``key = value: what is wrong``, with the nearest key for a misspelt one."""
+    keys, siblings, here = _locate(fault["loc"], model)
+    key = ".".join(keys)
+    if fault["type"] == "extra_forbidden":
+        near = get_close_matches(keys[-1], siblings, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"{key}: unknown key.{hint} Allowed here: {', '.join(siblings)}"
+    if fault["type"] == "missing":
+        return f"{key}: missing; add it"
+    if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        tag = fault["ctx"]["discriminator"].strip("'")
+        allowed = ", ".join(value for choice in here for value in _literals(choice))
+        return (
+            f"{key}.{tag} = {fault['input'].get(tag)!r}: not allowed. Allowed: {allowed}. "
+            f"The block holds: {', '.join(map(str, fault['input']))}"
+        )
+    if here and fault["type"] != "value_error":  # that one comes from a check of the block
+        allowed = "; or ".join(", ".join(sorted(choice.model_fields)) for choice in here)
+        return f"{key} = {fault['input']!r}: must be a block with the keys {allowed}"
+    message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    return f"{key} = {fault['input']!r}: {message}"
+
+
+def _locate(
+    location: tuple[str | int, ...], model: type[BaseModel]
+) -> tuple[list[str], list[str], list[type[BaseModel]]]:
+    """A fault's keys as they stand in the YAML, the keys allowed beside it, the models below it.
+
+    Pydantic puts the tag of a discriminated union into the location; the YAML has no such key.
+    """
+    keys: list[str] = []
+    siblings: list[str] = []
+    here = [model]
+    for part in location:
+        chosen = [choice for choice in here if len(here) > 1 and part in _literals(choice)]
+        if chosen:
+            here = chosen
+            continue
+        keys.append(str(part))
+        siblings = sorted({name for choice in here for name in choice.model_fields})
+        here = [
+            below
+            for choice in here
+            if part in choice.model_fields
+            for below in _models_in(choice.model_fields[str(part)].annotation)
+        ]
+    return keys, siblings, here
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    candidates = get_args(annotation) or (annotation,)
+    return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+
+
+def _literals(model: type[BaseModel]) -> list[str]:
+    return [
+        value
+        for info in model.model_fields.values()
+        if get_origin(info.annotation) is Literal
+        for value in get_args(info.annotation)
+    ]

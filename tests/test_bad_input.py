@@ -18,7 +18,7 @@ from othink_pipeline.reuse import write_manifest
 
 ROOT = Path(__file__).parents[1]
 MODEL = Path("data/01_raw/mini_qwen2_vl")
-REMEDIES = ("Set base_model.path", "git checkout", "kedro run --pipeline=base_model")
+REMEDIES = ("Set base_model.path", "git checkout", "kedro run --pipelines=base_model")
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +69,13 @@ def test_a_bad_grid(project: Path) -> None:
 
 def test_a_misspelt_key(project: Path) -> None:
     """On the command line, where no file would be looked at again."""
-    message = kedro_run(project, "--pipeline=rl", "--params=rl.temprature=0.5")
+    message = kedro_run(project, "--pipelines=rl", "--params=rl.temprature=0.5")
     assert "rl.temprature: unknown key. Did you mean 'temperature'? Allowed here: " in message
     assert left_behind(project) == set()
 
 
 def test_a_missing_base_model(project: Path) -> None:
-    message = kedro_run(project, "--pipeline=sft")
+    message = kedro_run(project, "--pipelines=sft")
     assert f"{MODEL}: no manifest.json there" in message
     assert all(remedy in message for remedy in REMEDIES)
     assert not any("06_models" in path for path in left_behind(project))
@@ -88,7 +88,7 @@ def test_a_corrupt_base_model(project: Path) -> None:
     weights.write_bytes(bytes(1000))
     write_manifest(folder, {})
     weights.write_bytes(bytes(999) + b"\x01")
-    message = kedro_run(project, "--pipeline=rl")
+    message = kedro_run(project, "--pipelines=rl")
     assert f"{MODEL}: its files differ from the digest in manifest.json" in message
     assert all(remedy in message for remedy in REMEDIES)
     assert not any("06_models" in path for path in left_behind(project))

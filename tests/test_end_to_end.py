@@ -62,7 +62,7 @@ PARAMETERS: dict[str, Any] = {
 
 
 class Outcome(NamedTuple):
-    """The project after `kedro run --pipeline=cross_task --env=test`, and its MLflow runs."""
+    """The project after `kedro run --pipelines=cross_task --env=test`, and its MLflow runs."""
 
     project: Path
     parent: Run
@@ -437,11 +437,11 @@ def test_a_corrupt_base_model_stops_the_run_before_any_training(
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00\x01")
     monkeypatch.chdir(copied)
     with pytest.raises(SystemExit) as stopped:
-        main(["--env=test", "--pipeline=cross_task"])
+        main(["--env=test", "--pipelines=cross_task"])
     assert stopped.value.code == 1
     message = capsys.readouterr().err
     assert "data/01_raw/tiny: its files differ from the digest" in message
-    assert "kedro run --pipeline=base_model" in message
+    assert "kedro run --pipelines=base_model" in message
     assert not (copied / "data/06_models/counting").exists()
     client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
     parent = parents(client)[0]

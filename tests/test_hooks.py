@@ -185,7 +185,7 @@ def test_missing_files_are_named_with_the_command_that_makes_them(
         preflight.check_inputs(pipeline("there", "examples", "raw.a"), catalog, " --env=paper")
     message = error.value.message
     assert f"examples: {tmp_path}/examples.txt" in message
-    assert "kedro run --pipeline=prepare --env=paper" in message
+    assert "kedro run --pipelines=prepare --env=paper" in message
     assert f"raw.a: {tmp_path}/a.txt\n    No pipeline makes it" in message
     assert "there" not in message.replace("put the file there", "").splitlines()[1:]
     assert "made.txt" not in message

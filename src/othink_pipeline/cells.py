@@ -53,7 +53,7 @@ def train_cell(
     from othink_pipeline.models import save_model
     from othink_pipeline.trainer import train
 
-    check_files(base_model, "Check it again: kedro run --pipeline=data_preparation")
+    check_files(base_model, "Check it again: kedro run --pipelines=data_preparation")
     folder = Path(folders.checkpoints) / cell.task / cell.method / f"s{cell.seed}"
     shutil.rmtree(folder, ignore_errors=True)
     own = next(manifest for manifest in examples if manifest["task"] == cell.task)

@@ -158,4 +158,4 @@ def _remedy(name: str, options: str) -> str:
     if not makers:
         return "No pipeline makes it: put the file there, or correct the path in catalog.yml."
     maker = min(makers, key=lambda key: makers[key])
-    return f"Make it with: kedro run --pipeline={maker}{options}"
+    return f"Make it with: kedro run --pipelines={maker}{options}"

@@ -33,7 +33,7 @@ def check_base_model(base_model: BaseModelSource) -> dict[str, Any]:
     manifest = read_manifest(
         folder,
         "Set base_model.path to a model folder, restore the shipped one (git checkout), or make "
-        "one: kedro run --pipeline=base_model",
+        "one: kedro run --pipelines=base_model",
     )
     from othink_pipeline.models import load_model
 
@@ -104,7 +104,7 @@ def train_base_model(
         manifest = write_manifest(
             scratch,
             {
-                "made_by": "kedro run --pipeline=base_model",
+                "made_by": "kedro run --pipelines=base_model",
                 "code": code_tags(Path.cwd()),
                 "rebuild": rebuild.model_dump(exclude={"path"}),
                 "facts": facts,

@@ -19,11 +19,13 @@ import pytest
 from kedro.config import OmegaConfigLoader
 from kedro.framework.hooks import hook_impl
 from kedro.framework.hooks.manager import _create_hook_manager
+from kedro.framework.project import pipelines
 from kedro.io import DataCatalog
 from kedro.pipeline import Node, Pipeline
 from mlflow import MlflowClient
 
 from othink_pipeline import lifecycle, preflight, tracking
+from othink_pipeline.grid import GridConfigLoader
 from othink_pipeline.hooks import PreflightHooks, TrackingHooks
 from othink_pipeline.validation import ConfigurationError
 
@@ -33,8 +35,10 @@ TWO_NODES = Pipeline([Node(list, None, "a", name="first"), Node(len, "a", "b", n
 
 @pytest.fixture(autouse=True)
 def _working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Come back from where the hooks go."""
+    """Come back from where the hooks go, and leave the grid of earlier tests."""
     monkeypatch.chdir(PROJECT)
+    monkeypatch.setattr(GridConfigLoader, "current", None)
+    pipelines.configure("othink_pipeline.pipeline_registry")
 
 
 def run_params(folder: Path, **more: Any) -> dict[str, Any]:
@@ -144,7 +148,10 @@ def test_the_shipped_configuration_records_at_the_project_root(tmp_path: Path) -
         ("server: {mlflow_tracking_uri: 'sqlite:///base/mlflow.yml'}", "not a database"),
     ],
 )
-def test_a_faulty_mlflow_yml_stops_the_run(yaml: str, message: str, tmp_path: Path) -> None:
+def test_a_faulty_mlflow_yml_stops_the_run(
+    yaml: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("othink_pipeline.hooks.read_grid", lambda: None)
     for name in ("base", "local"):
         (tmp_path / name).mkdir()
     (tmp_path / "base" / "mlflow.yml").write_text(yaml + "\n# " + "padding " * 50)

@@ -211,7 +211,7 @@ def test_a_block_is_a_block(block: str, wrong: object) -> None:
         ("base_model.rebuild.worked_rate", 1.01, 1),
         ("base_model.rebuild.last_phase_worked_rate", -0.1, 0),
         ("base_model.rebuild.last_phase_updates", -1, 0),
-        ("sft.learning_rate", 0, 1),
+        ("methods.sft.learning_rate", 0, 1),
         ("rl.learning_rate", 1.5, 1.0),
         ("rl.warmup_ratio", 1, 0.99),
         ("rl.weight_decay", -0.1, 0),

@@ -157,14 +157,11 @@ def test_a_dataset_has_our_digest_and_a_context(client: MlflowClient, cell: str)
 def test_a_checkpoint_is_a_model_by_reference_and_an_output_of_its_run(
     client: MlflowClient, cell: str, tmp_path: Path
 ) -> None:
-    model_id = tracking.log_checkpoint(
-        cell, "counting/grpo/s0", 60, tmp_path, {"kl": {"end": 0.2}}, {"digest": "beef"}
-    )
+    model_id = tracking.log_checkpoint(cell, "counting/grpo/s0", 60, tmp_path, {"digest": "beef"})
     model = logged_model(client, model_id)
     assert model.name == "counting-grpo-s0-step60"
     assert model.source_run_id == cell
     assert model.status == "READY"
-    assert model.params == {"kl.end": "0.2"}
     tags = {"checkpoint": tmp_path.as_uri(), "step": "60", "digest": "beef"}
     assert {key: model.tags[key] for key in tags} == tags
     outputs = client.get_run(cell).outputs.model_outputs
@@ -174,8 +171,8 @@ def test_a_checkpoint_is_a_model_by_reference_and_an_output_of_its_run(
 def test_scores_stand_on_the_run_the_checkpoint_and_the_dataset(
     client: MlflowClient, cell: str, tmp_path: Path
 ) -> None:
-    model_id = tracking.log_checkpoint(cell, "counting/grpo/s0", 60, tmp_path, {}, {})
-    other_id = tracking.log_checkpoint(cell, "counting/grpo/s0", 30, tmp_path, {}, {})
+    model_id = tracking.log_checkpoint(cell, "counting/grpo/s0", 60, tmp_path, {})
+    other_id = tracking.log_checkpoint(cell, "counting/grpo/s0", 30, tmp_path, {})
     scores = {"eval/counting": 0.5, "eval/geometry": math.nan}
     tracking.log_metrics(cell, scores, 60, model_id=model_id, dataset=TEST_SPLIT)
     run: Run = client.get_run(cell)
@@ -186,15 +183,6 @@ def test_scores_stand_on_the_run_the_checkpoint_and_the_dataset(
     assert (metric.key, metric.value, metric.step) == ("eval/counting", 0.5, 60)
     assert (metric.dataset_name, metric.dataset_digest) == ("counting_test", "ab" * 18)
     assert not logged_model(client, other_id).metrics
-
-
-def test_an_artifact_is_copied(client: MlflowClient, cell: str, tmp_path: Path) -> None:
-    file = tmp_path / "report.md"
-    file.write_text("# Report")
-    tracking.log_artifact(cell, file, "report")
-    tracking.log_artifact(cell, file)
-    assert Path(client.download_artifacts(cell, "report/report.md")).read_text() == "# Report"
-    assert {entry.path for entry in client.list_artifacts(cell)} == {"report", "report.md"}
 
 
 def test_the_link_filters_by_parent_and_sorts_by_mean_score(

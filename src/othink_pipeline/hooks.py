@@ -123,7 +123,7 @@ class TrackingHooks:
         """Say where the results are; let go of the parent, which kedro-mlflow ends."""
         # A name without a dot belongs to no single cell, method or task.
         names = pipeline.outputs() | {name for name in pipeline.all_outputs() if "." not in name}
-        results = {name: getattr(catalog[name], "_filepath", "") for name in names}
+        results = {n: getattr(catalog[n], "_filepath", "") for n in names if n in catalog}
         lines = [f"  {name:<20} {path}" for name, path in sorted(results.items()) if path]
         if parent := self._release():
             lines.append(f"  {'MLflow':<20} mlflow ui, then {tracking.comparison_link(parent)}")

@@ -1,0 +1,97 @@
+"""Prompts ready for a model: text and pictures through the processor, each example once.
+
+Legend: N prompts, P prompt tokens (image tokens included, padded on the left).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the field's name for it)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One prompt. Two are the same only if they are one object: a group's rows share theirs."""
+
+    ids: torch.Tensor
+    """Token ids [P]."""
+    token_fields: dict[str, torch.Tensor]
+    """What the processor says of each token, as ``mm_token_type_ids`` [P]."""
+    image_fields: dict[str, torch.Tensor]
+    """What the processor made of the pictures, as for a batch of one."""
+    images: tuple[Image, ...]
+    """The pictures themselves, for a generation server that has a processor of its own."""
+
+
+def encode(processor: Any, text: str, images: Sequence[Image]) -> Prompt:
+    """Run one rendered prompt and its pictures through the processor."""
+    made = processor(images=list(images) or None, text=[text], return_tensors="pt")
+    ids = made.pop("input_ids")
+    made.pop("attention_mask")
+    token_fields = {name: made[name][0] for name in made if name.endswith("token_type_ids")}
+    image_fields = {name: made[name] for name in made if name not in token_fields}
+    return Prompt(ids[0], token_fields, image_fields, tuple(images))
+
+
+def distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], torch.Tensor]:
+    """The prompts without repeats, in order of appearance, and for each row its place there [N]."""
+    places: dict[Prompt, int] = {}
+    rows = [places.setdefault(prompt, len(places)) for prompt in prompts]
+    return list(places), torch.tensor(rows)
+
+
+def collate(
+    prompts: Sequence[Prompt], pad_token_id: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """A model's inputs for a batch: ``input_ids`` and ``attention_mask`` [N x P], pictures."""
+    width = max(len(prompt.ids) for prompt in prompts)
+
+    def padded(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
+        return torch.stack([F.pad(row, (width - len(row), 0), value=value) for row in rows])
+
+    inputs = {
+        "input_ids": padded([prompt.ids for prompt in prompts], pad_token_id),
+        "attention_mask": padded([torch.ones_like(prompt.ids) for prompt in prompts], 0),
+    }
+    for name in prompts[0].token_fields:
+        inputs[name] = padded([prompt.token_fields[name] for prompt in prompts], 0)
+    inputs |= collate_images(prompts)
+    return {name: value.to(device) for name, value in inputs.items()}
+
+
+def collate_images(prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+    """The pictures of several prompts, one after the other."""
+    fields: dict[str, torch.Tensor] = {}
+    for name in prompts[0].image_fields:
+        parts = [prompt.image_fields[name] for prompt in prompts]
+        if parts[0].ndim > 2:  # one row a prompt, a column a picture: pad to the most pictures
+            most = max(part.shape[1] for part in parts)
+            parts = [F.pad(p, (0, 0) * (p.ndim - 2) + (0, most - p.shape[1])) for p in parts]
+        fields[name] = torch.cat(parts)
+    return fields
+
+
+def positions(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Where the model's rotary embedding puts each prompt token: [N x P], or [3 x N x P].
+
+    Qwen's families place image tokens in time, height and width; completions go on from the last
+    prompt token by one step a token in all three.
+    """
+    rope_index = getattr(base_of(model).base_model, "get_rope_index", None)
+    if rope_index is None or "image_grid_thw" not in inputs:
+        return (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    names = ("input_ids", "attention_mask", "image_grid_thw", "mm_token_type_ids")
+    found: torch.Tensor = rope_index(**{name: inputs[name] for name in names})[0]
+    return found
+
+
+def base_of(model: Any) -> Any:
+    """The model under its adapters, if it has any."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

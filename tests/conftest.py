@@ -96,3 +96,14 @@ def loaded(mini_model: MiniModel) -> tuple[Any, Any]:
     from othink_pipeline.models import load_model
 
     return load_model(str(mini_model.path))
+
+
+def stock_rows(examples: Any) -> Any:
+    """What stock TRL is fed for GRPO: messages, pictures and answers."""
+    from othink_pipeline.models import user_message
+
+    messages = [
+        [{"role": "user", "content": user_message(PROMPT, question)}]
+        for question in examples["question"]
+    ]
+    return examples.select_columns(["image", "answer"]).add_column("prompt", messages)

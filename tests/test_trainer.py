@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import PROMPT, MiniModel
+from conftest import PROMPT, MiniModel, stock_rows
 from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 
 from othink_pipeline.evaluation import predict
 from othink_pipeline.kl import Constant, KLSchedule, Linear
-from othink_pipeline.models import load_model, save_model, user_message
-from othink_pipeline.parameters import RL, SFT
+from othink_pipeline.models import load_model, render_prompt, save_model, user_message
+from othink_pipeline.parameters import RL, SFT, Compute
 from othink_pipeline.rewards import accuracy_reward, format_reward
 from othink_pipeline.trainer import (
     Trained,
@@ -39,6 +39,7 @@ BUDGET: dict[str, Any] = {
 }
 LINEAR = Linear(schedule="linear", start=0.1, end=0.7)
 CONSTANT = Constant(schedule="constant", weight=0.5)
+COMPUTE = Compute(share_prompts=True, data_workers=0)
 
 
 def rl_parameters(kl: KLSchedule, **changes: Any) -> RL:
@@ -91,6 +92,7 @@ def run_cell(
         examples,
         PROMPT,
         parameters,
+        COMPUTE,
         seed,
         folder,
         lambda update, metrics: history.append((update, metrics)),
@@ -119,7 +121,7 @@ def watched(
     stock = GRPOTrainer._compute_loss
 
     def watch_reward(completions: Any, answer: Any, **columns: Any) -> list[float]:
-        prompts.append([prompt[-1]["content"][-1]["text"] for prompt in columns["prompts"]])
+        prompts.append([prompt[-1]["content"] for prompt in columns["prompts"]])
         tokens.append(sum(len(ids) for ids in columns["completion_ids"]))
         return accuracy_reward(completions, answer)
 
@@ -224,14 +226,21 @@ def test_sft_rows_hold_the_prompt_the_picture_and_the_target(splits: Splits, tar
         assert row["image"].tobytes() == example["image"].tobytes()
 
 
-def test_rl_rows_hold_no_answer_but_for_the_rewards(splits: Splits) -> None:
+def test_rl_rows_hold_no_answer_but_for_the_rewards(
+    loaded: tuple[Any, Any], splits: Splits
+) -> None:
+    _, processor = loaded
     examples = splits["geometry"]["train"]
-    rows = rl_rows(examples, PROMPT)
-    assert sorted(rows.column_names) == ["answer", "image", "prompt"]
-    assert rows["answer"][:] == examples["answer"][:]
-    assert [row[0]["content"] for row in rows["prompt"]] == [
-        user_message(PROMPT, question) for question in examples["question"]
-    ]
+    rows = rl_rows(examples, PROMPT, processor)
+    for row, example in zip(rows, examples, strict=True):
+        assert sorted(row) == ["answer", "encoded", "prompt"]
+        assert row["answer"] == example["answer"]
+        asked = user_message(PROMPT, example["question"])
+        assert row["prompt"] == [{"role": "user", "content": asked}]
+        shown = render_prompt(processor, PROMPT, example["question"])
+        alone = processor(images=[example["image"]], text=[shown], return_tensors="pt")
+        assert torch.equal(row["encoded"].ids, alone["input_ids"][0])
+        assert torch.equal(row["encoded"].image_fields["pixel_values"], alone["pixel_values"])
 
 
 @pytest.mark.parametrize("target", ["answer", "steps"])
@@ -243,7 +252,9 @@ def test_the_sft_loss_is_taken_over_the_whole_completion_and_nothing_else(
     # A prompt far longer than TRL's default limit of 1024 tokens, which cuts from the end.
     prompt = "{question} " + "Think. " * 600
     rows = sft_rows(splits["geometry"]["train"], prompt, sft_parameters(target))
-    trainer = build_sft_trainer(model, processor, rows, sft_parameters(target), 0, tmp_path, [])
+    trainer = build_sft_trainer(
+        model, processor, rows, sft_parameters(target), COMPUTE, 0, tmp_path, []
+    )
     number = 0
     for batch in trainer.get_train_dataloader():
         assert batch["input_ids"].shape[1] > 1024
@@ -310,7 +321,7 @@ def test_a_constant_weight_trains_as_stock_trl_does(
         model=model,
         reward_funcs=[accuracy_reward, format_reward],
         args=config,
-        train_dataset=rl_rows(stream, PROMPT),
+        train_dataset=stock_rows(stream),
         processing_class=processor,
     )
     stock.train()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from othink_pipeline import tracking
 from othink_pipeline.examples import read_examples
 from othink_pipeline.grid import Cell
-from othink_pipeline.parameters import RL, SFT, Evaluation, Folders
+from othink_pipeline.parameters import RL, SFT, Compute, Evaluation, Folders
 from othink_pipeline.reuse import digest_folder, publish
 from othink_pipeline.tracking import DatasetRef
 from othink_pipeline.validation import ConfigurationError
@@ -33,6 +33,7 @@ def train_cell(
     examples: tuple[dict[str, Any], ...],
     evaluation: Evaluation,
     folders: Folders,
+    compute: Compute,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Train a cell; score every checkpoint on the validation split of every task.
 
@@ -125,6 +126,7 @@ def train_cell(
             read_examples(own["splits"]["train"]["path"]),
             own["prompt"],
             parameters,
+            compute,
             cell.seed,
             folder / "trainer",
             log,

@@ -124,6 +124,7 @@ def training_nodes(grid: Grid, algorithm: str, train: Callable[..., Any]) -> lis
                 f"params:methods.{cell.method}",
                 "params:evaluation",
                 "params:folders",
+                "params:compute",
                 *(f"{task}.examples" for task in grid.tasks),
             ],
             outputs=[f"{cell.name}.checkpoint", f"{cell.name}.history"],

@@ -1,8 +1,10 @@
-"""TRL's GRPO, each prompt computed once.
+"""TRL's GRPO, with each prompt computed once.
 
-In stock TRL every prompt goes through the model, image included, once for each of its G
-completions: to generate, for the reference, in the loss and in its gradient. Here it goes through
-once each time. Losses, gradients and sampled tokens are those of stock TRL.
+Stock TRL sends every prompt, pictures included, through the model once for each of its G
+completions: to generate, for the reference, in the loss and in its gradient. Here each of these
+reads it once. Sampled tokens, losses and gradients are those of stock TRL, up to rounding.
+
+Legend: R rows (completions), C completion tokens (padded on the right).
 """
 
 from __future__ import annotations
@@ -12,32 +14,84 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from othink_pipeline.packing import pack
-from othink_pipeline.prompts import Prompt, collate
-from othink_pipeline.sampling import sample
+from othink_pipeline.prompts import Prompt, base_of, collate
+from othink_pipeline.sampling import Samples, sample
 
 logger = logging.getLogger(__name__)
+
+CHECKED_ROWS, CHECKED_TOKENS = 16, 8
+"""How many completions of the first batch, and how many tokens of each, are computed in both ways
+to compare them."""
+SLACK = 4.0
+"""How many times TRL's own variation with the batch size the two may differ by."""
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+"""Differences of log-probabilities that are rounding in any case."""
 
 
 class SharedPromptTrainer(GRPOTrainer):
     """GRPO on rows that bring their ``Prompt`` in the column ``encoded``.
 
-    The rows of a group hold the same object. They keep it through TRL's shuffling and splitting.
+    The rows of a group hold the same object, and keep it through TRL's shuffling and splitting.
+    Before the first update the shared computation is compared with TRL's own; where they disagree,
+    as they may for a family of models that this was not made for, TRL's own is used and a warning
+    says so. The metric ``shared_prompts`` says at every update which one it was: 1 or 0.
 
     Args:
-        share_prompts: False computes every prompt G times, through TRL's own code.
+        share_prompts: False computes each prompt G times, with TRL's own code.
     """
+
+    # Typed too narrowly, or not at all, where they are inherited from.
+    args: Any
+    model: Any
+    _buffered_inputs: Any
 
     def __init__(self, *args: Any, share_prompts: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.share_prompts = share_prompts
-        self._prompts: Sequence[Prompt] = ()  # of the rows at hand
+        self._checked = not share_prompts
+        self._prompts: Sequence[Prompt] = ()  # of the rows that TRL's methods are called with
+        self._grouped: list[dict[str, Any]] | None = None
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        if not self.model.training or self._buffered_inputs is self._grouped:
+            return inputs
+        grouped = self._group(self._buffered_inputs)
+        self._grouped = self._buffered_inputs = grouped
+        step: int = self._step % self.args.steps_per_generation
+        return grouped[step]
+
+    def _group(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Bring completions of one prompt into one micro-batch, where the update is the same.
+
+        TRL shuffles the rows of a generation batch and splits them into micro-batches. Among the
+        micro-batches of one update it makes no difference which row is in which.
+        """
+        accumulated, generated = self.args.gradient_accumulation_steps, len(batches)
+        if accumulated % generated and generated % accumulated:
+            return batches  # updates and generation batches overlap
+        if self.loss_type == "bnpo":
+            return batches  # its loss is a mean over the micro-batch's tokens
+        window = min(accumulated, generated)
+        grouped = []
+        for start in range(0, generated, window):
+            rows = _join(batches[start : start + window])
+            places: dict[Prompt, int] = {}
+            keys = [places.setdefault(prompt, len(places)) for prompt in rows["encoded"]]
+            order = sorted(range(len(keys)), key=lambda row: (keys[row], row))
+            size = len(keys) // window
+            grouped += [_pick(rows, order[i * size : (i + 1) * size]) for i in range(window)]
+        return grouped
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._prompts = [row["encoded"] for row in inputs]
+        if not self._checked:
+            self._check(self._prompts[:CHECKED_ROWS])
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         batch["encoded"] = self._prompts
         return batch
@@ -46,33 +100,43 @@ class SharedPromptTrainer(GRPOTrainer):
         return [prompt.ids.tolist() for prompt in self._prompts], None, {}
 
     def _generate_single_turn(
-        self, prompt_ids: list[list[int]], images: Any, fields: Any, num_generations: int
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, *options: Any, **named: Any
     ) -> tuple[list[list[int]], Any]:
-        if self.use_vllm or not self.share_prompts:
+        if self.use_vllm or self._sharded or not self.share_prompts:
             images = [list(prompt.images) for prompt in self._prompts]
-            fields = self._stock_fields(self._prompts)
-            return super()._generate_single_turn(prompt_ids, images, fields, num_generations)
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-        ):
-            completions = sample(
-                model,
-                self._prompts,
-                max_tokens=self.max_completion_length,
-                eos_token_ids=self.eos_token_ids,
-                pad_token_id=self._tokenizer.pad_token_id,
-                temperature=self.temperature,
-                suppressed=[self.model.config.image_token_id],
+            fields = self._fields(self._prompts)
+            generate: Any = super()._generate_single_turn
+            own: tuple[list[list[int]], Any] = generate(
+                prompt_ids, images, fields, *options, **named
             )
-        return completions, None
+            return own
+        with unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        ) as model:
+            return self._sample(model, self._prompts, self.args.max_completion_length).ids, None
+
+    @property
+    def _sharded(self) -> bool:
+        """With sharded weights all processes must take the same steps: TRL's generation does."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _sample(self, model: Any, prompts: Sequence[Prompt], max_tokens: int) -> Samples:
+        return sample(
+            model,
+            prompts,
+            max_tokens=max_tokens,
+            eos_token_ids=self.eos_token_ids,
+            pad_token_id=self._tokenizer.pad_token_id,
+            temperature=self.temperature,
+            suppressed=[model.config.image_token_id],
+        )
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._prompts = inputs["encoded"]
-        loss: torch.Tensor = super()._compute_loss(model, inputs)
+        self._metrics["train"]["shared_prompts"].append(float(self.share_prompts))
+        loss: torch.Tensor = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
         return loss
 
     def _get_per_token_logps_and_entropies(
@@ -83,43 +147,158 @@ class SharedPromptTrainer(GRPOTrainer):
         logits_to_keep: int,
         batch_size: int | None = None,
         compute_entropy: bool = False,
-        **ignored: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        """Log-probabilities and entropies of completion tokens [R x C]; no prompt is read twice."""
-        chunk = batch_size or len(input_ids)
-        parts = []
-        for start in range(0, len(input_ids), chunk):
-            rows = slice(start, start + chunk)
-            parts.append(
-                self._shared(
-                    model,
-                    self._prompts[rows],
-                    input_ids[rows, -logits_to_keep:],
-                    attention_mask[rows, -logits_to_keep:],
-                )
+        compute_aux_loss: bool = False,
+        **_: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        rows = (self._prompts, input_ids, attention_mask, logits_to_keep)
+        if not self.share_prompts or compute_aux_loss:
+            return self._apart(model, *rows, batch_size, compute_entropy, compute_aux_loss)
+        # TRL names a batch size where no gradient is taken, to bound the memory.
+        size = batch_size or len(input_ids)
+        parts = [
+            self._shared(
+                model,
+                self._prompts[start : start + size],
+                input_ids[start : start + size, -logits_to_keep:],
+                attention_mask[start : start + size, -logits_to_keep:],
             )
+            for start in range(0, len(input_ids), size)
+        ]
         log_probs, entropies = zip(*parts, strict=True)
         return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
 
     def _shared(
+        self, model: Any, prompts: Sequence[Prompt], ids: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probabilities and entropies of completions [R x C], no prompt computed twice."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        packed = pack(unwrapped, prompts, ids, mask, self._tokenizer.pad_token_id)
+        with self.accelerator.autocast():
+            outputs = model(**packed.inputs, shift_labels=packed.labels, fused_lm_head=True)
+
+        def unpacked(values: torch.Tensor) -> torch.Tensor:
+            return values[packed.rows, packed.columns].masked_fill(mask == 0, 0)
+
+        # The reference model's head computes no entropies.
+        entropies = None if outputs.entropy is None else unpacked(outputs.entropy)
+        return unpacked(outputs.log_probs), entropies
+
+    def _apart(
         self,
         model: Any,
         prompts: Sequence[Prompt],
-        completion_ids: torch.Tensor,
-        completion_mask: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        packed = pack(model, prompts, completion_ids, completion_mask, self._tokenizer.pad_token_id)
-        with self.accelerator.autocast():
-            outputs = model(**packed.inputs, shift_labels=packed.labels, fused_lm_head=True)
-        padding = completion_mask == 0
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """The same from TRL's own code, which computes each row's prompt."""
+        fields = self._fields(prompts)
+        for name in prompts[0].token_fields:
+            width = fields[name].shape[1]
+            padding = (input_ids.shape[1] - logits_to_keep - width, logits_to_keep)
+            fields[name] = F.pad(fields[name], padding)
+        apart: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+        apart = super()._get_per_token_logps_and_entropies(
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            batch_size,
+            compute_entropy,
+            compute_aux_loss,
+            num_images=[len(prompt.images) for prompt in prompts],
+            **fields,
+        )
+        return apart
 
-        def unpacked(values: torch.Tensor | None) -> torch.Tensor | None:
-            if values is None:
-                return None
-            return values[packed.rows, packed.columns].masked_fill(padding, 0)
-
-        return unpacked(outputs.log_probs), unpacked(outputs.entropy)
-
-    def _stock_fields(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+    def _fields(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
         inputs = collate(prompts, self._tokenizer.pad_token_id, self.accelerator.device)
-        return {name: inputs[name] for name in inputs if name not in ("input_ids", "attention_mask")}
+        del inputs["input_ids"], inputs["attention_mask"]
+        return inputs
+
+    def _check(self, prompts: Sequence[Prompt]) -> None:
+        """Compare with TRL's own computation, and give sharing up where they disagree."""
+        self._checked = True
+        model = self.model
+        training = model.training
+        model.eval()  # dropout would differ
+        with torch.no_grad(), torch.random.fork_rng():
+            difference, allowed = self._difference(model, prompts)
+        model.train(training)
+        if difference <= allowed:
+            return
+        self.share_prompts = False
+        logger.warning(
+            "%s: with shared prompts its log-probabilities differ by %.2g from TRL's own, and only "
+            "%.2g is rounding. Every prompt is now computed for each completion apart, as in stock "
+            "TRL: right, but slower. compute.share_prompts: false skips this test.",
+            type(base_of(self.accelerator.unwrap_model(model))).__name__,
+            difference,
+            allowed,
+        )
+
+    def _difference(self, model: Any, prompts: Sequence[Prompt]) -> tuple[float, float]:
+        """The largest difference of log-probabilities, and the largest that is rounding."""
+        pad = self._tokenizer.pad_token_id
+        device = self.accelerator.device
+        if self._sharded:
+            completions = [prompt.ids[-CHECKED_TOKENS:] for prompt in prompts]  # any text will do
+            sampled = None
+        else:
+            samples = self._sample(self.accelerator.unwrap_model(model), prompts, CHECKED_TOKENS)
+            completions = [torch.tensor(ids) for ids in samples.ids]
+            sampled = samples.log_probs
+        width = max(len(ids) for ids in completions)
+        ids = torch.stack([F.pad(row, (0, width - len(row)), value=pad) for row in completions])
+        mask = torch.stack(
+            [F.pad(torch.ones_like(row), (0, width - len(row))) for row in completions]
+        )
+        ids, mask = ids.to(device), mask.to(device)
+        read = collate(prompts, pad, device)
+        rows = (
+            prompts,
+            torch.cat([read["input_ids"], ids], 1),
+            torch.cat([read["attention_mask"], mask], 1),
+            width,
+        )
+        own = self._apart(model, *rows)[0]
+        alone = self._apart(model, *rows, batch_size=1)[0]
+
+        def largest(difference: torch.Tensor) -> float:
+            return float((difference * mask).abs().max())
+
+        found = largest(self._shared(model, prompts, ids, mask)[0] - own)
+        if sampled is not None:
+            found = max(found, largest(sampled[:, :width] - own))
+        half = torch.float16 if self.args.fp16 else torch.bfloat16 if self.args.bf16 else None
+        return found, max(SLACK * largest(own - alone), ROUNDING[half or model.dtype])
+
+
+def _join(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Micro-batches as one batch; a scalar is the same in all of them."""
+    joined: dict[str, Any] = {}
+    for name, first in batches[0].items():
+        parts = [batch[name] for batch in batches]
+        if isinstance(first, list):
+            joined[name] = [row for part in parts for row in part]
+        elif isinstance(first, torch.Tensor) and first.ndim:
+            joined[name] = torch.cat(parts)
+        else:
+            joined[name] = first
+    return joined
+
+
+def _pick(batch: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """Some rows of a batch, in that order."""
+    picked: dict[str, Any] = {}
+    for name, value in batch.items():
+        if isinstance(value, list):
+            picked[name] = [value[row] for row in rows]
+        elif isinstance(value, torch.Tensor) and value.ndim:
+            picked[name] = value[list(rows)]
+        else:
+            picked[name] = value
+    return picked

@@ -1,8 +1,4 @@
-"""Load, save and run vision-language models.
-
-Legend: B examples in a batch, P prompt tokens (image tokens included, padded on the left),
-C completion tokens (padded on the right).
-"""
+"""Load, save and run vision-language models."""
 
 from __future__ import annotations
 
@@ -15,6 +11,8 @@ import torch
 import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from othink_pipeline.prompts import encode
+from othink_pipeline.sampling import sample
 from othink_pipeline.validation import ConfigurationError
 
 if TYPE_CHECKING:
@@ -95,8 +93,10 @@ def complete(
         temperature: None decodes greedily; above 0 samples from torch's global generator.
     """
     opening = {None: "", True: "<think>", False: "<think></think>"}[think]
-    banned = [processor.tokenizer.convert_tokens_to_ids("</think>")] if think else None
-    opening_tokens = len(processor.tokenizer(opening)["input_ids"])
+    tokenizer = processor.tokenizer
+    banned = [tokenizer.convert_tokens_to_ids("</think>")] if think else []
+    opening_tokens = len(tokenizer(opening)["input_ids"])
+    ends = model.generation_config.eos_token_id
     was_training = model.training
     model.eval()
     completions: list[Completion] = []
@@ -106,22 +106,19 @@ def complete(
     for start in range(0, len(order), batch_size):
         rows = examples.select(order[start : start + batch_size])
         texts = [render_prompt(processor, prompt, q) + opening for q in rows["question"]]
-        inputs = processor(
-            images=list(rows["image"]), text=texts, padding=True, return_tensors="pt"
-        ).to(model.device)  # input_ids [B x P]
-        generated = model.generate(
-            **inputs,
-            max_new_tokens=max_completion_tokens - opening_tokens,
-            do_sample=temperature is not None,
+        generated = sample(
+            model,
+            encode(processor, texts, [[image] for image in rows["image"]]),
+            max_tokens=max_completion_tokens - opening_tokens,
+            eos_token_ids=ends if isinstance(ends, list) else [ends],
+            pad_token_id=tokenizer.pad_token_id,
             temperature=temperature,
-            top_k=None if temperature is None else 0,  # all tokens: transformers' default is 50
-            begin_suppress_tokens=banned,
-        )[:, inputs["input_ids"].shape[1] :]  # [B x C]
-        is_token = generated != processor.tokenizer.pad_token_id  # True: not padding
-        texts = processor.tokenizer.batch_decode(generated, skip_special_tokens=True)
+            suppressed_first=banned,
+        ).ids
+        texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
         completions += [
-            Completion(opening + text, opening_tokens + tokens)
-            for text, tokens in zip(texts, is_token.sum(1).tolist(), strict=True)
+            Completion(opening + text, opening_tokens + len(ids))
+            for text, ids in zip(texts, generated, strict=True)
         ]
     model.train(was_training)
     restored = sorted(zip(order, completions, strict=True))

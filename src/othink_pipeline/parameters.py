@@ -194,6 +194,15 @@ class Evaluation(Block):
     max_completion_tokens: Positive
 
 
+class Compute(Block):
+    """How to compute: no result depends on any of it, but by rounding."""
+
+    share_prompts: bool
+    """RL computes each prompt once, not once for each of its completions."""
+    data_workers: Annotated[int, Field(ge=0)]
+    """Processes that prepare the next batches of training; 0 prepares them in between."""
+
+
 class Parameters(Block):
     """All of ``conf/<env>/parameters*.yml``; ``methods`` holds each method's own block."""
 
@@ -206,6 +215,7 @@ class Parameters(Block):
     rl: dict[str, Any]
     methods: dict[Name, dict[str, Any]]
     evaluation: Evaluation
+    compute: Compute
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Parameters:

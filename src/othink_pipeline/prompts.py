@@ -5,12 +5,12 @@ Legend: N prompts, P prompt tokens (image tokens included, padded on the left).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (the field's name for it)
+import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,14 +30,43 @@ class Prompt:
     """The pictures themselves, for a generation server that has a processor of its own."""
 
 
-def encode(processor: Any, text: str, images: Sequence[Image]) -> Prompt:
-    """Run one rendered prompt and its pictures through the processor."""
-    made = processor(images=list(images) or None, text=[text], return_tensors="pt")
-    ids = made.pop("input_ids")
-    made.pop("attention_mask")
-    token_fields = {name: made[name][0] for name in made if name.endswith("token_type_ids")}
-    image_fields = {name: made[name] for name in made if name not in token_fields}
-    return Prompt(ids[0], token_fields, image_fields, tuple(images))
+def encode(processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image]]) -> list[Prompt]:
+    """Run rendered prompts and the pictures of each through the processor, in one call."""
+    pictures = [list(group) for group in images]
+    made = processor(
+        images=pictures if any(pictures) else None,
+        text=list(texts),
+        padding=True,
+        return_tensors="pt",
+    )
+    real = made.pop("attention_mask").bool()  # [N x P]
+    by_token = {name: made.pop(name) for name in list(made) if name.endswith("_ids")}
+    rows = [
+        {name: values[row][real[row]] for name, values in by_token.items()}
+        for row in range(len(texts))
+    ]
+    by_image = _split_images(made, [len(group) for group in pictures])
+    return [
+        Prompt(row.pop("input_ids"), row, fields, tuple(group))
+        for row, fields, group in zip(rows, by_image, pictures, strict=True)
+    ]
+
+
+def _split_images(
+    fields: Mapping[str, torch.Tensor], counts: Sequence[int]
+) -> list[dict[str, torch.Tensor]]:
+    """The picture tensors of each prompt; ``counts``: pictures of each prompt."""
+    if "image_grid_thw" not in fields:  # one row a prompt
+        return [
+            {name: values[row : row + 1] for name, values in fields.items()}
+            for row in range(len(counts))
+        ]
+    grids = fields["image_grid_thw"].split(list(counts))
+    patches = fields["pixel_values"].split([int(grid.prod(1).sum()) for grid in grids])
+    return [
+        {"pixel_values": values, "image_grid_thw": grid}
+        for values, grid in zip(patches, grids, strict=True)
+    ]
 
 
 def distinct(prompts: Sequence[Prompt]) -> tuple[list[Prompt], torch.Tensor]:

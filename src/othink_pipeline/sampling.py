@@ -1,20 +1,37 @@
-"""Generate completions: each distinct prompt is read once, and ended completions cost nothing.
+"""Generate completions: each distinct prompt is read once, and ended completions cost little.
 
 The tokens are those of ``transformers``' generate under the same generator state: noise is drawn
-for every row at every step, as there, whether or not the row is still going.
+for every row at every step, as there, whether or not the row still goes on.
 
-Legend: N distinct prompts, R rows (completions), A rows still going, V tokens of the vocabulary,
-C completion tokens.
+Legend: N distinct prompts, P prompt tokens (padded on the left), R rows (completions), A rows at
+work, V tokens of the vocabulary, C completion tokens (padded on the right).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from othink_pipeline.prompts import Prompt, collate, distinct, positions
+
+PREFILL_TOKENS = {"cpu": 2048}
+"""Most prompt tokens of one forward pass, by device: on a CPU more of them leave its cache."""
+WORTH_DROPPING = 1 / 8
+"""Share of ended rows from which on they are dropped: dropping them copies all others."""
+
+
+class Samples(NamedTuple):
+    """Completions of a batch of prompts."""
+
+    ids: list[list[int]]
+    """For each row its tokens, the end-of-sequence token included where there is one."""
+    log_probs: torch.Tensor
+    """What the model gives each token at that temperature, suppressed tokens or none [R x C];
+    past a row's end anything."""
 
 
 @torch.no_grad()
@@ -28,46 +45,59 @@ def sample(
     temperature: float | None,
     suppressed: Collection[int] = (),
     suppressed_first: Collection[int] = (),
-) -> list[list[int]]:
+) -> Samples:
     """Complete every prompt; rows that hold the same ``Prompt`` share one reading of it.
 
     Args:
-        model: a causal vision-language model, or one with adapters.
+        model: a causal vision-language model with full attention, adapters or none.
         prompts: one for each row.
         max_tokens: most tokens of a completion, its end included.
         temperature: None takes the likeliest token; above 0 samples from torch's global generator.
         suppressed: token ids that are never produced.
         suppressed_first: token ids that no completion starts with.
 
-    Returns:
-        For each row the token ids, the end-of-sequence token included where there is one.
+    Raises:
+        TypeError: a model that does not keep all tokens in its cache.
     """
-    device = model.device
-    once, row_prompts = distinct(prompts)
-    row_prompts = row_prompts.to(device)
-    inputs = collate(once, pad_token_id, device)
-    places = positions(model, inputs)
-    outputs = model(**inputs, position_ids=places, use_cache=True, logits_to_keep=1)
-    cache = outputs.past_key_values
-    cache.batch_select_indices(row_prompts)
-    mask = inputs["attention_mask"][row_prompts]  # [A x tokens so far]
-    place = places[..., row_prompts, -1:]  # [... A x 1], of the last token
-    logits = outputs.logits[row_prompts, -1]  # [A x V]
-    logits[:, list(suppressed_first)] = -torch.inf
-    tokens = torch.full((len(prompts), max_tokens), pad_token_id, device=device)  # [R x C]
-    ends = torch.tensor(sorted(eos_token_ids), device=device)
-    going = torch.arange(len(prompts), device=device)  # [A] rows that the cache holds
+    once, prompt_of = distinct(prompts)
+    prompt_of = prompt_of.to(model.device)
+    read = _prefill(model, once, pad_token_id)
+    logits = read.logits[prompt_of]  # [A x V]
+    mask = read.mask[prompt_of]  # [A x tokens so far]
+    place = read.place[..., prompt_of, :]  # [... A x 1], of the last token
+    cache = DynamicCache()
+    cache.layers = [
+        _RoomyLayer(keys[prompt_of], values[prompt_of], max_tokens) for keys, values in read.layers
+    ]
+    tokens = torch.full((len(prompts), max_tokens), pad_token_id, device=model.device)  # [R x C]
+    log_probs = torch.zeros(tokens.shape, device=model.device)
+    ends = torch.tensor(sorted(eos_token_ids), device=model.device)
+    at_work = torch.arange(len(prompts), device=model.device)  # [A] the rows in the cache
+    going = torch.ones_like(at_work, dtype=torch.bool)  # [A] False: has ended
     for step in range(max_tokens):
-        logits[:, list(suppressed)] = -torch.inf
-        chosen = _choose(logits.float(), going, len(prompts), temperature)  # [A]
-        tokens[going, step] = chosen
-        kept = (~torch.isin(chosen, ends)).nonzero()[:, 0]
-        if not len(kept) or step + 1 == max_tokens:
+        scores = logits.float() / (temperature or 1.0)  # [A x V]
+        total = scores.logsumexp(-1)  # [A]
+        scores[:, list(suppressed)] = -torch.inf
+        if not step:
+            scores[:, list(suppressed_first)] = -torch.inf
+        if temperature is None:
+            chosen = scores.argmax(-1)  # [A]
+        else:  # as torch.multinomial does for all rows
+            probs = torch.softmax(scores, -1)
+            noise = probs.new_empty(len(prompts), probs.shape[1]).exponential_()
+            chosen = (probs / noise[at_work]).argmax(-1)
+        tokens[at_work, step] = chosen
+        log_probs[at_work, step] = scores.gather(1, chosen[:, None])[:, 0] - total
+        going &= ~torch.isin(chosen, ends)
+        left = int(going.sum())
+        if not left or step + 1 == max_tokens:
             break
-        if len(kept) < len(going):
+        if len(going) - left >= WORTH_DROPPING * len(going):
+            kept = going.nonzero()[:, 0]
             cache.batch_select_indices(kept)
-            going, chosen, mask, place = going[kept], chosen[kept], mask[kept], place[..., kept, :]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            at_work, going, chosen = at_work[kept], going[kept], chosen[kept]
+            mask, place = mask[kept], place[..., kept, :]
+        mask = F.pad(mask, (0, 1), value=1)
         place = place + 1
         logits = model(
             input_ids=chosen[:, None],
@@ -76,17 +106,88 @@ def sample(
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
-    return [_until_end(row, eos_token_ids) for row in tokens.tolist()]
+    return Samples([_until_end(row, eos_token_ids) for row in tokens.tolist()], log_probs)
 
 
-def _choose(
-    logits: torch.Tensor, going: torch.Tensor, rows: int, temperature: float | None
-) -> torch.Tensor:
-    """The next token of each row of ``going``, as ``torch.multinomial`` on all rows chooses it."""
-    if temperature is None:
-        return logits.argmax(-1)
-    noise = logits.new_empty(rows, logits.shape[1]).exponential_()
-    return (torch.softmax(logits / temperature, -1) / noise[going]).argmax(-1)
+class _Read(NamedTuple):
+    """Prompts after their forward pass."""
+
+    logits: torch.Tensor
+    """Of the first completion token [N x V]."""
+    mask: torch.Tensor
+    """1 at tokens, 0 at padding [N x P]."""
+    place: torch.Tensor
+    """Position of the last token [N x 1] or [3 x N x 1]."""
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+    """Keys and values of each layer [N x heads x P x size]."""
+
+
+def _prefill(model: Any, prompts: Sequence[Prompt], pad_token_id: int) -> _Read:
+    width = max(len(prompt.ids) for prompt in prompts)
+    parts = []
+    for some in _batches(prompts, PREFILL_TOKENS.get(model.device.type)):
+        inputs = collate(some, pad_token_id, model.device)
+        places = positions(model, inputs)
+        outputs = model(**inputs, position_ids=places, use_cache=True, logits_to_keep=1)
+        layers = outputs.past_key_values.layers
+        if any(type(layer) is not DynamicLayer for layer in layers):
+            kinds = sorted({type(layer).__name__ for layer in layers})
+            raise TypeError(
+                f"{type(model).__name__} caches {', '.join(kinds)}: only full attention"
+            )
+        left = width - inputs["input_ids"].shape[1]
+        mask = F.pad(inputs["attention_mask"], (left, 0))
+        padded = [
+            tuple(F.pad(states, (0, 0, left, 0)) for states in (layer.keys, layer.values))
+            for layer in layers
+        ]
+        parts.append((outputs.logits[:, -1], mask, places[..., -1:], padded))
+    logits, masks, last, by_part = zip(*parts, strict=True)
+    stacked = [
+        (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
+        for layer in zip(*by_part, strict=True)
+    ]
+    return _Read(torch.cat(logits), torch.cat(masks), torch.cat(last, -2), stacked)
+
+
+def _batches(prompts: Sequence[Prompt], most_tokens: int | None) -> Iterator[Sequence[Prompt]]:
+    """Consecutive prompts that together, padded, have no more tokens than that, but one."""
+    start, width = 0, 0
+    for end, prompt in enumerate(prompts):
+        width = max(width, len(prompt.ids))
+        if most_tokens and end > start and (end + 1 - start) * width > most_tokens:
+            yield prompts[start:end]
+            start, width = end, len(prompt.ids)
+    yield prompts[start:]
+
+
+class _RoomyLayer(DynamicLayer):
+    """Keys and values with room for the tokens to come: to add one copies none."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, room: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lazy_initialization(keys, values)
+        self.roomy = [F.pad(states, (0, 0, 0, room)) for states in (keys, values)]
+        self._show(keys.shape[-2])
+
+    def _show(self, tokens: int) -> None:
+        self.keys, self.values = (states[..., :tokens, :] for states in self.roomy)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        for states, new in zip(self.roomy, (key_states, value_states), strict=True):
+            states[..., start:end, :] = new
+        self._show(end)
+        keys, values = self.roomy
+        return keys[..., :end, :], values[..., :end, :]
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        tokens = self.get_seq_length()
+        self.roomy = [states[indices] for states in self.roomy]
+        self._show(tokens)
 
 
 def _until_end(ids: list[int], eos_token_ids: Collection[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Train one cell: TRL's trainers, one budget, the KL weight of every update under our control.
+"""Train one cell: one budget for every method, the KL weight of every update under our control.
 
 GRPO here departs from TRL's defaults where the paper does: ``loss_type="grpo"`` (mean over a
 sequence's tokens, then over sequences), one update a batch, and the KL weight set before each
@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers import PrinterCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import GRPOConfig, SFTConfig, SFTTrainer
 
+from othink_pipeline.grpo import SharedPromptTrainer
 from othink_pipeline.kl import KLSchedule
 from othink_pipeline.models import load_model
-from othink_pipeline.parameters import RL, SFT, Method
+from othink_pipeline.parameters import RL, SFT, Compute, Method
 from othink_pipeline.rewards import accuracy_reward, format_reward
 from othink_pipeline.training_data import prompt_order, rl_rows, sft_rows
 
@@ -42,6 +43,7 @@ CURVES = {
     "completions/mean_length": "train/completion_tokens",
     "completions/clipped_ratio": "train/clipped_rate",
     "mean_token_accuracy": "train/token_accuracy",
+    "shared_prompts": "train/shared_prompts",
 }
 """TRL's names of what is logged at every update -> ours, the same for every method."""
 
@@ -62,8 +64,8 @@ class Trained(NamedTuple):
     """Euclidean norm of all weights' change, relative to that of the weights; above 0."""
 
 
-class DynamicKLTrainer(GRPOTrainer):
-    """TRL's GRPO whose KL weight follows a schedule.
+class DynamicKLTrainer(SharedPromptTrainer):
+    """GRPO whose KL weight follows a schedule.
 
     TRL reads its weight (``beta``) in every loss, so it is enough to set it there. The weight that
     was applied is logged as ``kl_weight``.
@@ -76,8 +78,7 @@ class DynamicKLTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
         self.beta = self.kl.weight_at(self.state.global_step, self.state.max_steps)
         self._metrics["train"]["kl_weight"].append(self.beta)
-        loss: torch.Tensor = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
-        return loss
+        return super()._compute_loss(model, inputs)
 
 
 class Watcher(TrainerCallback):
@@ -145,6 +146,7 @@ def train(
     examples: Dataset,
     prompt: str,
     parameters: SFT | RL,
+    compute: Compute,
     seed: int,
     folder: Path,
     log: Log,
@@ -170,11 +172,15 @@ def train(
     watcher = Watcher(name, parameters, processor, log, checkpoint)
     trainer: DynamicKLTrainer | SFTTrainer
     if isinstance(parameters, RL):
-        rows = rl_rows(stream, prompt)
-        trainer = build_rl_trainer(model, processor, rows, parameters, seed, folder, [watcher])
+        rows = rl_rows(stream, prompt, processor)
+        trainer = build_rl_trainer(
+            model, processor, rows, parameters, compute, seed, folder, [watcher]
+        )
     else:
         rows = sft_rows(stream, prompt, parameters)
-        trainer = build_sft_trainer(model, processor, rows, parameters, seed, folder, [watcher])
+        trainer = build_sft_trainer(
+            model, processor, rows, parameters, compute, seed, folder, [watcher]
+        )
     trainer.remove_callback(PrinterCallback)  # the watcher's line says it shorter
     started = time.perf_counter()
     trainer.train()
@@ -195,7 +201,7 @@ def train(
     )
 
 
-def _common(parameters: Method, seed: int, folder: Path) -> dict[str, Any]:
+def _common(parameters: Method, compute: Compute, seed: int, folder: Path) -> dict[str, Any]:
     return {
         "output_dir": str(folder),
         "max_steps": parameters.updates,
@@ -214,6 +220,7 @@ def _common(parameters: Method, seed: int, folder: Path) -> dict[str, Any]:
         "bf16": torch.cuda.is_available(),
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_num_workers": compute.data_workers,
     }
 
 
@@ -222,13 +229,14 @@ def build_rl_trainer(
     processor: Any,
     rows: Dataset,
     parameters: RL,
+    compute: Compute,
     seed: int,
     folder: Path,
     callbacks: list[TrainerCallback],
 ) -> DynamicKLTrainer:
-    """A GRPO trainer that takes ``rows`` in their order, ``prompts_per_update`` at a time."""
+    """A GRPO trainer that takes ``rl_rows`` in their order, ``prompts_per_update`` at a time."""
     config = GRPOConfig(
-        **_common(parameters, seed, folder),
+        **_common(parameters, compute, seed, folder),
         per_device_train_batch_size=parameters.prompts_per_update
         * parameters.completions_per_prompt,
         num_generations=parameters.completions_per_prompt,
@@ -247,6 +255,7 @@ def build_rl_trainer(
         processing_class=processor,
         callbacks=callbacks,
         kl=parameters.kl,
+        share_prompts=compute.share_prompts,
     )
 
 
@@ -255,13 +264,14 @@ def build_sft_trainer(
     processor: Any,
     rows: Dataset,
     parameters: SFT,
+    compute: Compute,
     seed: int,
     folder: Path,
     callbacks: list[TrainerCallback],
 ) -> SFTTrainer:
     """An SFT trainer that takes ``rows`` in their order, with the loss on the completion alone."""
     config = SFTConfig(
-        **_common(parameters, seed, folder),
+        **_common(parameters, compute, seed, folder),
         per_device_train_batch_size=parameters.prompts_per_update,
         completion_only_loss=True,
         max_length=None,  # TRL's default cuts long examples without a word

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from othink_pipeline.models import user_message
+from othink_pipeline.models import render_prompt, user_message
 from othink_pipeline.parameters import SFT
+from othink_pipeline.prompts import encode
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,13 +26,36 @@ def prompt_order(examples: int, prompts: int, seed: int) -> list[int]:
     return order[:prompts]
 
 
-def rl_rows(examples: Dataset, prompt: str) -> Dataset:
-    """Columns ``prompt`` (one user message), ``image`` and ``answer``, for TRL and the rewards."""
-    messages = [
-        [{"role": "user", "content": user_message(prompt, question)}]
-        for question in examples["question"]
+def rl_rows(examples: Dataset, prompt: str, processor: Any) -> Dataset:
+    """Columns ``prompt`` (one user message), ``answer`` and ``encoded``, for TRL and the rewards.
+
+    Nothing is made before a batch is read. What repeats in a batch, as the prompts of GRPO's
+    groups do, is decoded and goes through the processor once.
+    """
+    from datasets import Image
+
+    columns = examples.select_columns(["question", "answer", "image"])
+    undecoded = columns.cast_column("image", Image(decode=False))
+    return undecoded.with_transform(partial(_encode_rows, prompt=prompt, processor=processor))
+
+
+def _encode_rows(batch: dict[str, list[Any]], *, prompt: str, processor: Any) -> dict[str, Any]:
+    from datasets import Image
+
+    keys = [
+        (question, image["bytes"], image["path"])
+        for question, image in zip(batch["question"], batch["image"], strict=True)
     ]
-    return examples.select_columns(["image", "answer"]).add_column("prompt", messages)
+    once = list(dict.fromkeys(keys))
+    decoder = Image()
+    texts = [render_prompt(processor, prompt, question) for question, _, _ in once]
+    images = [[decoder.decode_example({"bytes": data, "path": path})] for _, data, path in once]
+    encoded = dict(zip(once, encode(processor, texts, images), strict=True))
+    return {
+        "prompt": [_user_turn(prompt, question) for question in batch["question"]],
+        "answer": batch["answer"],
+        "encoded": [encoded[key] for key in keys],
+    }
 
 
 def sft_rows(examples: Dataset, prompt: str, parameters: SFT) -> Dataset:
@@ -47,5 +72,10 @@ def sft_rows(examples: Dataset, prompt: str, parameters: SFT) -> Dataset:
         [{"role": "assistant", "content": target.format(steps=steps, answer=answer)}]
         for steps, answer in zip(examples["steps"], examples["answer"], strict=True)
     ]
-    rows = rl_rows(examples, prompt).remove_columns("answer")
+    prompts = [_user_turn(prompt, question) for question in examples["question"]]
+    rows = examples.select_columns("image").add_column("prompt", prompts)
     return rows.add_column("completion", completions)
+
+
+def _user_turn(prompt: str, question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": user_message(prompt, question)}]

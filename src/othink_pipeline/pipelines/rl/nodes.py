@@ -8,7 +8,7 @@ import pandas as pd
 
 from othink_pipeline.cells import train_cell
 from othink_pipeline.grid import Cell
-from othink_pipeline.parameters import Evaluation, Folders, resolve_method
+from othink_pipeline.parameters import Compute, Evaluation, Folders, resolve_method
 
 
 def train_rl(
@@ -18,10 +18,11 @@ def train_rl(
     method: dict[str, Any],
     evaluation: Evaluation,
     folders: Folders,
+    compute: Compute,
     *examples: dict[str, Any],
     cell: Cell,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Reinforce the base model's own right answers; see ``cells.train_cell``."""
     blocks = {"training": training, "rl": rl, "methods": {cell.method: method}}
     parameters = resolve_method(blocks, cell.method)
-    return train_cell(cell, parameters, base_model, examples, evaluation, folders)
+    return train_cell(cell, parameters, base_model, examples, evaluation, folders, compute)

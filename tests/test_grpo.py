@@ -1,0 +1,263 @@
+"""Sharing prompts trains as stock TRL does: the same tokens, losses, gradients and weights."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from conftest import PROMPT, MiniModel, stock_rows
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from othink_pipeline import grpo
+from othink_pipeline.grpo import SharedPromptTrainer
+from othink_pipeline.models import load_model
+from othink_pipeline.prompts import Prompt
+from othink_pipeline.rewards import accuracy_reward, format_reward
+from othink_pipeline.training_data import rl_rows
+
+Splits = Mapping[str, Mapping[str, Any]]
+COPIES = 4
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of every update."""
+
+    def __init__(self) -> None:
+        self.updates: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
+        self.updates.append(
+            {
+                name: weight.grad.clone()
+                for name, weight in model.named_parameters()
+                if weight.grad is not None
+            }
+        )
+
+
+class Outcome(NamedTuple):
+    logged: list[dict[str, float]]
+    gradients: list[dict[str, torch.Tensor]]
+    weights: dict[str, torch.Tensor]
+    trainer: GRPOTrainer
+
+
+def config(folder: Path, **changes: Any) -> GRPOConfig:
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "beta": 0.3,
+        "loss_type": "grpo",
+        "max_steps": 3,
+        "per_device_train_batch_size": 5 * COPIES,
+        "num_generations": COPIES,
+        "max_completion_length": 10,
+        "temperature": 1.3,
+        "learning_rate": 5.0e-3,
+        "lr_scheduler_type": "constant",
+        "shuffle_dataset": False,
+        "activation_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "seed": 3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return GRPOConfig(**{**settings, **changes})
+
+
+def adapt(model: Any, how: str) -> Any:
+    if how == "frozen":
+        model.model.visual.requires_grad_(False)
+    if how == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(0)
+        return get_peft_model(
+            model, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"])
+        )
+    return model
+
+
+def train(
+    kind: type[GRPOTrainer],
+    mini_model: MiniModel,
+    examples: Any,
+    settings: GRPOConfig,
+    how: str = "full",
+    **options: Any,
+) -> Outcome:
+    model, processor = load_model(str(mini_model.path))
+    rows = (
+        rl_rows(examples, PROMPT, processor)
+        if issubclass(kind, SharedPromptTrainer)
+        else stock_rows(examples)
+    )
+    gradients = Gradients()
+    trainer = kind(
+        model=adapt(model, how),
+        reward_funcs=[accuracy_reward, format_reward],
+        args=settings,
+        train_dataset=rows,
+        processing_class=processor,
+        callbacks=[gradients],
+        **options,
+    )
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    return Outcome(logged, gradients.updates, weights, trainer)
+
+
+def assert_same(ours: Outcome, stock: Outcome, of_means: float = 1e-3) -> None:
+    """``of_means``: tolerance of what TRL logs as a mean of micro-batches' means."""
+    assert len(ours.logged) == len(stock.logged) == 3
+    for mine, theirs in zip(ours.logged, stock.logged, strict=True):
+        names = {"loss", "kl", "entropy", "reward", "grad_norm", "completions/mean_length"}
+        assert {"loss", "kl", "entropy", "grad_norm"} <= names & theirs.keys()
+        for name in names & theirs.keys():
+            rel = of_means if name in ("kl", "entropy") else 1e-3
+            assert mine[name] == pytest.approx(theirs[name], rel=rel, abs=1e-6), name
+    for mine, theirs in zip(ours.gradients, stock.gradients, strict=True):
+        assert mine.keys() == theirs.keys()
+        largest = max(float(gradient.abs().max()) for gradient in theirs.values())
+        assert largest > 1e-4
+        for name, gradient in theirs.items():
+            torch.testing.assert_close(mine[name], gradient, rtol=1e-2, atol=1e-4 * largest)
+    for name, weight in stock.weights.items():
+        torch.testing.assert_close(ours.weights[name], weight, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "how"),
+    [
+        ({}, "full"),
+        ({"activation_checkpointing": True}, "full"),
+        ({}, "frozen"),
+        ({}, "lora"),
+        ({"per_device_train_batch_size": 5, "gradient_accumulation_steps": 4}, "full"),
+        ({"per_device_train_batch_size": 10, "steps_per_generation": 2}, "full"),
+        ({"num_iterations": 2}, "full"),
+        (
+            {
+                "per_device_train_batch_size": 8,
+                "gradient_accumulation_steps": 3,
+                "steps_per_generation": 2,
+            },
+            "full",
+        ),
+        (
+            {
+                "loss_type": "bnpo",
+                "per_device_train_batch_size": 10,
+                "gradient_accumulation_steps": 2,
+            },
+            "full",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value) or "plain",
+)
+def test_it_trains_as_stock_trl_does(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path, changes: dict[str, Any], how: str
+) -> None:
+    examples = splits["counting"]["train"]
+    settings = config(tmp_path, **changes)
+    ours = train(SharedPromptTrainer, mini_model, examples, settings, how)
+    stock = train(GRPOTrainer, mini_model, examples, settings, how)
+    # Other micro-batches, other means of them, but one update.
+    assert_same(ours, stock, 1e-2 if "gradient_accumulation_steps" in changes else 1e-3)
+    assert [entry["shared_prompts"] for entry in ours.logged] == [1.0] * 3
+
+
+def test_sharing_can_be_turned_off(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = splits["geometry"]["train"]
+    monkeypatch.setattr(grpo, "pack", None)
+    monkeypatch.setattr(grpo, "sample", None)
+    settings = config(tmp_path)
+    apart = train(SharedPromptTrainer, mini_model, examples, settings, share_prompts=False)
+    assert_same(apart, train(GRPOTrainer, mini_model, examples, settings))
+    assert [entry["shared_prompts"] for entry in apart.logged] == [0.0] * 3
+
+
+@pytest.mark.parametrize("wrong", ["pack", "sample"])
+def test_a_model_that_it_is_wrong_for_is_trained_as_stock_trl_does_and_loudly(
+    mini_model: MiniModel,
+    splits: Splits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    wrong: str,
+) -> None:
+    """Positions that are off by one at each token, as in a family that counts otherwise."""
+    right = grpo.pack if wrong == "pack" else None
+    module = "othink_pipeline.packing" if right else "othink_pipeline.sampling"
+    from othink_pipeline.prompts import positions
+
+    monkeypatch.setattr(f"{module}.positions", lambda *inputs: 2 * positions(*inputs))
+    examples = splits["counting"]["train"]
+    settings = config(tmp_path)
+    with caplog.at_level(logging.WARNING, "othink_pipeline.grpo"):
+        ours = train(SharedPromptTrainer, mini_model, examples, settings)
+    assert (
+        "Qwen2VLForConditionalGeneration: with shared prompts its log-probabilities" in caplog.text
+    )
+    assert "share_prompts: false" in caplog.text
+    assert [entry["shared_prompts"] for entry in ours.logged] == [0.0] * 3
+    monkeypatch.undo()
+    assert_same(ours, train(GRPOTrainer, mini_model, examples, settings))
+
+
+def test_micro_batches_hold_whole_groups(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    stock = SharedPromptTrainer._compute_loss
+
+    def watch(self: Any, model: Any, inputs: Any) -> torch.Tensor:
+        assert all(isinstance(prompt, Prompt) for prompt in inputs["encoded"])
+        seen.append(len(set(inputs["encoded"])))
+        return stock(self, model, inputs)
+
+    monkeypatch.setattr(SharedPromptTrainer, "_compute_loss", watch)
+    settings = config(
+        tmp_path, per_device_train_batch_size=COPIES, gradient_accumulation_steps=3, max_steps=2
+    )
+    train(SharedPromptTrainer, mini_model, splits["counting"]["train"], settings)
+    assert seen == [1] * 6
+
+
+def test_data_workers_change_nothing(mini_model: MiniModel, splits: Splits, tmp_path: Path) -> None:
+    examples = splits["counting"]["train"]
+    inside = train(SharedPromptTrainer, mini_model, examples, config(tmp_path))
+    beside = train(
+        SharedPromptTrainer, mini_model, examples, config(tmp_path, dataloader_num_workers=2)
+    )
+    for mine, theirs in zip(beside.logged, inside.logged, strict=True):
+        assert mine["loss"] == theirs["loss"]
+        assert mine["shared_prompts"] == 1.0
+
+
+def test_what_repeats_in_a_batch_is_processed_once(
+    mini_model: MiniModel, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, processor = load_model(str(mini_model.path))
+    images: list[int] = []
+    stock = type(processor.image_processor).__call__
+
+    def watch(self: Any, pictures: Any, *args: Any, **kwargs: Any) -> Any:
+        images.append(len(pictures))
+        return stock(self, pictures, *args, **kwargs)
+
+    monkeypatch.setattr(type(processor.image_processor), "__call__", watch)
+    examples = splits["counting"]["train"]
+    rows = rl_rows(examples, PROMPT, processor).__getitems__([0, 0, 0, 5, 5, 0])
+    assert images == [2]
+    assert rows[0]["encoded"] is rows[1]["encoded"] is rows[5]["encoded"]
+    assert rows[3]["encoded"] is rows[4]["encoded"] is not rows[0]["encoded"]
+    assert [row["answer"] for row in rows] == [examples["answer"][i] for i in (0, 0, 0, 5, 5, 0)]

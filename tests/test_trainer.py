@@ -327,10 +327,11 @@ def test_a_constant_weight_trains_as_stock_trl_does(
     stock.train()
     logged = [entry for entry in stock.state.log_history if "loss" in entry]
     for name in ("loss", "kl", "entropy", "reward", "grad_norm"):
-        assert ours.curve(f"train/{name}") == pytest.approx([entry[name] for entry in logged])
+        expected = [entry[name] for entry in logged]
+        assert ours.curve(f"train/{name}") == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert ours.curve("train/loss")[-1] > 1e-4  # the KL term is at work
     for name, weight in stock.model.state_dict().items():
-        torch.testing.assert_close(ours.weights[name], weight)
+        torch.testing.assert_close(ours.weights[name], weight, rtol=1e-3, atol=1e-5)
 
 
 def test_the_linear_weight_is_applied_and_logged_at_every_update(watched: Watched) -> None:

@@ -331,7 +331,8 @@ def test_a_constant_weight_trains_as_stock_trl_does(
         assert ours.curve(f"train/{name}") == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert ours.curve("train/loss")[-1] > 1e-4  # the KL term is at work
     for name, weight in stock.model.state_dict().items():
-        torch.testing.assert_close(ours.weights[name], weight, rtol=1e-3, atol=1e-5)
+        # Adam turns rounding of a gradient near zero into a fraction of its step of 5e-3.
+        torch.testing.assert_close(ours.weights[name], weight, rtol=1e-3, atol=2e-4)
 
 
 def test_the_linear_weight_is_applied_and_logged_at_every_update(watched: Watched) -> None:

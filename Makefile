@@ -13,12 +13,13 @@ OUTPUTS := data/02_intermediate data/03_primary data/04_feature data/05_model_in
 export DO_NOT_TRACK := true
 export KEDRO_DISABLE_TELEMETRY := true
 
-.PHONY: help demo test check lock clean
+.PHONY: help demo test check bench lock clean
 
 help:
 	@echo "make demo    train and evaluate the whole grid, print the transfer matrix"
 	@echo "make test    run the tests with coverage"
 	@echo "make check   lint, check the format and the types"
+	@echo "make bench   measure against peers, about an hour; writes docs/benchmarks.md"
 	@echo "make lock    resolve requirements.lock again from pyproject.toml"
 	@echo "make clean   remove everything that runs made, MLflow's records included"
 	@echo "The first of these sets up .venv; PYTHON=/path/to/python3.11 chooses the interpreter."
@@ -34,6 +35,9 @@ check: $(STAMP)
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy src
 
+bench: $(STAMP)
+	$(VENV)/bin/python -m benchmarks
+
 # Versions already in the lock are kept: change a pin in pyproject.toml to move it.
 lock: $(STAMP)
 	$(VENV)/bin/uv pip compile pyproject.toml --group dev --output-file requirements.lock \
@@ -46,7 +50,7 @@ clean:
 	rm -rf mlflow.db mlflow.db-* mlartifacts mlruns
 	rm -rf .viz build dist .coverage .coverage.* htmlcov .hypothesis
 	rm -rf .pytest_cache .mypy_cache .ruff_cache
-	find src tests -name __pycache__ -prune -exec rm -rf {} +
+	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # A finished .venv is brought up to date in place; the stamp is gone while that lasts.
 $(STAMP): requirements.lock pyproject.toml

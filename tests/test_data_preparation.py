@@ -1,16 +1,19 @@
 """The node that publishes a task's examples: rejects, reuse, failures in the middle."""
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from othink_pipeline.examples import draw_examples, read_examples, update_digest
+from othink_pipeline import examples as examples_module
+from othink_pipeline.examples import draw_examples, read_examples
 from othink_pipeline.parameters import DataPreparation, Folders, SplitSizes
 from othink_pipeline.pipelines.data_preparation import nodes
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_examples, prepare_splits
@@ -87,14 +90,75 @@ def test_the_manifest_is_plain_json_with_relative_paths(project: Path) -> None:
     assert str(project) not in json.dumps(manifest)
 
 
-def test_digests_are_those_of_fields_and_pixels() -> None:
+def test_digests_are_those_of_the_fields_and_pixels_in_the_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Worked out from the files alone, which are written in several batches."""
+    monkeypatch.setattr(examples_module, "BATCH_EXAMPLES", 2)
     manifest = prepare(settings())
-    digests = {split: hashlib.sha256() for split in manifest["splits"]}
-    for example in draw_examples("counting", {"train": 5, "validation": 3, "test": 4}, 0):
-        update_digest(digests[example["split"]], example)
-    assert {split: part["digest"] for split, part in manifest["splits"].items()} == {
-        split: digest.hexdigest() for split, digest in digests.items()
+    fields = ("id", "task", "split", "key", "form", "question", "answer", "steps")
+    for part in manifest["splits"].values():
+        content = b""
+        for row in pq.read_table(part["path"]).to_pylist():
+            picture = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB").tobytes()
+            for item in (*(row[name].encode() for name in fields), picture):
+                content += len(item).to_bytes(8, "big") + item
+        assert part["digest"] == hashlib.sha256(content).hexdigest()
+
+
+def test_digests_stay_what_they_were() -> None:
+    """Pinned: results of earlier versions stand for these examples."""
+    splits = prepare(settings())["splits"]
+    assert {split: part["digest"][:16] for split, part in splits.items()} == {
+        "train": "4e3e249b3d0b8713",
+        "validation": "75e6d78adf1fcd15",
+        "test": "b537978669341fe8",
     }
+
+
+def test_examples_go_to_their_files_as_they_are_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Never more in memory than the batches of three splits and the example in hand."""
+    monkeypatch.setattr(examples_module, "BATCH_EXAMPLES", 4)
+    drawn, alive, written, write_table = 0, 0, 0, pq.ParquetWriter.write_table
+
+    class Picture(bytes):
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    def draw(*arguments: Any) -> Iterator[dict[str, Any]]:
+        nonlocal drawn, alive
+        for example in draw_examples(*arguments):
+            drawn, alive = drawn + 1, alive + 1
+            yield {**example, "image": Picture(example["image"])}
+            assert alive <= 3 * 3 + 1
+            assert drawn - written <= 3 * 3
+
+    def count_rows(file: pq.ParquetWriter, table: Any) -> None:
+        nonlocal written
+        write_table(file, table)
+        written += table.num_rows
+
+    monkeypatch.setattr(nodes, "draw_examples", draw)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", count_rows)
+    prepare(settings(splits=SplitSizes(base=1, train=30, validation=10, test=20)))
+    assert (drawn, alive, written) == (60, 0, 60)
+    for split, groups in {"train": 8, "validation": 3, "test": 5}.items():
+        assert pq.read_metadata(FOLDER / f"{split}.parquet").num_row_groups == groups
+
+
+def test_a_long_run_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(nodes, "PROGRESS_EXAMPLES", 5)
+    with caplog.at_level("INFO"):
+        prepare(settings())
+    assert [line for line in caplog.messages if line.endswith("drawn")] == [
+        "counting: 5 of 12 examples drawn",
+        "counting: 10 of 12 examples drawn",
+    ]
 
 
 def test_cells_never_get_the_base_split() -> None:
@@ -233,26 +297,56 @@ def test_rejects_do_not_touch_what_an_earlier_run_published(
     assert read_manifest(FOLDER, "") == first
 
 
-@pytest.mark.parametrize("failing", ["write_examples", "write_manifest"])
-def test_a_failure_in_the_middle_leaves_nothing_that_looks_finished(
-    failing: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = getattr(nodes, failing)
-    calls = []
+def fail_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(*arguments: Any) -> Iterator[dict[str, Any]]:
+        for number, example in enumerate(draw_examples(*arguments)):
+            if number == 9:
+                raise OSError("No space left on device")
+            yield example
 
-    def fail_late(*arguments: Any) -> Any:
+    monkeypatch.setattr(nodes, "draw_examples", draw)
+
+
+def fail_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_table, calls = pq.ParquetWriter.write_table, []
+
+    def write(*arguments: Any) -> None:
         calls.append(arguments)
-        if failing == "write_manifest" or len(calls) == 2:
+        if len(calls) == 3:
             raise OSError("No space left on device")
-        return real(*arguments)
+        write_table(*arguments)
 
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", write)
+
+
+def fail_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(nodes, "write_manifest", write)
+
+
+@pytest.mark.parametrize(
+    ("fail", "left"),
+    [(fail_drawing, []), (fail_writing, []), (fail_at_the_end, ["counting_rejected.csv"])],
+)
+def test_a_failure_in_the_middle_leaves_nothing_that_looks_finished(
+    fail: Callable[[pytest.MonkeyPatch], None], left: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples_module, "BATCH_EXAMPLES", 2)
     with monkeypatch.context() as broken:
-        broken.setattr(nodes, failing, fail_late)
+        fail(broken)
         with pytest.raises(OSError, match="No space left"):
             prepare(settings())
     assert not FOLDER.exists()
-    assert [path.name for path in FOLDER.parent.iterdir()] == ["counting_rejected.csv"]
-    assert prepare(settings()) == read_manifest(FOLDER, "")
+    assert [path.name for path in FOLDER.parent.iterdir()] == left
+    first = prepare(settings())
+    assert first == read_manifest(FOLDER, "")
+    with monkeypatch.context() as broken:
+        fail(broken)
+        with pytest.raises(OSError, match="No space left"):
+            prepare(settings(seed=1))
+    assert read_manifest(FOLDER, "") == first
 
 
 def test_what_a_killed_process_left_is_not_taken_for_finished() -> None:

@@ -5,12 +5,14 @@ import io
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -301,3 +303,82 @@ def test_anyone_can_read_the_parquet_with_datasets_alone(tmp_path: Path) -> None
     table = Dataset.from_parquet(str(tmp_path / "x.parquet"), cache_dir=str(tmp_path / "cache"))
     assert isinstance(table.features["image"], ImageFeature)
     assert table[3]["image"].tobytes() == decode(examples[3]["image"]).tobytes()
+
+
+def test_the_parquet_is_laid_out_as_datasets_lays_it_out(tmp_path: Path) -> None:
+    """Same columns, types and notes for ``datasets``, and in both files pictures as they came."""
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    examples = list(drawn("counting")[:5])
+    write_examples(examples, tmp_path / "ours.parquet")
+    columns: dict[str, Any] = {name: [row[name] for row in examples] for name in TEXT_FIELDS}
+    columns["image"] = [{"bytes": row["image"], "path": None} for row in examples]
+    features = Features({name: Value("string") for name in TEXT_FIELDS} | {"image": ImageFeature()})
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "theirs.parquet")
+    ours, theirs = (pq.ParquetFile(tmp_path / f"{name}.parquet") for name in ("ours", "theirs"))
+    assert b"huggingface" in ours.schema_arrow.metadata
+    assert ours.schema_arrow.equals(theirs.schema_arrow, check_metadata=True)
+    assert ours.read().equals(theirs.read())
+    for index in range(ours.metadata.num_columns):
+        column, model = (file.metadata.row_group(0).column(index) for file in (ours, theirs))
+        assert (column.path_in_schema, column.compression, column.encodings) == (
+            *(model.path_in_schema, model.compression, model.encodings),
+        )
+
+
+@pytest.mark.parametrize(
+    ("count", "groups"), [(0, []), (3, [3]), (4, [4]), (8, [4, 4]), (10, [4, 4, 2])]
+)
+def test_every_batch_is_a_row_group_and_none_is_lost(
+    count: int, groups: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_EXAMPLES", 4)
+    examples = list(drawn("counting")[:count])
+    write_examples(examples, tmp_path / "x.parquet")
+    file = pq.read_metadata(tmp_path / "x.parquet")
+    assert [file.row_group(i).num_rows for i in range(file.num_row_groups)] == groups
+    table = read_examples(tmp_path / "x.parquet")
+    assert list(table["id"]) == [example["id"] for example in examples]
+    frame = pd.read_parquet(tmp_path / "x.parquet")
+    images = [{"bytes": example["image"], "path": None} for example in examples]
+    assert frame["image"].tolist() == images
+
+
+class Picture(bytes):
+    """Image bytes that know how many of them are alive."""
+
+    alive = 0
+
+    def __new__(cls, content: bytes) -> "Picture":
+        cls.alive += 1
+        return super().__new__(cls, content)
+
+    def __del__(self) -> None:
+        Picture.alive -= 1
+
+
+def test_no_more_than_a_batch_waits_for_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither as examples nor as a table: what was drawn is in the file when a batch is full."""
+    monkeypatch.setattr(module, "BATCH_EXAMPLES", 4)
+    alive, written, write_table = [], [0], pq.ParquetWriter.write_table
+
+    def count_rows(file: pq.ParquetWriter, table: Any) -> None:
+        write_table(file, table)
+        written.append(written[-1] + table.num_rows)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", count_rows)
+
+    def pictures() -> Iterator[dict[str, Any]]:
+        for number, example in enumerate(drawn("counting")[:30]):
+            assert number - written[-1] < 4
+            yield {**example, "image": Picture(example["image"])}
+            alive.append(Picture.alive)
+
+    write_examples(pictures(), tmp_path / "x.parquet")
+    assert len(alive) == 30
+    assert 3 <= max(alive) <= 4, "3 that wait, and the one that is handed over"
+    assert Picture.alive == 0
+    assert written == [0, 4, 8, 12, 16, 20, 24, 28, 30]

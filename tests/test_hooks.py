@@ -42,7 +42,8 @@ def _working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_params(folder: Path, **more: Any) -> dict[str, Any]:
-    return {"project_path": str(folder), "env": None, "pipeline_names": None, **more}
+    ran = {"project_path": str(folder), "env": None, "pipeline_names": None}
+    return {**ran, "runner": "SequentialRunner", **more}
 
 
 # --- The tracking store
@@ -205,6 +206,16 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ConfigurationError, match=r"3\.0 GiB free, a run needs 4\.0 GiB") as error:
         preflight.check_disk(tmp_path, needed_bytes=4 * 1024**3)
     assert str(tmp_path) in error.value.message
+
+
+@pytest.mark.parametrize("runner", ["ThreadRunner", "kedro.runner.ParallelRunner"])
+def test_cells_are_not_trained_beside_each_other_in_one_process(runner: str) -> None:
+    preflight.check_runner("SequentialRunner")
+    with pytest.raises(
+        ConfigurationError, match=f"--runner: {runner} trains several cells"
+    ) as error:
+        preflight.check_runner(runner)
+    assert "OMP_NUM_THREADS=1 kedro run --namespaces=" in error.value.message
 
 
 # --- The run that a `kedro run` is

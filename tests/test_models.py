@@ -11,6 +11,7 @@ import torch
 from conftest import PROMPT, MiniModel
 from datasets import concatenate_datasets
 
+from othink_pipeline import models
 from othink_pipeline.evaluation import predict
 from othink_pipeline.models import Completion, complete, load_model, render_prompt, user_message
 from othink_pipeline.rewards import accuracy_reward, format_reward
@@ -126,6 +127,36 @@ def test_sampling_follows_the_temperature_and_torchs_seed(
     assert anything == first_tokens(0, temperature=1e6)
     assert anything != first_tokens(1, temperature=1e6)
     assert len(set(anything)) > 100  # from the whole vocabulary: no top-k, as in training
+
+
+def test_a_batch_that_does_not_fit_is_halved_for_good(
+    erratic: tuple[Any, Any],
+    mixed: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected = generate(*erratic, mixed)
+    tried: list[int] = []
+    stock = models.sample
+
+    def sample_little(model: Any, prompts: Any, **settings: Any) -> Any:
+        tried.append(len(prompts))
+        if len(prompts) > 5:
+            raise torch.OutOfMemoryError
+        return stock(model, prompts, **settings)
+
+    monkeypatch.setattr(models, "sample", sample_little)
+    monkeypatch.setattr(models, "_largest_batch", {})
+    assert generate(*erratic, mixed) == expected  # 16 examples
+    assert tried == [16, 8, 4, 4, 4, 4]
+    assert "16 prompts do not fit the memory: 8 from now on" in caplog.text
+    tried.clear()
+    generate(*erratic, mixed)
+    assert tried == [4, 4, 4, 4]  # remembered
+    monkeypatch.setattr(models, "_largest_batch", {"cpu": 1})
+    monkeypatch.setattr(models, "sample", lambda *_, **__: sample_little(None, range(9)))
+    with pytest.raises(torch.OutOfMemoryError):
+        generate(*erratic, mixed)
 
 
 @pytest.mark.parametrize("training", [True, False])

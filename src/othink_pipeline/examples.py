@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ SPLIT_SHARES = {"base": 50, "train": 20, "validation": 6, "test": 24}
 
 MAX_MISSES = 100_000
 """So many problems in a row that fill no split: there are no more."""
+
+BATCH_EXAMPLES = 1000
+"""So many examples wait in memory to be written together, as one row group."""
 
 TEXT_FIELDS = ("id", "task", "split", "key", "form", "question", "answer", "steps")
 
@@ -124,17 +128,47 @@ def update_digest(digest: hashlib._Hash, example: Mapping[str, Any]) -> None:
         digest.update(part)
 
 
-def write_examples(examples: list[dict[str, Any]], path: Path) -> None:
-    """Write one split as parquet that ``datasets`` reads with an Image column."""
-    from datasets import Dataset, Features, Image, Value, disable_progress_bars
+@contextmanager
+def open_split(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A new parquet file that ``datasets`` reads with an Image column; yields what adds an example.
 
-    disable_progress_bars()
+    Holds fewer than ``BATCH_EXAMPLES`` examples at a time: the file takes them as a row group.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Features, Image, Value
+
     features = Features({name: Value("string") for name in TEXT_FIELDS} | {"image": Image()})
-    columns: dict[str, list[Any]] = {
-        name: [example[name] for example in examples] for name in TEXT_FIELDS
-    }
-    columns["image"] = [{"bytes": example["image"], "path": None} for example in examples]
-    Dataset.from_dict(columns, features=features).to_parquet(str(path))
+    schema = features.arrow_schema
+    batch: list[dict[str, Any]] = []
+    with pq.ParquetWriter(
+        path,
+        schema,
+        # Not the pictures: compressed already, rarely there twice, no use as smallest and largest.
+        compression=dict.fromkeys(TEXT_FIELDS, "snappy"),
+        use_dictionary=list(TEXT_FIELDS),
+        write_statistics=list(TEXT_FIELDS),
+    ) as file:
+
+        def write_batch() -> None:
+            file.write_table(pa.Table.from_pylist(batch, schema))
+            batch.clear()
+
+        def add(example: Mapping[str, Any]) -> None:
+            batch.append({**example, "image": {"bytes": example["image"], "path": None}})
+            if len(batch) == BATCH_EXAMPLES:
+                write_batch()
+
+        yield add
+        if batch:
+            write_batch()
+
+
+def write_examples(examples: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write one split as parquet; see ``open_split``."""
+    with open_split(path) as add:
+        for example in examples:
+            add(example)
 
 
 def read_examples(path: str | Path) -> Dataset:

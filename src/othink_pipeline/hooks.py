@@ -67,7 +67,8 @@ class PreflightHooks:
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Check the files that the pipeline starts from and the room on the disk."""
+        """Check the runner, the files that the pipeline starts from and the room on the disk."""
+        preflight.check_runner(run_params["runner"])
         environment = f" --env={run_params['env']}" if run_params["env"] else ""
         preflight.check_inputs(pipeline, catalog, environment)
         preflight.check_disk(Path(run_params["project_path"]))

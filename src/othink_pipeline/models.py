@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 transformers.utils.logging.disable_progress_bar()  # the log says what happens, a line a step
 
 
+_largest_batch: dict[str, int] = {}
+"""Device -> the most prompts that fit its memory, once more than that have been tried."""
+
+
 class Completion(NamedTuple):
     """One generated answer: its text without special tokens, and its length in tokens."""
 
@@ -88,6 +92,7 @@ def complete(
         model, processor: as ``load_model`` returns them.
         examples: with columns ``question`` and ``image``.
         prompt: template with ``{question}``.
+        batch_size: the most prompts at a time; halved for good when they do not fit the memory.
         think: None lets the model choose; False forces an empty think block, True a worked one.
             The forced opening counts as part of the completion.
         temperature: None decodes greedily; above 0 samples from torch's global generator.
@@ -103,18 +108,29 @@ def complete(
     # Prompts of similar length share a batch, so that little of it is padding.
     questions: Sequence[str] = examples["question"]
     order = sorted(range(len(examples)), key=lambda i: (len(questions[i]), i))
-    for start in range(0, len(order), batch_size):
-        rows = examples.select(order[start : start + batch_size])
+    device = model.device.type
+    while left := order[len(completions) :]:
+        size = min(batch_size, _largest_batch.get(device, batch_size))
+        rows = examples.select(left[:size])
         texts = [render_prompt(processor, prompt, q) + opening for q in rows["question"]]
-        generated = sample(
-            model,
-            encode(processor, texts, [[image] for image in rows["image"]]),
-            max_tokens=max_completion_tokens - opening_tokens,
-            eos_token_ids=ends if isinstance(ends, list) else [ends],
-            pad_token_id=tokenizer.pad_token_id,
-            temperature=temperature,
-            suppressed_first=banned,
-        ).ids
+        try:
+            generated = sample(
+                model,
+                encode(processor, texts, [[image] for image in rows["image"]]),
+                max_tokens=max_completion_tokens - opening_tokens,
+                eos_token_ids=ends if isinstance(ends, list) else [ends],
+                pad_token_id=tokenizer.pad_token_id,
+                temperature=temperature,
+                suppressed_first=banned,
+            ).ids
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+            _largest_batch[device] = len(rows) // 2
+            logger.warning(
+                "%d prompts do not fit the memory: %d from now on", len(rows), len(rows) // 2
+            )
+            continue
         texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
         completions += [
             Completion(opening + text, opening_tokens + len(ids))

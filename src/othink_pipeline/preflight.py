@@ -82,6 +82,26 @@ def check_inputs(pipeline: Pipeline, catalog: DataCatalog, options: str = "") ->
         raise ConfigurationError("The pipeline reads what is not there:\n" + "\n".join(missing))
 
 
+def check_runner(runner: str) -> None:
+    """Refuse to train several cells in one process at a time.
+
+    They would draw from one random generator, each run otherwise than the last, and fight for the
+    same threads.
+
+    Args:
+        runner: its name, as in Kedro's ``run_params``.
+
+    Raises:
+        ConfigurationError: a runner that does so.
+    """
+    if any(name in runner for name in ("ThreadRunner", "ParallelRunner")):
+        raise ConfigurationError(
+            f"--runner: {runner} trains several cells at a time with one random generator. Leave "
+            "it out (SequentialRunner); to use more cores or GPUs, start several runs: "
+            "OMP_NUM_THREADS=1 kedro run --namespaces=TASK.METHOD, with the cores divided by them."
+        )
+
+
 def check_disk(folder: Path, needed_bytes: int = 2 * 1024**3) -> None:
     """Check that the disk of a folder has room.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from othink_pipeline import examples as examples_module
-from othink_pipeline.examples import draw_examples, find_fault, update_digest, write_examples
+from othink_pipeline.examples import draw_examples, find_fault, open_split, update_digest
 from othink_pipeline.parameters import DataPreparation, Folders
 from othink_pipeline.reuse import content_key, publish, read_manifest, write_manifest
 from othink_pipeline.validation import ConfigurationError
@@ -20,6 +21,9 @@ from othink_pipeline.validation import ConfigurationError
 logger = logging.getLogger(__name__)
 
 CELL_SPLITS = ("train", "validation", "test")
+
+PROGRESS_EXAMPLES = 10_000
+"""A line in the log after so many examples."""
 
 
 def prepare_examples(
@@ -33,6 +37,9 @@ def prepare_splits(
     data_preparation: DataPreparation, task: str, splits: tuple[str, ...], folder: Path
 ) -> dict[str, Any]:
     """Publish some splits of a task in ``folder``, unless they stand there already.
+
+    Examples go to their files as they are drawn: memory does not grow with their number, but for
+    the keys that ``draw_examples`` must remember.
 
     Returns:
         The manifest: task, seed, prompt, content key, and for each split its path, size and digest.
@@ -52,29 +59,16 @@ def prepare_splits(
         logger.info("%s: %s examples reused from %s", task, count, folder)
         return finished
 
-    accepted: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
-    digests = {split: hashlib.sha256() for split in splits}
-    rejected: list[dict[str, str]] = []
-    for example in draw_examples(task, sizes, data_preparation.seed):
-        fault = find_fault(example)
-        if fault:
-            rejected.append({"id": str(example.get("id")), "reason": fault})
-            continue
-        update_digest(digests[example["split"]], example)
-        accepted[example["split"]].append(example)
-
-    rejects_file = folder.with_name(f"{folder.name}_rejected.csv")
-    rejects_file.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rejected, columns=["id", "reason"]).to_csv(rejects_file, index=False)
-    if len(rejected) > data_preparation.max_rejected:
-        raise ConfigurationError(
-            f"{task}: {len(rejected)} examples rejected, the first: {rejected[0]['reason']}. "
-            f"All reasons: {rejects_file}. Mend the source, or raise data_preparation.max_rejected "
-            f"(now {data_preparation.max_rejected})."
-        )
     with publish(folder) as scratch:
-        for split in splits:
-            write_examples(accepted[split], scratch / f"{split}.parquet")
+        parts, rejected = _write_splits(task, sizes, data_preparation.seed, scratch)
+        rejects_file = folder.with_name(f"{folder.name}_rejected.csv")
+        pd.DataFrame(rejected, columns=["id", "reason"]).to_csv(rejects_file, index=False)
+        if len(rejected) > data_preparation.max_rejected:
+            raise ConfigurationError(
+                f"{task}: {len(rejected)} examples rejected, the first: {rejected[0]['reason']}. "
+                f"All reasons: {rejects_file}. Mend the source, or raise "
+                f"data_preparation.max_rejected (now {data_preparation.max_rejected})."
+            )
         manifest = write_manifest(
             scratch,
             {
@@ -84,18 +78,42 @@ def prepare_splits(
                 "key": key,
                 "rejected": len(rejected),
                 "splits": {
-                    split: {
-                        "path": str(folder / f"{split}.parquet"),
-                        "examples": len(accepted[split]),
-                        "digest": digests[split].hexdigest(),
-                    }
-                    for split in splits
+                    split: {"path": str(folder / f"{split}.parquet"), **part}
+                    for split, part in parts.items()
                 },
             },
         )
-    count = sum(len(rows) for rows in accepted.values())
+    count = sum(part["examples"] for part in parts.values())
     logger.info("%s: %s examples, %s rejected -> %s", task, count, len(rejected), folder)
     return manifest
+
+
+def _write_splits(
+    task: str, sizes: dict[str, int], seed: int, folder: Path
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
+    """Draw examples into a file a split; returns its size and digest, and what was rejected."""
+    counts = dict.fromkeys(sizes, 0)
+    digests = {split: hashlib.sha256() for split in sizes}
+    rejected: list[dict[str, str]] = []
+    with ExitStack() as files:
+        add = {
+            split: files.enter_context(open_split(folder / f"{split}.parquet")) for split in sizes
+        }
+        for number, example in enumerate(draw_examples(task, sizes, seed), start=1):
+            if number % PROGRESS_EXAMPLES == 0:
+                logger.info("%s: %s of %s examples drawn", task, number, sum(sizes.values()))
+            fault = find_fault(example)
+            if fault:
+                rejected.append({"id": str(example.get("id")), "reason": fault})
+                continue
+            split = example["split"]
+            update_digest(digests[split], example)
+            add[split](example)
+            counts[split] += 1
+    parts = {
+        split: {"examples": counts[split], "digest": digests[split].hexdigest()} for split in sizes
+    }
+    return parts, rejected
 
 
 def _find_finished(folder: Path, key: str) -> dict[str, Any] | None:

@@ -1,0 +1,57 @@
+"""Data preparation: pictures a second, and memory over the number of examples."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.harness import ROOT, record
+
+SIZES = (1_000, 10_000, 100_000)
+SCRIPT = """
+import resource, sys, time
+from pathlib import Path
+from othink_pipeline.parameters import DataPreparation
+from othink_pipeline.pipelines.data_preparation.nodes import prepare_splits
+
+task, count, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+splits = {"base": count, "train": 1, "validation": 1, "test": 1}
+settings = DataPreparation(seed=0, splits=splits, prompt="{question}", max_rejected=0)
+started = time.perf_counter()
+prepare_splits(settings, task, ("base",), folder / task)
+seconds = time.perf_counter() - started
+print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def measure() -> list[dict[str, Any]]:
+    """A row for each task and number of examples, each in a process of its own."""
+    rows = []
+    for task in ("counting", "geometry"):
+        for count in SIZES:
+            with TemporaryDirectory() as folder:
+                command = [sys.executable, "-c", SCRIPT, task, str(count), folder]
+                ran = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+            seconds, kilobytes = map(float, ran.stdout.split()[-2:])
+            rows.append(
+                {
+                    "task": task,
+                    "examples": count,
+                    "pictures/s": round(count / seconds),
+                    "peak memory (GB)": kilobytes * 1024 / 1e9,
+                }
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    record(
+        "data_preparation",
+        "Data preparation over the number of examples",
+        measure(),
+        "Examples drawn, rendered, checked, digested and published by one process (`prepare_splits`, "
+        "the split that the base model is trained on). The peer is the same at a tenth of the size: "
+        "memory must not grow with the number of examples.",
+    )

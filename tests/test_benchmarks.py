@@ -1,0 +1,94 @@
+"""The benchmarks measure what they say, on sizes that take a moment."""
+
+import importlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import gpu_step, harness
+
+
+@pytest.mark.parametrize("name", command.NAMES)
+def test_every_benchmark_is_there(name: str) -> None:
+    assert importlib.import_module(f"benchmarks.{name}").__doc__
+
+
+def test_an_unknown_benchmark_is_named() -> None:
+    with pytest.raises(SystemExit, match=r"no benchmark grpo_stop\. There are: grpo_step, "):
+        command.main(["grpo_stop"])
+
+
+def add_up(turn: harness.Turn, start: int, steps: int) -> int:
+    for _ in range(steps):
+        turn()
+        start += 1
+    turn()
+    return start
+
+
+def test_peers_take_turns_in_processes_of_their_own() -> None:
+    peers = [harness.Peer(add_up, 10, 3), harness.Peer(add_up, 20, 3)]
+    harness.take_turns(peers, 3)
+    for peer, result in zip(peers, (13, 23), strict=True):
+        assert len(peer.seconds) == 3
+        assert all(0 <= seconds < 10 for seconds in peer.seconds)
+        found, memory = peer.finish()
+        assert found == result
+        assert memory > 0
+
+
+def fail(turn: harness.Turn) -> None:
+    raise ValueError("no such thing")
+
+
+def test_a_peer_that_dies_is_no_result() -> None:
+    with pytest.raises(RuntimeError, match="a peer died: exit code 1"):
+        harness.Peer(fail)
+
+
+def test_functions_run_in_turns_after_one_to_warm_up() -> None:
+    order: list[str] = []
+    seconds = harness.interleave(2, a=lambda: order.append("a"), b=lambda: order.append("b"))
+    assert order == ["a", "b"] * 3
+    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_a_record_becomes_a_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (harness, command):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(harness, "ROOT", tmp_path)
+    rows: list[dict[str, Any]] = [{"peer": "ours", "s": 0.12345, "n": 1000}]
+    harness.record("grid", "The grid", rows, "As it is.")
+    shown = "| peer | s | n |\n|---|---|---|\n| ours | 0.123 | 1,000 |"
+    assert shown in capsys.readouterr().out
+    section = command._section("grid")
+    assert section.startswith(f"\n## The grid\n\nAs it is.\n\n{shown}\n")
+    measured = json.loads((tmp_path / "grid.json").read_text())["measured"]
+    assert all(value in section for value in measured.values())
+
+
+def test_what_was_not_measured_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    assert "Not measured yet" in command._section("gpu_step")
+
+
+def test_the_gpu_benchmark_computes_the_same_both_ways() -> None:
+    rows = gpu_step.measure("tiny", "cpu", prompts=2, lengths=(3,), rounds=1)
+    assert [row["part"] for row in rows] == list(gpu_step.PARTS)
+    for row in rows:
+        assert row["largest difference"] < 1e-4
+        assert row["times faster"] == pytest.approx(row["stock s"] / row["ours s"])
+        assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+
+
+def test_the_picture_has_as_many_tokens_as_the_processor_makes_of_it() -> None:
+    """480 x 320 at patches of 14 and 2 x 2 of them a token: 34 x 22 patches, 17 x 11 tokens."""
+    prompt = gpu_step.draw_prompt(gpu_step.build("tiny", "cpu"), seed=0)
+    assert prompt.image_fields["image_grid_thw"].tolist() == [[1, 22, 34]]
+    assert int(prompt.token_fields["mm_token_type_ids"].sum()) == 17 * 11

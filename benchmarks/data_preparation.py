@@ -51,7 +51,7 @@ if __name__ == "__main__":
         "data_preparation",
         "Data preparation over the number of examples",
         measure(),
-        "Examples drawn, rendered, checked, digested and published by one process (`prepare_splits`, "
-        "the split that the base model is trained on). The peer is the same at a tenth of the size: "
-        "memory must not grow with the number of examples.",
+        "Examples drawn, rendered, checked, digested and published by one process "
+        "(`prepare_splits`, the split that the base model is trained on). The peer is the same at "
+        "a tenth of the size: memory must not grow with the number of examples.",
     )

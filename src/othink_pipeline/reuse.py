@@ -29,7 +29,9 @@ def digest_folder(folder: Path) -> str:
         name = file.relative_to(folder).as_posix()
         if name != MANIFEST and not file.name.startswith("."):  # a file manager's .DS_Store
             digest.update(f"{name}\0{file.stat().st_size}\0".encode())
-            digest.update(file.read_bytes())
+            with file.open("rb") as content:
+                while block := content.read(1 << 20):  # a checkpoint may be larger than the memory
+                    digest.update(block)
     return digest.hexdigest()
 
 

@@ -20,15 +20,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from othink_pipeline.prompts import Prompt, collate, collate_images, distinct, positions
+from othink_pipeline.prompts import Prompt, base_of, collate, collate_images, distinct, positions
 
 
 class Packed(NamedTuple):
     """A packed batch, and where each completion token is predicted in it."""
 
     inputs: dict[str, torch.Tensor]
-    """For the model's forward: ``input_ids`` [B x L], a boolean ``attention_mask`` [B x 1 x L x L]
-    (True: sees), ``position_ids`` [B x L] or [3 x B x L], pictures."""
+    """For the model's forward: ``input_ids`` [B x L], ``attention_mask`` [B x 1 x L x L],
+    ``position_ids`` [B x L] or [3 x B x L], pictures."""
     labels: torch.Tensor
     """The next token at each place, -100 where none is asked for [B x L]."""
     rows: torch.Tensor
@@ -49,6 +49,9 @@ def pack(
         prompts: one for each completion; completions that hold the same object share it.
         completion_ids: [R x C].
         completion_mask: 1 at tokens, 0 at padding [R x C].
+
+    Raises:
+        ValueError: an attention implementation that takes no mask of one's own.
     """
     device = completion_ids.device
     once, prompt_of = distinct(prompts)
@@ -94,7 +97,7 @@ def pack(
     unpacked_places = torch.cat([places, places[..., -1:] + steps], -1)[..., prompt_of, :]
     packed = {
         "input_ids": unpacked_ids[rows, columns],
-        "attention_mask": _sees(group, segment)[:, None],
+        "attention_mask": _as_mask(_sees(group, segment)[:, None], model),
         "position_ids": unpacked_places[..., rows, columns],
     }
     for name in once[0].token_fields:
@@ -118,6 +121,20 @@ def _sees(group: torch.Tensor, segment: torch.Tensor) -> torch.Tensor:
         & ((to_segment == 0) | (from_segment == to_segment))
     )
     return sees
+
+
+def _as_mask(sees: torch.Tensor, model: Any) -> torch.Tensor:
+    """The mask in the form that the model's attention takes: boolean, or added to the scores."""
+    attention = base_of(model).config.get_text_config()._attn_implementation
+    if attention == "sdpa":
+        return sees
+    if attention == "eager":
+        hidden = torch.finfo(model.dtype).min
+        return torch.zeros_like(sees, dtype=model.dtype).masked_fill(~sees, hidden)
+    raise ValueError(
+        f"prompts can be shared with attention 'sdpa' or 'eager', not {attention!r}: change the "
+        "attention, or set compute.share_prompts to false"
+    )
 
 
 def _first_fit(sizes: Sequence[int]) -> list[list[int]]:

@@ -117,7 +117,7 @@ def measure(updates: int, test_items: int) -> list[dict[str, Any]]:
         options = {
             "--updates": updates,
             "--test-items": test_items,
-            "--examples": project / "data/03_primary",
+            "--examples": Path(scratch) / "0/data/03_primary",
             "--out": out,
         }
         command = [sys.executable, "-m", "benchmarks.plain_grid"]

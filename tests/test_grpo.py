@@ -14,8 +14,9 @@ from trl import GRPOConfig, GRPOTrainer
 from othink_pipeline import grpo
 from othink_pipeline.grpo import SharedPromptTrainer
 from othink_pipeline.models import load_model
-from othink_pipeline.prompts import Prompt
+from othink_pipeline.prompts import CannotShareError, Prompt
 from othink_pipeline.rewards import accuracy_reward, format_reward
+from othink_pipeline.scoring import Verdict
 from othink_pipeline.training_data import rl_rows
 
 Splits = Mapping[str, Mapping[str, Any]]
@@ -142,6 +143,15 @@ def assert_same(ours: Outcome, stock: Outcome, of_means: float = 1e-3) -> None:
         ({"per_device_train_batch_size": 5, "gradient_accumulation_steps": 4}, "full"),
         ({"per_device_train_batch_size": 10, "steps_per_generation": 2}, "full"),
         ({"num_iterations": 2}, "full"),
+        ({"mask_truncated_completions": True}, "full"),
+        (
+            {
+                "top_entropy_quantile": 0.5,
+                "per_device_train_batch_size": 10,
+                "steps_per_generation": 2,
+            },
+            "full",
+        ),
         (
             {
                 "per_device_train_batch_size": 8,
@@ -169,7 +179,7 @@ def test_it_trains_as_stock_trl_does(
     ours = train(SharedPromptTrainer, mini_model, examples, settings, how)
     stock = train(GRPOTrainer, mini_model, examples, settings, how)
     # Other micro-batches, other means of them, but one update.
-    assert_same(ours, stock, 1e-2 if "gradient_accumulation_steps" in changes else 1e-3)
+    assert_same(ours, stock, 5e-2 if "gradient_accumulation_steps" in changes else 1e-3)
     assert [entry["shared_prompts"] for entry in ours.logged] == [1.0] * 3
 
 
@@ -204,13 +214,65 @@ def test_a_model_that_it_is_wrong_for_is_trained_as_stock_trl_does_and_loudly(
     settings = config(tmp_path)
     with caplog.at_level(logging.WARNING, "othink_pipeline.grpo"):
         ours = train(SharedPromptTrainer, mini_model, examples, settings)
-    assert (
-        "Qwen2VLForConditionalGeneration: with shared prompts its log-probabilities" in caplog.text
-    )
+    assert "Qwen2VLForConditionalGeneration: prompts cannot be shared: its log-prob" in caplog.text
     assert "share_prompts: false" in caplog.text
     assert [entry["shared_prompts"] for entry in ours.logged] == [0.0] * 3
     monkeypatch.undo()
     assert_same(ours, train(GRPOTrainer, mini_model, examples, settings))
+
+
+def test_a_model_that_takes_no_mask_is_trained_as_stock_trl_does(
+    mini_model: MiniModel,
+    splits: Splits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise CannotShareError("attention must be 'sdpa' or 'eager', not 'flash_attention_2'")
+
+    monkeypatch.setattr(grpo, "pack", refuse)
+    with caplog.at_level(logging.WARNING, "othink_pipeline.grpo"):
+        ours = train(SharedPromptTrainer, mini_model, splits["counting"]["train"], config(tmp_path))
+    assert "prompts cannot be shared: attention must be 'sdpa'" in caplog.text
+    assert [entry["shared_prompts"] for entry in ours.logged] == [0.0] * 3
+
+
+@pytest.mark.parametrize("changes", [{"top_p": 0.8}, {"top_k": 5}, {"min_p": 0.05}])
+def test_what_else_decides_on_tokens_is_left_to_trl(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    examples = splits["counting"]["train"]
+    settings = config(tmp_path, **changes)
+    ours = train(SharedPromptTrainer, mini_model, examples, settings)
+    assert_same(ours, train(GRPOTrainer, mini_model, examples, settings))
+    assert [entry["shared_prompts"] for entry in ours.logged] == [1.0] * 3  # the rest is shared
+
+
+def test_an_update_without_a_signal_changes_nothing(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No advantage, and the policy still the reference: rounding must not become a gradient."""
+    monkeypatch.setattr("othink_pipeline.rewards.score", lambda *_: Verdict(None, *[False] * 5))
+    examples = splits["counting"]["train"]
+    settings = config(tmp_path, per_device_train_batch_size=10, gradient_accumulation_steps=2)
+    ours = train(SharedPromptTrainer, mini_model, examples, settings)
+    assert [entry["reward"] for entry in ours.logged] == [0.0] * 3
+    for gradients in ours.gradients:
+        assert not any(gradient.any() for gradient in gradients.values())
+    before = load_model(str(mini_model.path))[0].state_dict()
+    assert all(torch.equal(ours.weights[name], weight) for name, weight in before.items())
+
+
+def test_tools_are_refused(mini_model: MiniModel, splits: Splits, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="prompts that grow by tools"):
+        train(
+            SharedPromptTrainer,
+            mini_model,
+            splits["counting"]["train"],
+            config(tmp_path),
+            rollout_func=lambda *_: {},
+        )
 
 
 def test_micro_batches_hold_whole_groups(
@@ -256,8 +318,12 @@ def test_what_repeats_in_a_batch_is_processed_once(
 
     monkeypatch.setattr(type(processor.image_processor), "__call__", watch)
     examples = splits["counting"]["train"]
-    rows = rl_rows(examples, PROMPT, processor).__getitems__([0, 0, 0, 5, 5, 0])
+    table = rl_rows(examples, PROMPT, processor)
+    rows = table.__getitems__([0, 0, 0, 5, 5, 0])
     assert images == [2]
+    again = table.__getitems__([5, 7])
+    assert images == [2, 1]  # what the batch before held is not made anew
+    assert again[0]["encoded"] is rows[3]["encoded"]
     assert rows[0]["encoded"] is rows[1]["encoded"] is rows[5]["encoded"]
     assert rows[3]["encoded"] is rows[4]["encoded"] is not rows[0]["encoded"]
     assert [row["answer"] for row in rows] == [examples["answer"][i] for i in (0, 0, 0, 5, 5, 0)]

@@ -208,11 +208,13 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert str(tmp_path) in error.value.message
 
 
-@pytest.mark.parametrize("runner", ["ThreadRunner", "kedro.runner.ParallelRunner"])
+@pytest.mark.parametrize(
+    "runner", ["ThreadRunner", "<kedro.runner.parallel_runner.ParallelRunner object at 0x7f>"]
+)
 def test_cells_are_not_trained_beside_each_other_in_one_process(runner: str) -> None:
     preflight.check_runner("SequentialRunner")
     with pytest.raises(
-        ConfigurationError, match=f"--runner: {runner} trains several cells"
+        ConfigurationError, match=r"--runner: (Thread|Parallel)Runner runs"
     ) as error:
         preflight.check_runner(runner)
     assert "OMP_NUM_THREADS=1 kedro run --namespaces=" in error.value.message

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from othink_pipeline.packing import _first_fit, pack
-from othink_pipeline.prompts import Prompt, collate
+from othink_pipeline.prompts import CannotShareError, Prompt, collate
 
 PAD = 0
 
@@ -65,7 +65,7 @@ def test_any_attention_that_takes_a_mask_will_do_and_no_other() -> None:
         model.set_attn_implementation("eager")
         torch.testing.assert_close(packed_log_probs(model, prompts, ids, mask), expected)
     model.config.get_text_config()._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="not 'flash_attention_2': change the attention, or set"):
+    with pytest.raises(CannotShareError, match="'sdpa' or 'eager', not 'flash_attention_2'"):
         pack(model, prompts, ids, mask, PAD)
 
 

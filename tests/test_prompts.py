@@ -8,7 +8,14 @@ from conftest import PROMPT
 from PIL import Image
 
 from othink_pipeline.models import render_prompt
-from othink_pipeline.prompts import Prompt, collate, distinct, encode, positions
+from othink_pipeline.prompts import (
+    CannotShareError,
+    Prompt,
+    collate,
+    distinct,
+    encode,
+    positions,
+)
 
 CPU = torch.device("cpu")
 
@@ -69,6 +76,18 @@ def test_one_row_a_prompt_is_padded_to_the_most_pictures() -> None:
     assert torch.equal(pixels[0, :2], few[0])
     assert not pixels[0, 2:].any()
     assert torch.equal(pixels[1], many[0])
+
+
+def test_a_processor_with_another_layout_is_refused(loaded: tuple[Any, Any]) -> None:
+    """As InternVL has it: a row a tile, and no telling whose."""
+    _, processor = loaded
+
+    def tiled(**inputs: Any) -> dict[str, torch.Tensor]:
+        made = processor.tokenizer(inputs["text"], padding=True, return_tensors="pt")
+        return {**made, "pixel_values": torch.zeros(5, 3, 4, 4)}
+
+    with pytest.raises(CannotShareError, match="pixel_values are not one row a prompt"):
+        encode(tiled, ["one", "two"], [[Image.new("RGB", (4, 4))]] * 2)
 
 
 def test_prompts_are_told_apart_by_being_one_object() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from othink_pipeline import sampling
-from othink_pipeline.prompts import Prompt, collate
+from othink_pipeline.prompts import CannotShareError, Prompt, collate
 from othink_pipeline.sampling import Samples, sample
 
 PAD, ENDS = 0, [2, 5, 11, 17, 23]
@@ -85,6 +85,7 @@ def test_dropping_ended_rows_and_reading_in_parts_change_nothing(
     expected = ours(model, prompts, 2.0)
     monkeypatch.setattr(sampling, "WORTH_DROPPING", worth_dropping)
     monkeypatch.setattr(sampling, "PREFILL_TOKENS", {"cpu": prefill_tokens})
+    monkeypatch.setattr(sampling, "ROOM", 2)
     torch.manual_seed(3)
     found = ours(model, prompts, 2.0)
     assert found.ids == expected.ids
@@ -146,9 +147,15 @@ def test_what_is_suppressed_at_the_start_may_come_later() -> None:
     assert families.IMAGE_TOKEN not in {token for row in ids for token in row}
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match=f"temperature = {temperature}: above 0, or None"):
+        ours(families.build("qwen2_vl"), groups("qwen2_vl"), temperature)
+
+
 def test_a_model_that_forgets_tokens_is_refused() -> None:
     model = families.build(
         "qwen2_vl", use_sliding_window=True, sliding_window=8, max_window_layers=0
     )
-    with pytest.raises(TypeError, match="DynamicSlidingWindowLayer: only full attention"):
+    with pytest.raises(CannotShareError, match="DynamicSlidingWindowLayer: it needs full"):
         ours(model, groups("qwen2_vl"), None)

@@ -74,6 +74,7 @@ def train_cell(
         "task": cell.task,
         "prompt": own["prompt"],
         "base_model": {"path": base_model["path"], "digest": base_model["digest"]},
+        "compute": compute.model_dump(),
     }
     with tracking.child_run(name, "cell", tags, settings) as run_id:
         tracking.log_dataset(run_id, dataset_ref(own, "train"), "train")

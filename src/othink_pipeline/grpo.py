@@ -19,7 +19,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from othink_pipeline.packing import pack
-from othink_pipeline.prompts import Prompt, base_of, collate
+from othink_pipeline.prompts import CannotShareError, Prompt, base_of, collate
 from othink_pipeline.sampling import Samples, sample
 
 logger = logging.getLogger(__name__)
@@ -37,12 +37,16 @@ class SharedPromptTrainer(GRPOTrainer):
     """GRPO on rows that bring their ``Prompt`` in the column ``encoded``.
 
     The rows of a group hold the same object, and keep it through TRL's shuffling and splitting.
-    Before the first update the shared computation is compared with TRL's own; where they disagree,
-    as they may for a family of models that this was not made for, TRL's own is used and a warning
-    says so. The metric ``shared_prompts`` says at every update which one it was: 1 or 0.
+    Before the first update the shared computation is compared with TRL's own; where they disagree
+    or it is impossible, as it may be for a family of models that this was not made for, TRL's own
+    is used and a warning says so. The metric ``shared_prompts`` says at every update which one it
+    was: 1 or 0.
 
     Args:
         share_prompts: False computes each prompt G times, with TRL's own code.
+
+    Raises:
+        ValueError: tools, environments or a rollout function, whose prompts grow on the way.
     """
 
     # Typed too narrowly, or not at all, where they are inherited from.
@@ -52,6 +56,8 @@ class SharedPromptTrainer(GRPOTrainer):
 
     def __init__(self, *args: Any, share_prompts: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.tools or self.environment_factories or self.rollout_func:
+            raise ValueError("prompts that grow by tools, environments or rollouts are not shared")
         self.share_prompts = share_prompts
         self._checked = not share_prompts
         self._prompts: Sequence[Prompt] = ()  # of the rows that TRL's methods are called with
@@ -67,33 +73,34 @@ class SharedPromptTrainer(GRPOTrainer):
         return grouped[step]
 
     def _group(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Bring completions of one prompt into one micro-batch, where the update is the same.
+        """Bring the completions of a prompt together again, where the update is the same.
 
         TRL shuffles the rows of a generation batch and splits them into micro-batches. Among the
-        micro-batches of one update it makes no difference which row is in which.
+        micro-batches of one update it makes no difference which row is in which. In the order in
+        which the reference was computed, the same rows are also packed alike: an untrained policy
+        differs from it by nothing at all, and not by rounding, which Adam would blow up.
         """
         accumulated, generated = self.args.gradient_accumulation_steps, len(batches)
         if accumulated % generated and generated % accumulated:
             return batches  # updates and generation batches overlap
-        if self.loss_type == "bnpo":
-            return batches  # its loss is a mean over the micro-batch's tokens
+        if self.loss_type == "bnpo" or self.top_entropy_quantile < 1 or self._entropy_bonus_enabled:
+            return batches  # these take means or quantiles over a micro-batch's tokens
         window = min(accumulated, generated)
         grouped = []
         for start in range(0, generated, window):
             rows = _join(batches[start : start + window])
-            places: dict[Prompt, int] = {}
-            keys = [places.setdefault(prompt, len(places)) for prompt in rows["encoded"]]
-            order = sorted(range(len(keys)), key=lambda row: (keys[row], row))
-            size = len(keys) // window
+            order = rows["place"].argsort().tolist()
+            size = len(order) // window
             grouped += [_pick(rows, order[i * size : (i + 1) * size]) for i in range(window)]
         return grouped
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._prompts = [row["encoded"] for row in inputs]
         if not self._checked:
-            self._check(self._prompts[:CHECKED_ROWS])
+            self._check()
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         batch["encoded"] = self._prompts
+        batch["place"] = torch.arange(len(self._prompts))  # before TRL shuffles
         return batch
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -102,7 +109,7 @@ class SharedPromptTrainer(GRPOTrainer):
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, *options: Any, **named: Any
     ) -> tuple[list[list[int]], Any]:
-        if self.use_vllm or self._sharded or not self.share_prompts:
+        if self.use_vllm or self._sharded or self._filtered or not self.share_prompts:
             images = [list(prompt.images) for prompt in self._prompts]
             fields = self._fields(self._prompts)
             generate: Any = super()._generate_single_turn
@@ -122,6 +129,14 @@ class SharedPromptTrainer(GRPOTrainer):
         """With sharded weights all processes must take the same steps: TRL's generation does."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
+    @property
+    def _filtered(self) -> bool:
+        """More than a temperature decides what is sampled: TRL's generation knows how."""
+        args = self.args
+        neutral = (args.top_p, args.min_p, args.repetition_penalty) == (1.0, None, 1.0)
+        filtered = not neutral or args.top_k or args.generation_kwargs
+        return bool(filtered or self.use_transformers_continuous_batching)
+
     def _sample(self, model: Any, prompts: Sequence[Prompt], max_tokens: int) -> Samples:
         return sample(
             model,
@@ -135,7 +150,8 @@ class SharedPromptTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._prompts = inputs["encoded"]
-        self._metrics["train"]["shared_prompts"].append(float(self.share_prompts))
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["shared_prompts"].append(float(self.share_prompts))
         loss: torch.Tensor = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
         return loss
 
@@ -219,25 +235,37 @@ class SharedPromptTrainer(GRPOTrainer):
         del inputs["input_ids"], inputs["attention_mask"]
         return inputs
 
-    def _check(self, prompts: Sequence[Prompt]) -> None:
+    def _check(self) -> None:
         """Compare with TRL's own computation, and give sharing up where they disagree."""
         self._checked = True
-        model = self.model
+        # Two completions of each prompt: groups side by side, and prompts of several lengths.
+        prompts = [prompt for prompt in dict.fromkeys(self._prompts) for _ in range(2)]
+        model, device = self.model, self.accelerator.device
         training = model.training
         model.eval()  # dropout would differ
-        with torch.no_grad(), torch.random.fork_rng():
-            difference, allowed = self._difference(model, prompts)
-        model.train(training)
-        if difference <= allowed:
+        try:
+            with (
+                torch.no_grad(),
+                torch.random.fork_rng([device] if device.type == "cuda" else []),
+            ):
+                difference, allowed = self._difference(model, prompts[:CHECKED_ROWS])
+            fault = f"its log-probabilities differ by {difference:.2g} from TRL's own, and only "
+            fault += f"{allowed:.2g} is rounding"
+            wrong = not difference <= allowed  # NaN is wrong
+        except CannotShareError as error:
+            fault, wrong = str(error), True
+        finally:
+            model.train(training)
+        # All processes take the same way.
+        if not self.accelerator.gather(torch.tensor([float(wrong)], device=device)).any():
             return
         self.share_prompts = False
         logger.warning(
-            "%s: with shared prompts its log-probabilities differ by %.2g from TRL's own, and only "
-            "%.2g is rounding. Every prompt is now computed for each completion apart, as in stock "
-            "TRL: right, but slower. compute.share_prompts: false skips this test.",
+            "%s: prompts cannot be shared: %s. Every prompt is now computed for each completion "
+            "apart, as in stock TRL: right, but slower. compute.share_prompts: false skips this "
+            "test.",
             type(base_of(self.accelerator.unwrap_model(model))).__name__,
-            difference,
-            allowed,
+            fault if wrong else "another process found it so",
         )
 
     def _difference(self, model: Any, prompts: Sequence[Prompt]) -> tuple[float, float]:
@@ -267,14 +295,15 @@ class SharedPromptTrainer(GRPOTrainer):
         own = self._apart(model, *rows)[0]
         alone = self._apart(model, *rows, batch_size=1)[0]
 
-        def largest(difference: torch.Tensor) -> float:
-            return float((difference * mask).abs().max())
+        def largest(difference: torch.Tensor) -> torch.Tensor:
+            return (difference * mask).abs().max()
 
         found = largest(self._shared(model, prompts, ids, mask)[0] - own)
         if sampled is not None:
-            found = max(found, largest(sampled[:, :width] - own))
+            found = torch.maximum(found, largest(sampled[:, :width] - own))  # keeps a NaN
         half = torch.float16 if self.args.fp16 else torch.bfloat16 if self.args.bf16 else None
-        return found, max(SLACK * largest(own - alone), ROUNDING[half or model.dtype])
+        rounding = ROUNDING.get(half or model.dtype, ROUNDING[torch.float32])
+        return float(found), max(SLACK * float(largest(own - alone)), rounding)
 
 
 def _join(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ transformers.utils.logging.disable_progress_bar()  # the log says what happens, 
 
 
 _largest_batch: dict[str, int] = {}
-"""Device -> the most prompts that fit its memory, once more than that have been tried."""
+"""Device -> the most prompts that fit its memory, once more than that have been tried. Kept for all
+that the process evaluates: to run out of memory again and again takes longer than small batches."""
 
 
 class Completion(NamedTuple):
@@ -88,6 +89,9 @@ def complete(
 ) -> list[Completion]:
     """One completion of each of ``examples``, in their order.
 
+    Of the checkpoint's generation settings only its end tokens are used: penalties and the like
+    would make answers to one question depend on more than the weights.
+
     Args:
         model, processor: as ``load_model`` returns them.
         examples: with columns ``question`` and ``image``.
@@ -101,7 +105,7 @@ def complete(
     tokenizer = processor.tokenizer
     banned = [tokenizer.convert_tokens_to_ids("</think>")] if think else []
     opening_tokens = len(tokenizer(opening)["input_ids"])
-    ends = model.generation_config.eos_token_id
+    ends = model.generation_config.eos_token_id or tokenizer.eos_token_id
     was_training = model.training
     model.eval()
     completions: list[Completion] = []

@@ -8,6 +8,10 @@ checkpointing, adapters and data parallelism work as in any forward pass.
 The last prompt token stands at the head of each completion and not at the end of the prompt,
 because it predicts another first token in each.
 
+Attention within a packed row costs the square of its length. That is little while a group is some
+thousand tokens long; with completions of thousands of tokens the prompt is no longer what costs,
+and sharing it gains nothing.
+
 Legend: N distinct prompts of P tokens (padded on the left), R completions of C tokens (padded on
 the right), B packed rows of L tokens.
 """
@@ -20,7 +24,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from othink_pipeline.prompts import Prompt, base_of, collate, collate_images, distinct, positions
+from othink_pipeline.prompts import (
+    CannotShareError,
+    Prompt,
+    base_of,
+    collate,
+    collate_images,
+    distinct,
+    positions,
+)
 
 
 class Packed(NamedTuple):
@@ -51,7 +63,7 @@ def pack(
         completion_mask: 1 at tokens, 0 at padding [R x C].
 
     Raises:
-        ValueError: an attention implementation that takes no mask of one's own.
+        CannotShareError: an attention implementation that takes no mask of one's own.
     """
     device = completion_ids.device
     once, prompt_of = distinct(prompts)
@@ -131,10 +143,7 @@ def _as_mask(sees: torch.Tensor, model: Any) -> torch.Tensor:
     if attention == "eager":
         hidden = torch.finfo(model.dtype).min
         return torch.zeros_like(sees, dtype=model.dtype).masked_fill(~sees, hidden)
-    raise ValueError(
-        f"prompts can be shared with attention 'sdpa' or 'eager', not {attention!r}: change the "
-        "attention, or set compute.share_prompts to false"
-    )
+    raise CannotShareError(f"attention must be 'sdpa' or 'eager', not {attention!r}")
 
 
 def _first_fit(sizes: Sequence[int]) -> list[list[int]]:

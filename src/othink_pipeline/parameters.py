@@ -195,7 +195,7 @@ class Evaluation(Block):
 
 
 class Compute(Block):
-    """How to compute: no result depends on any of it, but by rounding."""
+    """How to compute: it changes results by rounding alone."""
 
     share_prompts: bool
     """RL computes each prompt once, not once for each of its completions."""

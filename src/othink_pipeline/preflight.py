@@ -83,23 +83,25 @@ def check_inputs(pipeline: Pipeline, catalog: DataCatalog, options: str = "") ->
 
 
 def check_runner(runner: str) -> None:
-    """Refuse to train several cells in one process at a time.
+    """Refuse runners that run several nodes at a time.
 
-    They would draw from one random generator, each run otherwise than the last, and fight for the
-    same threads.
+    Cells in one process would draw from one random generator, each run otherwise than the last;
+    in several they would fight for the same threads, ten times slower than one after the other.
 
     Args:
-        runner: its name, as in Kedro's ``run_params``.
+        runner: its name or representation, as in Kedro's ``run_params``.
 
     Raises:
         ConfigurationError: a runner that does so.
     """
-    if any(name in runner for name in ("ThreadRunner", "ParallelRunner")):
-        raise ConfigurationError(
-            f"--runner: {runner} trains several cells at a time with one random generator. Leave "
-            "it out (SequentialRunner); to use more cores or GPUs, start several runs: "
-            "OMP_NUM_THREADS=1 kedro run --namespaces=TASK.METHOD, with the cores divided by them."
-        )
+    for name in ("ThreadRunner", "ParallelRunner"):
+        if name in runner:
+            raise ConfigurationError(
+                f"--runner: {name} runs several cells at a time, which would share random numbers "
+                "or fight for threads. Leave it out (SequentialRunner). To use more cores or GPUs "
+                "start several runs, each with its share of the threads: "
+                "OMP_NUM_THREADS=1 kedro run --namespaces=TASK.METHOD"
+            )
 
 
 def check_disk(folder: Path, needed_bytes: int = 2 * 1024**3) -> None:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+class CannotShareError(ValueError):
+    """A model, or a setting of it, that prompts cannot be shared with."""
+
+
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """One prompt. Two are the same only if they are one object: a group's rows share theirs."""
@@ -31,7 +35,11 @@ class Prompt:
 
 
 def encode(processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image]]) -> list[Prompt]:
-    """Run rendered prompts and the pictures of each through the processor, in one call."""
+    """Run rendered prompts and the pictures of each through the processor, in one call.
+
+    Raises:
+        CannotShareError: a processor whose picture tensors have no known layout.
+    """
     pictures = [list(group) for group in images]
     made = processor(
         images=pictures if any(pictures) else None,
@@ -40,7 +48,8 @@ def encode(processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image
         return_tensors="pt",
     )
     real = made.pop("attention_mask").bool()  # [N x P]
-    by_token = {name: made.pop(name) for name in list(made) if name.endswith("_ids")}
+    per_token = [name for name, values in made.items() if values.shape == real.shape]
+    by_token = {name: made.pop(name) for name in per_token}
     rows = [
         {name: values[row][real[row]] for name, values in by_token.items()}
         for row in range(len(texts))
@@ -57,6 +66,8 @@ def _split_images(
 ) -> list[dict[str, torch.Tensor]]:
     """The picture tensors of each prompt; ``counts``: pictures of each prompt."""
     if "image_grid_thw" not in fields:  # one row a prompt
+        if odd := [name for name, values in fields.items() if len(values) != len(counts)]:
+            raise CannotShareError(f"the processor's {odd[0]} are not one row a prompt")
         return [
             {name: values[row : row + 1] for name, values in fields.items()}
             for row in range(len(counts))

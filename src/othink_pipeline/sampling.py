@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from othink_pipeline.prompts import Prompt, collate, distinct, positions
+from othink_pipeline.prompts import CannotShareError, Prompt, collate, distinct, positions
 
 PREFILL_TOKENS = {"cpu": 2048}
 """Most prompt tokens of one forward pass, by device: on a CPU more of them leave its cache."""
+ROOM = 64
+"""Tokens that the cache has room for when it is made, and again whenever they are used up."""
 WORTH_DROPPING = 1 / 8
 """Share of ended rows from which on they are dropped: dropping them copies all others."""
 
@@ -57,18 +59,19 @@ def sample(
         suppressed_first: token ids that no completion starts with.
 
     Raises:
-        TypeError: a model that does not keep all tokens in its cache.
+        CannotShareError: a model that does not keep all tokens in its cache.
     """
+    if temperature is not None and temperature <= 0:
+        raise ValueError(f"temperature = {temperature}: above 0, or None for the likeliest token")
     once, prompt_of = distinct(prompts)
     prompt_of = prompt_of.to(model.device)
     read = _prefill(model, once, pad_token_id)
-    logits = read.logits[prompt_of]  # [A x V]
     mask = read.mask[prompt_of]  # [A x tokens so far]
     place = read.place[..., prompt_of, :]  # [... A x 1], of the last token
     cache = DynamicCache()
-    cache.layers = [
-        _RoomyLayer(keys[prompt_of], values[prompt_of], max_tokens) for keys, values in read.layers
-    ]
+    cache.layers = [_RoomyLayer(keys[prompt_of], values[prompt_of]) for keys, values in read.layers]
+    logits = read.logits[prompt_of]  # [A x V]
+    del read  # its caches: the rows have their own now
     tokens = torch.full((len(prompts), max_tokens), pad_token_id, device=model.device)  # [R x C]
     log_probs = torch.zeros(tokens.shape, device=model.device)
     ends = torch.tensor(sorted(eos_token_ids), device=model.device)
@@ -132,8 +135,8 @@ def _prefill(model: Any, prompts: Sequence[Prompt], pad_token_id: int) -> _Read:
         layers = outputs.past_key_values.layers
         if any(type(layer) is not DynamicLayer for layer in layers):
             kinds = sorted({type(layer).__name__ for layer in layers})
-            raise TypeError(
-                f"{type(model).__name__} caches {', '.join(kinds)}: only full attention"
+            raise CannotShareError(
+                f"{type(model).__name__} caches {', '.join(kinds)}: it needs full attention"
             )
         left = width - inputs["input_ids"].shape[1]
         mask = F.pad(inputs["attention_mask"], (left, 0))
@@ -162,12 +165,12 @@ def _batches(prompts: Sequence[Prompt], most_tokens: int | None) -> Iterator[Seq
 
 
 class _RoomyLayer(DynamicLayer):
-    """Keys and values with room for the tokens to come: to add one copies none."""
+    """Keys and values with room for the next tokens: to add one mostly copies none."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, room: int) -> None:
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.lazy_initialization(keys, values)
-        self.roomy = [F.pad(states, (0, 0, 0, room)) for states in (keys, values)]
+        self.roomy = [F.pad(states, (0, 0, 0, ROOM)) for states in (keys, values)]
         self._show(keys.shape[-2])
 
     def _show(self, tokens: int) -> None:
@@ -178,6 +181,8 @@ class _RoomyLayer(DynamicLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
+        if end > self.roomy[0].shape[-2]:
+            self.roomy = [F.pad(states, (0, 0, 0, ROOM)) for states in self.roomy]
         for states, new in zip(self.roomy, (key_states, value_states), strict=True):
             states[..., start:end, :] = new
         self._show(end)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from othink_pipeline.models import render_prompt, user_message
 from othink_pipeline.parameters import SFT
-from othink_pipeline.prompts import encode
+from othink_pipeline.prompts import Prompt, encode
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,21 +36,29 @@ def rl_rows(examples: Dataset, prompt: str, processor: Any) -> Dataset:
 
     columns = examples.select_columns(["question", "answer", "image"])
     undecoded = columns.cast_column("image", Image(decode=False))
-    return undecoded.with_transform(partial(_encode_rows, prompt=prompt, processor=processor))
+    last: dict[Any, Prompt] = {}
+    encode_rows = partial(_encode_rows, prompt=prompt, processor=processor, last=last)
+    return undecoded.with_transform(encode_rows)
 
 
-def _encode_rows(batch: dict[str, list[Any]], *, prompt: str, processor: Any) -> dict[str, Any]:
+def _encode_rows(
+    batch: dict[str, list[Any]], *, prompt: str, processor: Any, last: dict[Any, Prompt]
+) -> dict[str, Any]:
+    """Encode a batch; ``last`` holds that of the call before: TRL reads a batch again and again."""
     from datasets import Image
 
     keys = [
         (question, image["bytes"], image["path"])
         for question, image in zip(batch["question"], batch["image"], strict=True)
     ]
-    once = list(dict.fromkeys(keys))
+    once = [key for key in dict.fromkeys(keys) if key not in last]
     decoder = Image()
     texts = [render_prompt(processor, prompt, question) for question, _, _ in once]
     images = [[decoder.decode_example({"bytes": data, "path": path})] for _, data, path in once]
-    encoded = dict(zip(once, encode(processor, texts, images), strict=True))
+    made = dict(zip(once, encode(processor, texts, images), strict=True)) if once else {}
+    encoded = {key: made.get(key) or last[key] for key in keys}
+    last.clear()
+    last.update(encoded)
     return {
         "prompt": [_user_turn(prompt, question) for question in batch["question"]],
         "answer": batch["answer"],

@@ -26,10 +26,10 @@ NAMES = (
 
 HEAD = """# Benchmarks
 
-Each figure is a ratio against a peer measured in the same run, in turns: absolute times move from
-machine to machine and from hour to hour, ratios hardly do. `make bench` measures everything again
-(about an hour on two cores) and rewrites this page; `.venv/bin/python -m benchmarks NAME` measures
-one. Raw results: `benchmarks/results/`.
+Figures are ratios against a peer measured in the same run, in turns where that is possible:
+absolute times move from machine to machine and from hour to hour, ratios much less. `make bench`
+measures again (about an hour on two cores; what needs a GPU only where there is one) and rewrites
+this page; `.venv/bin/python -m benchmarks NAME` measures one. Raw results: `benchmarks/results/`.
 """
 
 

@@ -68,19 +68,24 @@ def measure() -> list[dict[str, Any]]:
         def at_64(think: bool | None = think) -> list[str]:
             return plain(model, processor, examples, 64, bool(think))
 
+        def at_128(think: bool | None = think) -> list[str]:
+            return plain(model, processor, examples, 128, bool(think))
+
         def at_1(think: bool | None = think) -> list[str]:
             return plain(model, processor, few, 1, bool(think))
 
         agree = sum(mine == theirs for mine, theirs in zip(ours(), at_64(), strict=True))
-        seconds = interleave(5, ours=ours, at_64=at_64, at_1=at_1)
-        speed = {name: ITEMS / median(seconds[name]) for name in ("ours", "at_64")}
+        seconds = interleave(5, ours=ours, at_64=at_64, at_128=at_128, at_1=at_1)
+        speed = {name: ITEMS / median(seconds[name]) for name in ("ours", "at_64", "at_128")}
         rows.append(
             {
                 "answers": answers,
                 "plain, batch 1 (items/s)": FEW / median(seconds["at_1"]),
                 "plain, batch 64 (items/s)": speed["at_64"],
+                "plain, batch 128 (items/s)": speed["at_128"],
                 "ours (items/s)": speed["ours"],
                 "times faster than batch 64": speed["ours"] / speed["at_64"],
+                "than batch 128": speed["ours"] / speed["at_128"],
                 "same answers": f"{agree} of {ITEMS}",
             }
         )

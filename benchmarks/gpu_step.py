@@ -194,7 +194,8 @@ def measure(
     model = build(shape, device)
     ceiling = matrix_rate(device)
     vision = sum(weight.numel() for weight in model.model.visual.parameters())
-    language = sum(weight.numel() for weight in model.model.language_model.parameters())
+    layers = sum(weight.numel() for weight in model.model.language_model.layers.parameters())
+    head = model.lm_head.weight.numel()
     drawn = [draw_prompt(model, seed) for seed in range(prompts)]
     patches = len(drawn[0].image_fields["pixel_values"])
     table = []
@@ -204,9 +205,11 @@ def measure(
         both = paths(model, drawn, completions)
         difference = (both["ours"]["reference"]() - both["stock"]["reference"]()).abs().max()
         read = len(drawn[0].ids)
-        done = {  # operations: 2 a weight and token; matrices alone
-            "ours": prompts * (2 * vision * patches + 2 * language * (read + COPIES * tokens)),
-            "stock": prompts * COPIES * (2 * vision * patches + 2 * language * (read + tokens)),
+        # Operations: 2 a weight and token, matrices alone; the head works on completions alone.
+        answered = prompts * COPIES * tokens * (layers + head)
+        done = {
+            "ours": 2 * (prompts * (vision * patches + layers * read) + answered),
+            "stock": 2 * (prompts * COPIES * (vision * patches + layers * read) + answered),
         }
         for part in PARTS:
             for name in both:
@@ -255,7 +258,7 @@ if __name__ == "__main__":
     if options.shape == "2b":
         record(
             "gpu_step",
-            "A GRPO update of Qwen2-VL-2B on a GPU",
+            "The parts of a GRPO update of Qwen2-VL-2B on a GPU",
             rows,
             f"The 2B's shape with random weights in bfloat16, {options.prompts} prompts x "
             f"{COPIES} completions of fixed length, pictures of 480 x 320. Share of ceiling: "

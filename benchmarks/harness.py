@@ -1,7 +1,7 @@
 """What the benchmarks share: peers in processes of their own that take turns, and records.
 
 A machine that is shared and noisy slows down now one peer, now the other. So peers take turns,
-step by step, and what counts is the ratio of their medians.
+step by step, and what counts are ratios.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ TOKENS = 72
 VALIDATION_ITEMS, CHECKPOINTS = 200, 3
 KL_WEIGHT = 0.04
 KL_START, KL_END = 0.001, 0.08
+SFT_RATE, RL_RATE = 1e-5, 1e-4
 BATCH = 64
 
 GPU = torch.cuda.is_available()
@@ -171,7 +172,7 @@ def train_sft(
     config = SFTConfig(
         **common,
         per_device_train_batch_size=PROMPTS,
-        learning_rate=1e-5,
+        learning_rate=SFT_RATE,
         lr_scheduler_type="cosine",
         warmup_steps=round(0.1 * common["max_steps"]),
         completion_only_loss=True,
@@ -205,7 +206,7 @@ def train_grpo(
         per_device_train_batch_size=PROMPTS * COPIES,
         num_generations=COPIES,
         max_completion_length=TOKENS,
-        learning_rate=1e-4,
+        learning_rate=RL_RATE,
         lr_scheduler_type="constant",
         temperature=1.0,
         beta=KL_START if dynamic else KL_WEIGHT,

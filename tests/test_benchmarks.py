@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks import __main__ as command
-from benchmarks import gpu_step, harness
+from benchmarks import gpu_step, harness, plain_grid
+from benchmarks.inputs import PROMPT
 
 
 @pytest.mark.parametrize("name", command.NAMES)
@@ -20,6 +22,30 @@ def test_every_benchmark_is_there(name: str) -> None:
 def test_an_unknown_benchmark_is_named() -> None:
     with pytest.raises(SystemExit, match=r"no benchmark grpo_stop\. There are: grpo_step, "):
         command.main(["grpo_stop"])
+
+
+def test_the_plain_script_has_the_settings_of_the_default() -> None:
+    conf = {
+        key: value
+        for file in (harness.ROOT / "conf/base").glob("parameters_*.yml")
+        for key, value in yaml.safe_load(file.read_text()).items()
+    }
+    methods, training, rl = conf["methods"], conf["training"], conf["rl"]
+    assert list(plain_grid.TASKS) == conf["experiment"]["tasks"]
+    assert list(plain_grid.METHODS) == conf["experiment"]["methods"]
+    assert conf["experiment"]["seeds"] == [plain_grid.SEED]
+    assert training["prompts_per_update"] == plain_grid.PROMPTS
+    assert training["validation_examples"] == plain_grid.VALIDATION_ITEMS
+    assert training["updates"] / training["checkpoint_every_updates"] == plain_grid.CHECKPOINTS
+    assert rl["completions_per_prompt"] == plain_grid.COPIES
+    for block in (rl, conf["evaluation"]):
+        assert block["max_completion_tokens"] == plain_grid.TOKENS
+    assert float(methods["sft"]["learning_rate"]) == plain_grid.SFT_RATE
+    assert float(rl["learning_rate"]) == plain_grid.RL_RATE
+    assert methods["grpo"]["kl"]["weight"] == plain_grid.KL_WEIGHT
+    kl = methods["grpo_d"]["kl"]
+    assert (kl["start"], kl["end"]) == (plain_grid.KL_START, plain_grid.KL_END)
+    assert conf["data_preparation"]["prompt"] == PROMPT
 
 
 def add_up(turn: harness.Turn, start: int, steps: int) -> int:

@@ -34,7 +34,7 @@ this page; `.venv/bin/python -m benchmarks NAME` measures one. Raw results: `ben
 
 
 def main(names: list[str]) -> None:
-    """Run each benchmark in a process of its own, then write the page from all results."""
+    """Run each benchmark in a process of its own, then write the page."""
     unknown = set(names) - set(NAMES)
     if unknown:
         sys.exit(f"no benchmark {', '.join(sorted(unknown))}. There are: {', '.join(NAMES)}")
@@ -43,6 +43,11 @@ def main(names: list[str]) -> None:
             continue
         print(f"== {name}", flush=True)
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=ROOT, check=True)
+    write_page()
+
+
+def write_page() -> None:
+    """``docs/benchmarks.md`` from all results there are."""
     page = ROOT / "docs" / "benchmarks.md"
     page.write_text(HEAD + "".join(_section(name) for name in NAMES))
     print(f"-> {page.relative_to(ROOT)}")

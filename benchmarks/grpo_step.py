@@ -123,8 +123,8 @@ if __name__ == "__main__":
         "One GRPO update against stock TRL",
         [compare(peers, ended, part) for part in [*parts, slice(1, UPDATES)]],
         "Counting, from the shipped mini Qwen2-VL: 16 prompts x 8 completions of at most 72 "
-        f"tokens, {UPDATES} updates. Stock: TRL's `GRPOTrainer` with the same model, data, seed and "
-        "settings. s: median of an update; times faster: ratio of the sums. The first update "
+        f"tokens, {UPDATES} updates. Stock: TRL's `GRPOTrainer` with the same model, data, seed "
+        "and settings. s: median of an update; times faster: ratio of the sums. The first update "
         "warms up and is left out (ours also tests itself against TRL's computation in it). Until "
         "one token falls out otherwise by rounding, both sample the same tokens and have the same "
         "losses; after that they are two runs of one experiment. Completions grow as the policy "

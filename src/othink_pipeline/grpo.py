@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import split_tensor_dict
 
 from othink_pipeline.packing import pack
 from othink_pipeline.prompts import CannotShareError, Prompt, base_of, collate
@@ -90,8 +91,7 @@ class SharedPromptTrainer(GRPOTrainer):
         for start in range(0, generated, window):
             rows = _join(batches[start : start + window])
             order = rows["place"].argsort().tolist()
-            size = len(order) // window
-            grouped += [_pick(rows, order[i * size : (i + 1) * size]) for i in range(window)]
+            grouped += split_tensor_dict(_pick(rows, order), window)
         return grouped
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,61 +1,212 @@
-"""Weights by hand: the first, a middle and the last update."""
+"""Weights by hand: the first, a middle and the last update; what bounds them; what is kept."""
 
+import json
+import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from othink_pipeline.kl import Constant, KLSchedule, Linear
+from othink_pipeline.kl import (
+    CEILING,
+    FLOOR,
+    Accuracy,
+    Adaptive,
+    Constant,
+    Cosine,
+    Exponential,
+    KLController,
+    KLSchedule,
+    Linear,
+    Schedule,
+    Seen,
+    Step,
+)
 
-RISING = Linear(schedule="linear", start=0.02, end=0.10)
+LINEAR = Linear(schedule="linear", start=0.02, end=0.10)
+ADAPTIVE = Adaptive(schedule="adaptive", start=1.0, target=0.1, gain=0.5, low=0.8, high=1.2)
+ACCURACY = Accuracy(schedule="accuracy", low=0.1, high=0.9, midpoint=0.5, width=0.25)
+ALL: list[KLSchedule] = [
+    Constant(schedule="constant", weight=0.04),
+    LINEAR,
+    Cosine(schedule="cosine", start=0.02, end=0.10),
+    Exponential(schedule="exponential", start=0.01, end=0.16),
+    Step(schedule="step", weights=(0.1, 0.2)),
+    ADAPTIVE,
+    ACCURACY,
+]
+
+
+def weights(schedule: KLSchedule, updates: int) -> list[float]:
+    controller = KLController(schedule, updates)
+    return [controller.next_weight(update, accuracy=0.5) for update in range(updates)]
 
 
 @pytest.mark.parametrize(
-    ("update", "weight"), [(0, 0.02), (1, 0.04), (2, 0.06), (3, 0.08), (4, 0.10)]
+    ("schedule", "by_hand"),
+    [
+        (Constant(schedule="constant", weight=0.04), [0.04, 0.04, 0.04, 0.04, 0.04]),
+        (LINEAR, [0.02, 0.04, 0.06, 0.08, 0.10]),
+        (Linear(schedule="linear", start=0.3, end=0.1), [0.3, 0.25, 0.2, 0.15, 0.1]),
+        # cos(pi / 4) = 0.70711: half of 1 - 0.70711 of the way, half of it, half of 1.70711.
+        (
+            Cosine(schedule="cosine", start=0.02, end=0.10),
+            [0.02, 0.03171573, 0.06, 0.08828427, 0.10],
+        ),
+        (Exponential(schedule="exponential", start=0.01, end=0.16), [0.01, 0.02, 0.04, 0.08, 0.16]),
+        (Step(schedule="step", weights=(0.1, 0.2)), [0.1, 0.1, 0.2, 0.2, 0.2]),
+        (Step(schedule="step", weights=(0.3, 0.1, 0.2)), [0.3, 0.3, 0.1, 0.2, 0.2]),
+    ],
+    ids=lambda value: getattr(value, "schedule", ""),
 )
-def test_linear_weights_of_five_updates(update: int, weight: float) -> None:
-    assert RISING.weight_at(update, 5) == pytest.approx(weight, rel=1e-12)
+def test_the_weights_of_five_updates(schedule: KLSchedule, by_hand: list[float]) -> None:
+    assert weights(schedule, 5) == pytest.approx(by_hand, rel=1e-6)
 
 
-def test_linear_weights_may_fall() -> None:
-    falling = Linear(schedule="linear", start=0.3, end=0.1)
-    assert [falling.weight_at(update, 3) for update in range(3)] == pytest.approx([0.3, 0.2, 0.1])
+@pytest.mark.parametrize("schedule", ALL, ids=lambda schedule: schedule.schedule)
+def test_one_update_gets_the_start(schedule: KLSchedule) -> None:
+    [weight] = weights(schedule, 1)
+    first = schedule.next_weight(Seen(progress=0.0, accuracy=0.5, kl=None), None)
+    assert weight == first
 
 
-def test_one_update_gets_the_start() -> None:
-    assert RISING.weight_at(0, 1) == 0.02
+@pytest.mark.parametrize(
+    ("kl", "weight"),
+    [
+        (0.10, 1.0),  # on target
+        (0.11, 1.05),  # 10 % above it: 1 + 0.5 x 0.1
+        (0.09, 0.95),
+        (0.12, 1.1),  # 20 %: the most that counts
+        (50.0, 1.1),
+        (math.inf, 1.1),
+        (0.0, 0.9),
+    ],
+)
+def test_adaptive_corrects_by_the_relative_error(kl: float, weight: float) -> None:
+    seen = Seen(progress=0.5, accuracy=0.0, kl=kl)
+    assert ADAPTIVE.next_weight(seen, previous=1.0) == pytest.approx(weight, rel=1e-12)
 
 
-def test_two_updates_get_the_start_and_the_end() -> None:
-    assert [RISING.weight_at(update, 2) for update in (0, 1)] == pytest.approx([0.02, 0.10])
+def test_adaptive_stays_within_its_bounds_and_comes_back() -> None:
+    controller = KLController(ADAPTIVE, 10)
+    applied = []
+    for update, kl in enumerate([9.0, 9.0, 9.0, 0.0, 0.0, 0.0, 0.0, 0.1]):
+        applied.append(controller.next_weight(update, accuracy=0.0))
+        controller.measured(kl)
+    # Each x 1.1 up to 1.2, then each x 0.9 down to 0.8.
+    assert applied == pytest.approx([1.0, 1.1, 1.2, 1.2, 1.08, 0.972, 0.8748, 0.8])
 
 
-def test_a_constant_weight_is_constant() -> None:
-    constant = Constant(schedule="constant", weight=0.04)
-    assert {constant.weight_at(update, 60) for update in range(60)} == {0.04}
+def test_a_kl_that_is_no_number_is_an_error_and_not_a_weight() -> None:
+    with pytest.raises(ValueError, match="not a number"):
+        ADAPTIVE.next_weight(Seen(progress=0.5, accuracy=0.0, kl=math.nan), previous=1.0)
 
 
-def test_the_schedule_chooses_the_class() -> None:
-    adapter: TypeAdapter[Constant | Linear] = TypeAdapter(KLSchedule)
-    assert adapter.validate_python({"schedule": "constant", "weight": 1}) == Constant(
-        schedule="constant", weight=1.0
-    )
-    assert adapter.validate_python({"schedule": "linear", "start": 0.02, "end": 0.1}) == RISING
+@pytest.mark.parametrize(
+    ("accuracy", "weight"),
+    [
+        (0.5, 0.5),  # half-way
+        (0.75, 0.1 + 0.8 * 0.7310585786),  # one width above: 1 / (1 + 1/e)
+        (0.25, 0.1 + 0.8 * 0.2689414214),
+        (1.0, 0.1 + 0.8 * 0.8807970780),  # two widths: 1 / (1 + 1/e^2)
+        (0.0, 0.1 + 0.8 * 0.1192029220),
+    ],
+)
+def test_accuracy_sets_the_weight_of_its_own_batch(accuracy: float, weight: float) -> None:
+    controller = KLController(ACCURACY, 10)
+    controller.next_weight(0, accuracy=0.9)  # another batch, which must not matter
+    assert controller.next_weight(1, accuracy=accuracy) == pytest.approx(weight, rel=1e-9)
 
 
-@pytest.mark.parametrize("weight", [0, -0.1, float("nan"), float("inf"), True, "0.1", None])
-def test_weights_are_finite_numbers_above_zero(weight: object) -> None:
+def test_the_narrowest_accuracy_curve_does_not_overflow() -> None:
+    narrow = Accuracy(schedule="accuracy", low=0.1, high=0.9, midpoint=1.0, width=0.01)
+    assert narrow.next_weight(Seen(0.0, 0.0, None), None) == pytest.approx(0.1)
+    assert narrow.next_weight(Seen(0.0, 1.0, None), None) == pytest.approx(0.5)
+
+
+def test_the_kl_of_an_update_is_the_mean_of_its_losses_and_the_next_weight_takes_it_once() -> None:
+    controller = KLController(ADAPTIVE, 10)
+    assert controller.next_weight(0, accuracy=0.0) == 1.0
+    controller.measured(0.10)
+    controller.measured(0.12)  # mean 0.11: 10 % above the target
+    assert controller.next_weight(1, accuracy=0.0) == pytest.approx(1.05)
+    assert controller.next_weight(2, accuracy=0.0) == 1.0  # nothing measured: the start
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=lambda schedule: schedule.schedule)
+def test_a_restored_controller_goes_on_as_if_nothing_had_happened(schedule: KLSchedule) -> None:
+    def run(controller: KLController, updates: range) -> list[float]:
+        applied = []
+        for update in updates:
+            applied.append(controller.next_weight(update, accuracy=update / 10))
+            controller.measured(0.07 + 0.01 * update)
+            controller.measured(0.09 + 0.01 * update)
+        return applied
+
+    whole = run(KLController(schedule, 10), range(10))
+    first = KLController(schedule, 10)
+    before = run(first, range(4))
+    second = KLController(schedule, 10)
+    second.restore(json.loads(json.dumps(first.state())))
+    assert second.weight == whole[3]
+    assert before + run(second, range(4, 10)) == whole
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=lambda schedule: schedule.schedule)
+def test_the_schedule_chooses_the_class(schedule: KLSchedule) -> None:
+    adapter: TypeAdapter[Schedule] = TypeAdapter(KLSchedule)
+    from_yaml = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in schedule.model_dump().items()
+    }
+    assert adapter.validate_python(from_yaml) == schedule
+
+
+@pytest.mark.parametrize(
+    "weight", [0, FLOOR / 2, 2 * CEILING, -0.1, float("nan"), float("inf"), True, "0.1", None]
+)
+def test_weights_are_numbers_between_the_floor_and_the_ceiling(weight: Any) -> None:
+    for schedule, keys in {
+        Constant(schedule="constant", weight=0.1): ["weight"],
+        LINEAR: ["start", "end"],
+        ALL[2]: ["start", "end"],
+        ALL[3]: ["start", "end"],
+        ADAPTIVE: ["start", "low", "high"],
+        ACCURACY: ["low", "high"],
+    }.items():
+        for key in keys:
+            with pytest.raises(ValidationError, match=key):
+                type(schedule)(**{**schedule.model_dump(), key: weight})
     with pytest.raises(ValidationError):
-        Constant(schedule="constant", weight=weight)  # type: ignore[arg-type]
-    for key in ("start", "end"):
-        with pytest.raises(ValidationError):
-            Linear(**{"schedule": "linear", "start": 0.1, "end": 0.2, key: weight})
+        Step(schedule="step", weights=(0.1, weight))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "changes", "told"),
+    [
+        (ADAPTIVE, {"low": 1.1}, "low <= start <= high"),
+        (ADAPTIVE, {"high": 0.9}, "low <= start <= high"),
+        (ADAPTIVE, {"target": 0.0}, "target"),
+        (ADAPTIVE, {"gain": 0.0}, "gain"),
+        (ADAPTIVE, {"gain": 5.0}, "gain"),  # the weight could fall to zero in one update
+        (ACCURACY, {"low": 0.95}, "low <= high"),
+        (ACCURACY, {"midpoint": 1.1}, "midpoint"),
+        (ACCURACY, {"width": 0.0}, "width"),
+        (ALL[4], {"weights": (0.1,)}, "weights"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_refused(
+    schedule: KLSchedule, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ValidationError, match=told):
+        type(schedule)(**{**schedule.model_dump(), **changes})
 
 
 def test_a_schedule_never_changes_and_has_no_other_keys() -> None:
     with pytest.raises(ValidationError):
-        RISING.start = 1.0  # type: ignore[misc]
+        LINEAR.start = 1.0  # type: ignore[misc]
     with pytest.raises(ValidationError):
         Linear(schedule="linear", start=0.1, end=0.2, weight=0.3)  # type: ignore[call-arg]
 

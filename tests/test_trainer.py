@@ -351,12 +351,6 @@ def test_the_linear_weight_is_applied_and_logged_at_every_update(watched: Watche
     )
 
 
-def test_the_last_update_applies_the_end_of_the_schedule_in_a_single_update_too() -> None:
-    assert LINEAR.weight_at(0, 1) == 0.1
-    assert LINEAR.weight_at(59, 60) == pytest.approx(0.7)
-    assert CONSTANT.weight_at(0, 60) == CONSTANT.weight_at(59, 60) == 0.5
-
-
 def test_training_changes_the_weights_and_says_by_how_much(
     watched: Watched, mini_model: MiniModel
 ) -> None:

@@ -2,45 +2,208 @@
 
 GRPO holds the weight constant. GRPO-D (arXiv 2503.16081) makes it dynamic: weak early, so that the
 policy explores, stronger later. The paper's exact formula could not be retrieved; linear in the
-optimizer steps is this project's documented default.
+optimizer steps is this project's documented default, and the other shapes are there to be compared.
 
-Weights stay above zero: with a weight of zero TRL neither loads the reference model nor computes
-its log-probabilities, and a later positive weight fails.
+A *schedule* is a pure function: what is known when an update's completions have been scored, and
+the weight before, go in; the weight comes out. The *controller* carries one through a training.
+
+Weights have a floor above zero: with a weight of zero TRL neither loads the reference model nor
+computes its log-probabilities, and a later positive weight fails.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from abc import abstractmethod
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from othink_pipeline.validation import Block
 
-KLWeight = Annotated[float, Field(gt=0)]
+FLOOR, CEILING = 1e-6, 1e3
+"""Allowed weights. At the floor the KL term is nothing beside advantages of about 1."""
+
+KLWeight = Annotated[float, Field(ge=FLOOR, le=CEILING)]
+
+MAX_ERROR = 0.2
+"""PPO's bound on the relative error that one update may correct (arXiv 1909.08593, section 2.2)."""
 
 
-class Constant(Block):
+class Seen(NamedTuple):
+    """What is known when an update's completions have been scored and its loss has not been taken.
+
+    All numbers are means over every process, so that every process arrives at the same weight.
+    """
+
+    progress: float
+    """0 in the first update, 1 in the last, in equal steps."""
+    accuracy: float
+    """Mean accuracy reward of the completions that this update learns from, in [0, 1]."""
+    kl: float | None
+    """Mean KL per token to the base model, measured in the update before; None in the first."""
+
+
+class Schedule(Block):
+    """A rule for the weight of the next update."""
+
+    @abstractmethod
+    def next_weight(self, seen: Seen, previous: float | None) -> float:
+        """The weight of an update, given that of the update before (None in the first)."""
+
+
+class Constant(Schedule):
     """The same weight at every update: GRPO."""
 
     schedule: Literal["constant"]
     weight: KLWeight
 
-    def weight_at(self, update: int, updates: int) -> float:
-        """The weight applied in update ``update`` (0 .. ``updates`` - 1)."""
+    def next_weight(self, seen: Seen, previous: float | None) -> float:
+        """``weight``."""
         return self.weight
 
 
-class Linear(Block):
+class Linear(Schedule):
     """From ``start`` in the first update to ``end`` in the last, in equal steps: GRPO-D."""
 
     schedule: Literal["linear"]
     start: KLWeight
     end: KLWeight
 
-    def weight_at(self, update: int, updates: int) -> float:
-        """The weight applied in update ``update`` (0 .. ``updates`` - 1)."""
-        progress = update / (updates - 1) if updates > 1 else 0.0
-        return self.start + progress * (self.end - self.start)
+    def next_weight(self, seen: Seen, previous: float | None) -> float:
+        """``start + progress (end - start)``."""
+        return self.start + seen.progress * (self.end - self.start)
 
 
-KLSchedule = Constant | Linear
+class Cosine(Schedule):
+    """From ``start`` to ``end`` along half a cosine: slow, quick in the middle, slow."""
+
+    schedule: Literal["cosine"]
+    start: KLWeight
+    end: KLWeight
+
+    def next_weight(self, seen: Seen, previous: float | None) -> float:
+        """``start + (1 - cos(pi progress)) / 2 (end - start)``."""
+        return self.start + (1 - math.cos(math.pi * seen.progress)) / 2 * (self.end - self.start)
+
+
+class Exponential(Schedule):
+    """From ``start`` to ``end`` by the same factor at every update."""
+
+    schedule: Literal["exponential"]
+    start: KLWeight
+    end: KLWeight
+
+    def next_weight(self, seen: Seen, previous: float | None) -> float:
+        """``start (end / start)^progress``."""
+        return self.start * math.pow(self.end / self.start, seen.progress)
+
+
+class Step(Schedule):
+    """One weight after the other, each for an equal part of the training."""
+
+    schedule: Literal["step"]
+    weights: Annotated[tuple[KLWeight, ...], Field(min_length=2, strict=False)]
+
+    def next_weight(self, seen: Seen, previous: float | None) -> float:
+        """The first weight from progress 0 on, the last up to progress 1."""
+        parts = len(self.weights)
+        return self.weights[min(int(seen.progress * parts), parts - 1)]
+
+
+class Adaptive(Schedule):
+    """Towards a target KL, by PPO's rule (arXiv 1909.08593, section 2.2): stronger above it."""
+
+    schedule: Literal["adaptive"]
+    start: KLWeight
+    target: Annotated[float, Field(gt=0)]
+    """Mean KL per token to be held."""
+    gain: Annotated[float, Field(gt=0, le=4)]
+    """K of the paper, 0.1 there. An update changes the weight by at most 20 % of it."""
+    low: KLWeight
+    high: KLWeight
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Adaptive:
+        if not self.low <= self.start <= self.high:
+            raise ValueError(
+                f"low <= start <= high is asked, got low = {self.low}, start = {self.start}, "
+                f"high = {self.high}"
+            )
+        return self
+
+    def next_weight(self, seen: Seen, previous: float | None) -> float:
+        """``previous (1 + gain clip(kl / target - 1, -0.2, 0.2))``, between ``low`` and ``high``.
+
+        Raises:
+            ValueError: the KL is not a number: the training has broken down.
+        """
+        if previous is None or seen.kl is None:
+            return self.start
+        if math.isnan(seen.kl):
+            raise ValueError("the KL to the base model is not a number (NaN): no weight follows")
+        error = min(max(seen.kl / self.target - 1, -MAX_ERROR), MAX_ERROR)
+        return min(max(previous * (1 + self.gain * error), self.low), self.high)
+
+
+class Accuracy(Schedule):
+    """Weak while the batch's answers are mostly wrong, strong when they are right.
+
+    The idea is FG-ExPO's (arXiv 2605.11403), whose formula this is not: it could not be retrieved.
+    A logistic curve is smooth, increasing and bounded.
+    """
+
+    schedule: Literal["accuracy"]
+    low: KLWeight
+    high: KLWeight
+    midpoint: Annotated[float, Field(ge=0, le=1)]
+    """Accuracy at which the weight is half-way between ``low`` and ``high``."""
+    width: Annotated[float, Field(ge=0.01, le=1)]
+    """How much accuracy it takes from there to 73 % of the way."""
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Accuracy:
+        if self.low > self.high:
+            raise ValueError(f"low <= high is asked, got low = {self.low}, high = {self.high}")
+        return self
+
+    def next_weight(self, seen: Seen, previous: float | None) -> float:
+        """``low + (high - low) / (1 + exp((midpoint - accuracy) / width))``."""
+        share = 1 / (1 + math.exp((self.midpoint - seen.accuracy) / self.width))
+        return self.low + (self.high - self.low) * share
+
+
+KLSchedule = Constant | Linear | Cosine | Exponential | Step | Adaptive | Accuracy
+
+
+class KLController:
+    """A schedule on its way through a training of ``updates`` optimizer steps.
+
+    Attributes:
+        weight: applied in the latest update; None before the first.
+    """
+
+    def __init__(self, schedule: KLSchedule, updates: int) -> None:
+        self.schedule, self.updates = schedule, updates
+        self.weight: float | None = None
+        self._measured: list[float] = []
+
+    def next_weight(self, update: int, accuracy: float) -> float:
+        """Set the weight of ``update`` (0 .. ``updates`` - 1), whose mean accuracy is known."""
+        progress = update / (self.updates - 1) if self.updates > 1 else 0.0
+        kl = sum(self._measured) / len(self._measured) if self._measured else None
+        self.weight = self.schedule.next_weight(Seen(progress, accuracy, kl), self.weight)
+        self._measured = []
+        return self.weight
+
+    def measured(self, kl: float) -> None:
+        """Take note of the KL in one loss of the current update, which may have several."""
+        self._measured.append(kl)
+
+    def state(self) -> dict[str, Any]:
+        """All that changes, fit for JSON."""
+        return {"weight": self.weight, "measured": self._measured}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.weight, self._measured = state["weight"], list(state["measured"])

@@ -7,6 +7,7 @@ loss instead of once.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from othink_pipeline.grpo import SharedPromptTrainer
-from othink_pipeline.kl import KLSchedule
+from othink_pipeline.kl import FLOOR, KLController, KLSchedule
 from othink_pipeline.models import load_model
 from othink_pipeline.parameters import RL, SFT, Compute, Method
 from othink_pipeline.rewards import accuracy_reward, format_reward
@@ -67,18 +68,57 @@ class Trained(NamedTuple):
 class DynamicKLTrainer(SharedPromptTrainer):
     """GRPO whose KL weight follows a schedule.
 
-    TRL reads its weight (``beta``) in every loss, so it is enough to set it there. The weight that
-    was applied is logged as ``kl_weight``.
+    TRL reads its weight (``beta``) in every loss, so it is enough to set it there: once an update,
+    after its completions were scored and before its first loss. The weight that was applied is
+    logged as ``kl_weight``. Checkpoints hold the controller's state.
     """
+
+    STATE_FILE = "kl_controller.json"
 
     def __init__(self, *args: Any, kl: KLSchedule, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.kl = kl
+        self._controller = KLController(kl, self.args.max_steps)
+        self._weighted_update: int | None = None  # the update that `beta` was last set for
+        self._accuracy = float("nan")  # of the completions that are learnt from
+
+    def _calculate_rewards(self, *args: Any) -> torch.Tensor:
+        rewards: torch.Tensor = super()._calculate_rewards(*args)  # [all processes' rows x rewards]
+        accuracy = self.reward_func_names.index(accuracy_reward.__name__)
+        self._accuracy = rewards[:, accuracy].mean().item()
+        return rewards
 
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
-        self.beta = self.kl.weight_at(self.state.global_step, self.state.max_steps)
-        self._metrics["train"]["kl_weight"].append(self.beta)
-        return super()._compute_loss(model, inputs)
+        metrics = self._metrics["train"]
+        if self._weighted_update != self.state.global_step:
+            self._weighted_update = self.state.global_step
+            self.beta = self._controller.next_weight(self._weighted_update, self._accuracy)
+        metrics["kl_weight"].append(self.beta)
+        loss = super()._compute_loss(model, inputs)
+        self._controller.measured(metrics["kl"][-1])  # TRL's mean over all processes
+        return loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load weights by the names that they were saved under.
+
+        Transformers saves Qwen2-VL's under the names of the hub's checkpoints, and on resuming
+        looks for those of the module: it finds none, warns, and goes on from the base model.
+        """
+        model = model or self.model
+        if not isinstance(model, PreTrainedModel):  # an adapter: PEFT knows its names
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(model).from_pretrained(resume_from_checkpoint, local_files_only=True)
+        model.load_state_dict(saved.state_dict())
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            Path(output_dir, self.STATE_FILE).write_text(json.dumps(self._controller.state()))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[no-untyped-call]
+        if checkpoint is not None:
+            self._controller.restore(json.loads(Path(checkpoint, self.STATE_FILE).read_text()))
 
 
 class Watcher(TrainerCallback):
@@ -242,7 +282,7 @@ def build_rl_trainer(
         num_generations=parameters.completions_per_prompt,
         max_completion_length=parameters.max_completion_tokens,
         temperature=parameters.temperature,
-        beta=parameters.kl.weight_at(0, parameters.updates),  # above 0: the reference is loaded
+        beta=FLOOR,  # above 0, so that the reference is loaded; set anew before every loss
         loss_type="grpo",
         reward_weights=[parameters.rewards.accuracy, parameters.rewards.format],
         shuffle_dataset=False,

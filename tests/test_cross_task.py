@@ -36,6 +36,7 @@ def predictions(eval_task: str = "counting", **columns: Any) -> pd.DataFrame:
         "train_task": "counting",
         "method": "grpo",
         "seed": 0,
+        "base_model": 0,
         "eval_task": eval_task,
         "correct": True,
         "correct_any": True,

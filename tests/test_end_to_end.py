@@ -22,9 +22,10 @@ from othink_pipeline import tracking
 from othink_pipeline.__main__ import main
 from othink_pipeline.grid import GridConfigLoader
 from othink_pipeline.models import load_model
-from othink_pipeline.parameters import BaseModelSource
+from othink_pipeline.parameters import BaseModel
 from othink_pipeline.pipelines.base_model.nodes import check_base_model
 from othink_pipeline.reuse import digest_folder, read_manifest
+from othink_pipeline.rewards import ACCURACY_REWARDS
 from othink_pipeline.validation import ConfigurationError
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +47,14 @@ PARAMETERS: dict[str, Any] = {
         "checkpoint_every_updates": 1,
         "validation_examples": 4,
     },
-    "evaluation": {"batch_size": 8, "max_completion_tokens": 10},
+    "evaluation": {
+        "batch_size": 8,
+        "max_completion_tokens": 10,
+        "samples": 0,
+        "sample_temperature": 1.0,
+        "shuffle_images": False,
+        "seed": 0,
+    },
     "rl": {
         "learning_rate": 1.0e-3,
         "lr_schedule": "constant",
@@ -56,7 +64,7 @@ PARAMETERS: dict[str, Any] = {
         "completions_per_prompt": 4,
         "max_completion_tokens": 10,
         "temperature": 1.0,
-        "rewards": {"accuracy": 1.0, "format": 1.0},
+        "rewards": {"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
     },
 }
 
@@ -119,7 +127,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, mini_model: MiniModel) -> 
     shutil.copy(ROOT / "pyproject.toml", project)
     (project / "src").mkdir()  # the code itself comes from the installed package
     shutil.copytree(mini_model.path, project / "data/01_raw/tiny")
-    PARAMETERS["base_model"]["rebuild"] = tiny_rebuild(updates=2, batch_size=4).model_dump()
+    PARAMETERS["rebuild"] = tiny_rebuild(updates=2, batch_size=4).model_dump()
     write_environment(project, "test")
     kedro_run(project, "cross_task", "test")
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
@@ -144,10 +152,11 @@ def read_checkpoint(project: Path, task: str, method: str, seed: int = 0) -> dic
 
 def test_the_matrix_holds_every_cell_on_every_task_and_the_base_model(outcome: Outcome) -> None:
     matrix = pd.read_csv(outcome.project / "data/08_reporting/transfer_matrix.csv")
-    assert list(matrix.columns[:13]) == [
+    assert list(matrix.columns[:14]) == [
         "train_task",
         "method",
         "seed",
+        "base_model",
         "eval_task",
         "n",
         "correct",
@@ -248,11 +257,11 @@ def test_one_parent_run_holds_the_cells_and_the_base_model(outcome: Outcome) -> 
     assert outcome.parent.data.tags["pipeline"] == "cross_task"
     assert outcome.parent.data.tags["env"] == "test"
     names = {f"{task}/{method}/s0" for task, method in CELLS}
-    assert set(outcome.children) == names | {"base"}
+    assert set(outcome.children) == names | {"base/b0"}
     for run in outcome.children.values():
         assert run.info.status == "FINISHED"
     assert outcome.children["counting/sft/s0"].data.tags["kind"] == "cell"
-    assert outcome.children["base"].data.tags["kind"] == "base_model"
+    assert outcome.children["base/b0"].data.tags["kind"] == "base_model"
     assert tracking.parent_run_id() is None
     assert mlflow.active_run() is None  # the next run of this process must not join it
 
@@ -290,13 +299,13 @@ def test_a_cells_curves_and_scores_stand_on_its_run(outcome: Outcome) -> None:
     assert steps("counting/grpo_d/s0", "train/kl_weight") == [(1, 0.001), (2, 0.08)]
     assert steps("counting/grpo/s0", "train/kl_weight") == [(1, 0.04), (2, 0.04)]
     for name in outcome.children:
-        if name != "base":
+        if name != "base/b0":
             for task in TASKS:
                 assert [step for step, _ in steps(name, f"val/{task}")] == [0, 1, 2]
             assert [step for step, _ in steps(name, "train/loss")] == [1, 2]
     matrix = pd.read_csv(outcome.project / "data/08_reporting/transfer_matrix.csv")
     for row in matrix.itertuples():
-        name = "base" if row.method == "base" else f"{row.train_task}/{row.method}/s0"
+        name = "base/b0" if row.method == "base" else f"{row.train_task}/{row.method}/s0"
         metrics = outcome.children[name].data.metrics
         assert metrics[f"eval/{row.eval_task}"] == row.accuracy
         assert metrics[f"eval/accuracy_any/{row.eval_task}"] == row.accuracy_any
@@ -403,7 +412,7 @@ def test_the_next_session_of_a_process_has_its_own_grid(copied: Path) -> None:
     parent = parents(client)[0]
     assert parent.data.tags["pipeline"] == "same_task_eval"
     children = children_of(client, parent)
-    assert set(children) == {"base", "geometry/sft_cot/s3"}
+    assert set(children) == {"base/b0", "geometry/sft_cot/s3"}
     assert children["geometry/sft_cot/s3"].data.params["target"] == "steps"
 
 
@@ -413,7 +422,7 @@ def test_a_failing_cell_fails_the_run_and_is_not_taken_for_finished(
     def fail(**_: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("othink_pipeline.trainer.accuracy_reward", fail)
+    monkeypatch.setitem(ACCURACY_REWARDS, "tagged", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         kedro_run(copied, "cross_task", "test", namespaces=["counting.grpo_d"])
     client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
@@ -480,9 +489,7 @@ def test_the_base_model_can_be_rebuilt_and_taken(copied: Path) -> None:
     model, _ = load_model(str(folder))
     assert model.num_parameters() == manifest["facts"]["parameters"]
     with contextlib.chdir(copied):
-        taken = check_base_model(
-            BaseModelSource(path="data/06_models/rebuilt", rebuild=tiny_rebuild())
-        )
+        taken = check_base_model(BaseModel(path=("elsewhere", "data/06_models/rebuilt")), number=1)
     assert taken["digest"] == manifest["digest"]
 
 

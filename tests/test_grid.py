@@ -28,7 +28,7 @@ ENVIRONMENTS = sorted(
     if folder.is_dir() and folder.name != "local"
 )
 PIPELINES = {
-    *("__default__", "base_model", "cross_task", "data_preparation"),
+    *("__default__", "base_model", "cross_task", "data_preparation", "evaluation"),
     *("rl", "same_task_eval", "sft"),
 }
 TWO_SEEDS: dict[str, Any] = {"experiment": {"methods": ["sft", "grpo_d"], "seeds": [3, 5]}}
@@ -192,7 +192,7 @@ def test_all_pipelines_are_registered(configure: Configure) -> None:
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_every_node_has_a_name_of_its_own(configure: Configure, env: str) -> None:
     configure(env)
-    for name in PIPELINES:
+    for name in pipelines:
         assert len(node_names(pipelines[name])) == len(pipelines[name].nodes), name
 
 
@@ -205,7 +205,7 @@ def test_every_cell_is_trained_once_and_tested_on_every_task(configure: Configur
     assert {name for name in names if "train_" in name.rpartition(".")[2]} - {
         "report.gather_training"
     } == {f"{cell.name}.{train[cell.method]}" for cell in cells}
-    models = [*(cell.name for cell in cells), "base"]
+    models = [*(cell.name for cell in cells), "base.b0"]
     assert {name for name in names if "evaluate_on_" in name} == {
         f"{model}.evaluate_on_{task}" for model, task in product(models, ("counting", "geometry"))
     }
@@ -224,7 +224,7 @@ def test_every_training_gets_the_same_inputs_but_for_its_method(configure: Confi
         algorithm = "sft" if cell.method == "sft" else "rl"
         node = nodes[f"{cell.name}.train_{algorithm}"]
         assert node.inputs == [
-            "base_model",
+            "base.b0.checkpoint",
             "params:training",
             f"params:{algorithm}",
             f"params:methods.{cell.method}",
@@ -250,7 +250,7 @@ def test_one_method_of_one_task_runs_alone(configure: Configure) -> None:
         "counting.grpo_d.collect_method",
     }
     datasets = {name for name in alone.inputs() if not name.startswith("params:")}
-    assert datasets == {"base_model", "counting.examples", "geometry.examples"}
+    assert datasets == {"base.b0.checkpoint", "counting.examples", "geometry.examples"}
     one = pipelines["__default__"].filter(node_namespaces=["counting.grpo.s1"])
     assert node_names(one) == {f"counting.grpo.s1.{node}" for node in nodes}
 
@@ -267,7 +267,7 @@ def test_evaluation_never_feeds_training(configure: Configure) -> None:
         }
 
 
-@pytest.mark.parametrize("name", sorted(PIPELINES))
+@pytest.mark.parametrize("name", sorted(PIPELINES - {"evaluation"}))
 def test_pipelines_start_from_parameters_alone(configure: Configure, name: str) -> None:
     configure("base")
     assert all(dataset.startswith("params:") for dataset in pipelines[name].inputs())
@@ -311,7 +311,7 @@ def test_every_dataset_has_a_file_of_its_own(configure: Configure) -> None:
             paths[path] = dataset
     files = {dataset: path for path, dataset in paths.items()}
     cell = "counting.grpo_d.s5"
-    assert files["base.counting.predictions"] == "data/07_model_output/base/counting.parquet"
+    assert files["base.b0.counting.predictions"] == "data/07_model_output/base/b0/counting.parquet"
     assert files[f"{cell}.checkpoint"] == "data/06_models/counting/grpo_d/s5.json"
     assert files[f"{cell}.history"] == "data/06_models/counting/grpo_d/s5_history.csv"
     assert files[f"{cell}.geometry.predictions"] == (
@@ -328,14 +328,59 @@ def test_an_environment_writes_into_a_folder_of_its_own(configure: Configure, en
     """Only what the project ships is shared: it is read, never written."""
     loader = configure(env)
     folder = "data" if env == "base" else f"data/{env}"
+    trained = loader["globals"].get("trained", folder)
     for name, config in loader["catalog"].items():
         path = config.get("dataset", config)["filepath"]
-        assert re.match(rf"{folder}/0[2-8]_\w+/", path), (name, path)
+        allowed = rf"{trained}/0[36]_\w+/|{folder}/0[78]_\w+/"
+        assert re.match(allowed, path), (name, path)
     parameters = loader["parameters"]
     folders = parameters["folders"]
-    assert folders == {"examples": f"{folder}/03_primary", "checkpoints": f"{folder}/06_models"}
-    assert parameters["base_model"]["rebuild"]["path"].startswith(f"{folder}/06_models/")
-    assert parameters["base_model"]["path"].startswith("data/01_raw/")
+    assert folders == {"examples": f"{trained}/03_primary", "checkpoints": f"{trained}/06_models"}
+    assert parameters["rebuild"]["path"].startswith(f"{folder}/06_models/")
+    paths = parameters["base_model"]["path"]
+    for path in [paths] if isinstance(paths, str) else paths:
+        assert path.startswith(("data/01_raw/", f"{folder}/06_models/"))
+    if trained != folder:  # then its pipelines must not write there
+        outputs = set().union(*(pipeline.all_outputs() for pipeline in pipelines.values()))
+        for dataset in outputs:
+            config = CatalogConfigResolver(loader["catalog"]).resolve_pattern(dataset)
+            path = config.get("dataset", config)["filepath"]
+            assert path.startswith(f"{folder}/"), dataset
+
+
+def test_evaluation_trains_nothing_and_reads_what_is_there(configure: Configure) -> None:
+    configure("base")
+    evaluation = pipelines["evaluation"]
+    assert {node.name.rpartition(".")[2] for node in evaluation.nodes} == {
+        *("evaluate_on_counting", "evaluate_on_geometry", "collect_method", "collect_task"),
+        *("build_transfer_matrix", "gather_training", "draw_figures", "write_report"),
+    }
+    cells = [cell.name for cell in read_grid().cells]
+    assert {name for name in evaluation.inputs() if not name.startswith("params:")} == {
+        *(f"{name}.checkpoint" for name in [*cells, "base.b0"]),
+        *(f"{name}.history" for name in cells),
+        *("counting.examples", "geometry.examples"),
+    }
+
+
+def test_where_nothing_is_trained_there_is_no_pipeline_that_trains(configure: Configure) -> None:
+    configure("blind")
+    assert set(pipelines) == {"evaluation", "__default__"}
+    assert node_names(pipelines["__default__"]) == node_names(pipelines["evaluation"])
+
+
+def test_seeds_take_turns_with_the_base_models(configure: Configure) -> None:
+    paths = ["data/01_raw/one", "data/01_raw/two", "data/01_raw/three"]
+    configure("base", {**TWO_SEEDS, "base_model": {"path": paths}})  # seeds 3 and 5
+    nodes = {node.name: node for node in pipelines["cross_task"].nodes}
+    for seed, number in {3: 0, 5: 2}.items():
+        assert nodes[f"counting.grpo_d.s{seed}.train_rl"].inputs[0] == f"base.b{number}.checkpoint"
+        evaluate = nodes[f"counting.grpo_d.s{seed}.evaluate_on_geometry"]
+        assert evaluate.func.keywords["base_model"] == number
+        assert nodes[f"base.b{number}.check_base_model"].func.keywords == {"number": number}
+        assert nodes[f"base.b{number}.evaluate_on_counting"].func.keywords == {"base_model": number}
+    assert not any(name.startswith("base.b1.") for name in nodes)  # no seed starts from it
+    assert nodes["report.write_report"].inputs[-2:] == ["base.b0.checkpoint", "base.b2.checkpoint"]
 
 
 def identify(first: int, *rest: str, name: str) -> str:
@@ -405,6 +450,10 @@ def test_listing_the_pipelines_of_a_bad_environment_says_what_is_wrong(
         "Error: bad parameters",
         "  evaluation.batch_size: missing; add it",
         "  evaluation.max_completion_tokens: missing; add it",
-        "  evaluation.batch_sise: unknown key. Did you mean 'batch_size'? "
-        "Allowed here: batch_size, max_completion_tokens",
+        "  evaluation.samples: missing; add it",
+        "  evaluation.sample_temperature: missing; add it",
+        "  evaluation.shuffle_images: missing; add it",
+        "  evaluation.seed: missing; add it",
+        "  evaluation.batch_sise: unknown key. Did you mean 'batch_size'? Allowed here: "
+        "batch_size, max_completion_tokens, sample_temperature, samples, seed, shuffle_images",
     ]

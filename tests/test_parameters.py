@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kedro.config import OmegaConfigLoader
 
-from othink_pipeline.kl import Constant, Linear
+from othink_pipeline.kl import Constant, KLController, Linear
 from othink_pipeline.parameters import MAX_SEEDS, RL, SFT, Parameters, resolve_method
 from othink_pipeline.validation import ConfigurationError
 
@@ -17,6 +17,8 @@ CONF = Path(__file__).parents[1] / "conf"
 ENVIRONMENTS = sorted(
     folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "local"
 )
+ABLATIONS = {"kl_ablation": "kl", "reward_ablation": "rewards"}
+"""Environments whose methods differ in one key alone."""
 FREE_NAMES = ("methods",)
 """Blocks whose keys are names, free to choose."""
 
@@ -81,7 +83,15 @@ def is_single(environment: str, path: tuple[str, ...]) -> bool:
     return not any(sum(key in layer for layer in layers_of(raw, user)) > 1 for user in users)
 
 
-ALL_KEYS = [(env, path) for env in ENVIRONMENTS for path in keys_of(load(env))]
+def is_used(environment: str, path: tuple[str, ...]) -> bool:
+    """Whether any method reads the block: an environment may be of RL alone."""
+    algorithms = {method["algorithm"] for method in load(environment)["methods"].values()}
+    return path[0] not in {"sft", "rl"} - algorithms
+
+
+ALL_KEYS = [
+    (env, path) for env in ENVIRONMENTS for path in keys_of(load(env)) if is_used(env, path)
+]
 FIXED_KEYS = [(env, path) for env, path in ALL_KEYS if path[:-1] != FREE_NAMES]
 NUMBERS = [
     (env, path)
@@ -148,7 +158,7 @@ def test_a_number_is_a_number(environment: str, path: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["base_model.path", "data_preparation.prompt", "sft.lr_schedule", "methods.sft.target"],
+    ["rebuild.path", "data_preparation.prompt", "sft.lr_schedule", "methods.sft.target"],
 )
 def test_a_text_is_a_text(path: str) -> None:
     for wrong in (3, True, None, ["a"]):
@@ -157,9 +167,7 @@ def test_a_text_is_a_text(path: str) -> None:
 
 @pytest.mark.parametrize("wrong", [1, 0, "yes", "true", None])
 def test_a_switch_is_true_or_false(wrong: object) -> None:
-    assert f"base_model.rebuild.bf16 = {wrong!r}: " in fault(
-        changed("base_model.rebuild.bf16", wrong)
-    )
+    assert f"rebuild.bf16 = {wrong!r}: " in fault(changed("rebuild.bf16", wrong))
 
 
 @pytest.mark.parametrize("name", ["base", "data", "none", "report"])
@@ -205,12 +213,12 @@ def test_a_block_is_a_block(block: str, wrong: object) -> None:
         ("data_preparation.splits.test", 0, 1),
         ("evaluation.batch_size", 0, 1),
         ("evaluation.max_completion_tokens", 0, 1),
-        ("base_model.rebuild.vocab_size", 299, 300),
-        ("base_model.rebuild.hidden_size", 100, 96),
-        ("base_model.rebuild.vision_size", 0, 32),
-        ("base_model.rebuild.worked_rate", 1.01, 1),
-        ("base_model.rebuild.last_phase_worked_rate", -0.1, 0),
-        ("base_model.rebuild.last_phase_updates", -1, 0),
+        ("rebuild.vocab_size", 299, 300),
+        ("rebuild.hidden_size", 100, 96),
+        ("rebuild.vision_size", 0, 32),
+        ("rebuild.worked_rate", 1.01, 1),
+        ("rebuild.last_phase_worked_rate", -0.1, 0),
+        ("rebuild.last_phase_updates", -1, 0),
         ("methods.sft.learning_rate", 0, 1),
         ("rl.learning_rate", 1.5, 1.0),
         ("rl.warmup_ratio", 1, 0.99),
@@ -280,11 +288,12 @@ def test_an_unknown_algorithm_is_told_with_those_there_are(algorithm: object) ->
     assert f"methods.grpo.algorithm = {algorithm!r}: not allowed. Allowed: sft, rl" in message
 
 
-@pytest.mark.parametrize("schedule", ["cosine", None, 3])
+@pytest.mark.parametrize("schedule", ["sine", None, 3])
 def test_an_unknown_schedule_is_told_with_those_there_are(schedule: object) -> None:
     message = fault(changed("methods.grpo_d.kl.schedule", schedule))
     assert f"methods.grpo_d.kl.schedule = {schedule!r}: not allowed" in message
-    assert "Allowed: constant, linear" in message
+    every = "constant, linear, cosine, exponential, step, adaptive, accuracy"
+    assert f"Allowed: {every}. " in message
 
 
 def test_even_a_method_that_is_not_in_the_grid_is_checked() -> None:
@@ -295,7 +304,7 @@ def test_even_a_method_that_is_not_in_the_grid_is_checked() -> None:
 
 
 def test_rewards_that_are_all_zero_teach_nothing() -> None:
-    message = fault(changed("rl.rewards", {"accuracy": 0.0, "format": 0.0}))
+    message = fault(changed("rl.rewards", {"accuracy": 0.0, "format": 0.0, "answer": "any"}))
     assert "all rewards have weight 0" in message
 
 
@@ -343,7 +352,7 @@ def test_the_lists_of_the_grid(path: str, wrong: object, message: str) -> None:
     assert faults_that(path, wrong)[1:] == [f"  {path} = {wrong!r}: {message}"]
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("environment", sorted({*ENVIRONMENTS} - {*ABLATIONS}))
 def test_grpo_and_grpo_d_differ_in_nothing_but_the_kl_weight(environment: str) -> None:
     raw = parameters(environment)
     pairs = [
@@ -356,6 +365,49 @@ def test_grpo_and_grpo_d_differ_in_nothing_but_the_kl_weight(environment: str) -
         a, b = (resolve_method(raw, method).model_dump() for method in (constant, dynamic))
         assert {key for key in a if a[key] != b[key]} == {"kl"}
         assert a.keys() == b.keys()
+
+
+@pytest.mark.parametrize(("environment", "key"), ABLATIONS.items())
+def test_the_methods_of_an_ablation_differ_in_what_it_is_about(environment: str, key: str) -> None:
+    raw = parameters(environment)
+    first, *others = (resolve_method(raw, method).model_dump() for method in raw["methods"])
+    assert len(others) > 2
+    for other in others:
+        assert {name for name in first if first[name] != other[name]} == {key}
+
+
+def test_dynamic_weights_stand_beside_constants_of_their_mean_and_their_end() -> None:
+    """Else a shape would be compared with a strength."""
+    raw = parameters("kl_ablation")
+    schedules = {name: resolve_method(raw, name).kl for name in raw["methods"]}
+    constants = {name: kl.weight for name, kl in schedules.items() if isinstance(kl, Constant)}
+    baselines: dict[str, list[float]] = {}
+    for method, baseline in raw["report"]["comparisons"]:
+        if method not in constants:
+            baselines.setdefault(method, []).append(constants[baseline])
+    assert {"linear", "cosine", "exponential", "step"} <= set(baselines)
+    for method in ("linear", "cosine", "exponential", "step"):
+        controller = KLController(schedules[method], 48)
+        weights = [controller.next_weight(update, 0.0) for update in range(48)]
+        mean, end = baselines[method]
+        assert mean == pytest.approx(sum(weights) / 48, rel=0.03)
+        assert end == weights[-1]
+
+
+def test_a_comparison_of_what_is_no_method_is_refused() -> None:
+    message = fault(changed("report.comparisons", [["grpo_d", "gpro"]]))
+    assert "report.comparisons holds 'gpro', which is no method" in message
+    assert "grpo_format" in message
+    for wrong in ([["grpo"]], [["grpo", "sft", "sft"]], ["grpo", "sft"], "grpo"):
+        assert "report.comparisons" in fault(changed("report.comparisons", wrong))
+
+
+def test_base_models_are_one_path_or_several() -> None:
+    assert Parameters.read(changed("base_model.path", "one")).base_model.path == ("one",)
+    both = Parameters.read(changed("base_model.path", ["one", "two"])).base_model
+    assert both.path == ("one", "two")
+    for wrong in (3, True, None, [], ["one", 2], {"one": 1}):
+        assert "base_model.path" in fault(changed("base_model.path", wrong))
 
 
 def test_the_kl_weights_are_what_the_methods_are_called_for() -> None:

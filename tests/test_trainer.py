@@ -14,7 +14,7 @@ from othink_pipeline.evaluation import predict
 from othink_pipeline.kl import Constant, KLSchedule, Linear
 from othink_pipeline.models import load_model, render_prompt, save_model, user_message
 from othink_pipeline.parameters import RL, SFT, Compute
-from othink_pipeline.rewards import accuracy_reward, format_reward
+from othink_pipeline.rewards import ACCURACY_REWARDS, accuracy_reward, format_reward
 from othink_pipeline.trainer import (
     Trained,
     build_sft_trainer,
@@ -49,7 +49,7 @@ def rl_parameters(kl: KLSchedule, **changes: Any) -> RL:
         completions_per_prompt=COPIES,
         max_completion_tokens=10,
         temperature=1.0,
-        rewards={"accuracy": 1.0, "format": 1.0},
+        rewards={"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
         kl=kl,
     )
 
@@ -139,7 +139,7 @@ def watched(
 
     watch_reward.__name__ = "accuracy_reward"  # TRL logs it under its name
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("othink_pipeline.trainer.accuracy_reward", watch_reward)
+        patch.setitem(ACCURACY_REWARDS, "tagged", watch_reward)
         patch.setattr(GRPOTrainer, "_compute_loss", watch_loss)
         run = run_cell(
             mini_model,

@@ -103,7 +103,7 @@ def train_cell(
                     processor,
                     validation[task],
                     prompt=manifest["prompt"],
-                    **evaluation.model_dump(),
+                    **evaluation.generation,
                 )
                 metrics = {
                     f"val/{task}": float(predictions["correct"].mean()),
@@ -155,13 +155,15 @@ def evaluate_model(
     task: str,
     method: str,
     seed: int | None,
+    base_model: int,
 ) -> pd.DataFrame:
-    """Score a checkpoint, or the base model, on a test split.
+    """Score a checkpoint, or a base model, on a test split.
 
     Args:
         checkpoint: manifest with path, digest, run_id, model_id.
         examples: manifest of the task to test on.
-        task, method, seed: what the checkpoint is: ``none``, ``base``, None for the base model.
+        task, method, seed: what the checkpoint is: ``none``, ``base``, None for a base model.
+        base_model: the number of the base model that it started from, or is.
 
     Returns:
         The predictions table, a row for each test example.
@@ -179,18 +181,25 @@ def evaluate_model(
     predictions = predict(
         model, processor, test, prompt=examples["prompt"], **evaluation.model_dump()
     )
-    identity = {"train_task": task, "method": method, "seed": seed, "eval_task": eval_task}
+    identity = {
+        "train_task": task,
+        "method": method,
+        "seed": seed,
+        "base_model": base_model,
+        "eval_task": eval_task,
+    }
     for position, (column, value) in enumerate(identity.items()):
         predictions.insert(position, column, value)
     predictions["seed"] = predictions["seed"].astype("Int64")
     predictions["checkpoint"] = checkpoint["digest"]
     predictions["test_data"] = examples["splits"]["test"]["digest"]
+    stage = eval_stage(predictions)
     metrics = {
-        f"eval/{eval_task}": predictions["correct"].mean(),
-        f"eval/accuracy_any/{eval_task}": predictions["correct_any"].mean(),
-        f"eval/format_rate/{eval_task}": predictions["format_ok"].mean(),
-        f"eval/think_rate/{eval_task}": predictions["thought"].mean(),
-        f"eval/unparseable_rate/{eval_task}": predictions["unparseable"].mean(),
+        f"{stage}/{eval_task}": predictions["correct"].mean(),
+        f"{stage}/accuracy_any/{eval_task}": predictions["correct_any"].mean(),
+        f"{stage}/format_rate/{eval_task}": predictions["format_ok"].mean(),
+        f"{stage}/think_rate/{eval_task}": predictions["thought"].mean(),
+        f"{stage}/unparseable_rate/{eval_task}": predictions["unparseable"].mean(),
     }
     dataset = dataset_ref(examples, "test")
     tracking.log_dataset(checkpoint["run_id"], dataset, "test")
@@ -206,10 +215,15 @@ def evaluate_model(
         task,
         method,
         eval_task,
-        100 * metrics[f"eval/{eval_task}"],
+        100 * metrics[f"{stage}/{eval_task}"],
         len(predictions),
     )
     return predictions
+
+
+def eval_stage(predictions: pd.DataFrame) -> str:
+    """What the metrics of an evaluation begin with in MLflow: what was shown tells them apart."""
+    return "eval_shuffled" if "image_of" in predictions else "eval"
 
 
 def check_files(model: dict[str, Any], remedy: str) -> None:

@@ -37,6 +37,9 @@ class Grid(NamedTuple):
     tasks: tuple[str, ...]
     algorithms: dict[str, str]
     seeds: tuple[int, ...]
+    base_model_count: int = 1
+    trains: bool = True
+    """False where the environment tests the checkpoints of another one."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -47,6 +50,15 @@ class Grid(NamedTuple):
             for method in self.algorithms
             for seed in self.seeds
         )
+
+    def base_model_of(self, seed: int) -> int:
+        """The number of the base model that cells with this seed start from."""
+        return seed % self.base_model_count
+
+    @property
+    def base_models(self) -> tuple[int, ...]:
+        """The numbers of the base models that cells start from."""
+        return tuple(sorted({self.base_model_of(seed) for seed in self.seeds}))
 
 
 class GridConfigLoader(OmegaConfigLoader):
@@ -96,6 +108,7 @@ def read_grid() -> Grid:
         )
     try:
         raw: Mapping[str, Any] = loader["parameters"]
+        places = loader["globals"]
     except Exception as error:  # whatever the readers of Kedro, OmegaConf and YAML raise
         raise ConfigurationError(f"the parameters do not load: {error}") from error
     parameters = Parameters.read(raw)
@@ -103,7 +116,9 @@ def read_grid() -> Grid:
     algorithms = {
         method: str(parameters.methods[method]["algorithm"]) for method in experiment.methods
     }
-    return Grid(experiment.tasks, algorithms, experiment.seeds)
+    base_models = len(parameters.base_model.path)
+    trains = places.get("trained", places["data"]) == places["data"]
+    return Grid(experiment.tasks, algorithms, experiment.seeds, base_models, trains)
 
 
 def bind(function: Callable[..., Any], **identity: Any) -> Callable[..., Any]:
@@ -118,7 +133,7 @@ def training_nodes(grid: Grid, algorithm: str, train: Callable[..., Any]) -> lis
         Node(
             bind(train, cell=cell),
             inputs=[
-                "base_model",
+                f"base.b{grid.base_model_of(cell.seed)}.checkpoint",
                 "params:training",
                 f"params:{algorithm}",
                 f"params:methods.{cell.method}",
@@ -137,10 +152,10 @@ def training_nodes(grid: Grid, algorithm: str, train: Callable[..., Any]) -> lis
     ]
 
 
-def evaluation_node(evaluate: Callable[..., Any], cell: Cell, eval_task: str) -> Node:
+def evaluation_node(grid: Grid, evaluate: Callable[..., Any], cell: Cell, eval_task: str) -> Node:
     """A node that tests a cell on ``eval_task``."""
     return Node(
-        bind(evaluate, task=cell.task, method=cell.method, seed=cell.seed),
+        bind(evaluate, **cell._asdict(), base_model=grid.base_model_of(cell.seed)),
         inputs=[f"{cell.name}.checkpoint", f"{eval_task}.examples", "params:evaluation"],
         outputs=f"{cell.name}.{eval_task}.predictions",
         name=f"evaluate_on_{eval_task}",

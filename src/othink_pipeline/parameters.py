@@ -103,12 +103,17 @@ class DataPreparation(Block):
         return prompt
 
 
-class BaseModelSource(Block):
-    """Where the base model comes from and how the mini one is made from nothing."""
+class BaseModel(Block):
+    """What the grid starts from."""
 
-    path: str
-    """The base model that the grid starts from: a folder, relative to the project."""
-    rebuild: Rebuild
+    path: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    """The base models that the grid starts from: folders, relative to the project, or a single
+    one. With n of them, cells with seed s start from number s mod n."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_to_many(cls, path: Any) -> Any:
+        return (path,) if isinstance(path, str) else path
 
 
 class Rebuild(Block):
@@ -168,6 +173,9 @@ class Rewards(Block):
 
     accuracy: Weight
     format: Weight
+    answer: Literal["tagged", "any"]
+    """Where the accuracy reward looks: in the one answer tag, or without it at the last number.
+    With ``tagged`` accuracy pays for the format too."""
 
     @model_validator(mode="after")
     def _check_any(self) -> Rewards:
@@ -188,10 +196,29 @@ class RL(Method):
 
 
 class Evaluation(Block):
-    """Greedy generation on the test split."""
+    """Greedy generation, and what else the test split is used for."""
 
     batch_size: Positive
     max_completion_tokens: Positive
+    samples: Annotated[int, Field(ge=0, le=8)]
+    """Sampled completions of each test example, for pass@k and majority@k; 0: none."""
+    sample_temperature: Annotated[float, Field(gt=0)]
+    shuffle_images: bool
+    """Ask about another example's picture: what is still right was not read off the picture."""
+    seed: Annotated[int, Field(ge=0)]
+    """Of the samples and of the shuffling."""
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """What greedy generation alone needs."""
+        return self.model_dump(include={"batch_size", "max_completion_tokens"})
+
+
+class Report(Block):
+    """What the report looks at."""
+
+    comparisons: tuple[Annotated[tuple[Name, Name], Field(strict=False)], ...] = Field(strict=False)
+    """Pairs of method and baseline, besides each method with the base model."""
 
 
 class Compute(Block):
@@ -209,13 +236,15 @@ class Parameters(Block):
     experiment: Experiment
     folders: Folders
     data_preparation: DataPreparation
-    base_model: BaseModelSource
+    base_model: BaseModel
+    rebuild: Rebuild
     training: Training
     sft: dict[str, Any]
     rl: dict[str, Any]
     methods: dict[Name, dict[str, Any]]
     evaluation: Evaluation
     compute: Compute
+    report: Report
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Parameters:
@@ -235,6 +264,14 @@ class Parameters(Block):
             raise ConfigurationError(
                 f"experiment.methods holds {unknown[0]!r}, which is no method. Allowed: "
                 f"{', '.join(sorted(parameters.methods))}. A new method is a block under 'methods'."
+            )
+        compared = [name for pair in parameters.report.comparisons for name in pair]
+        unknown = [name for name in compared if name not in parameters.methods]
+        if unknown:
+            raise ConfigurationError(
+                f"report.comparisons holds {unknown[0]!r}, which is no method. Allowed: "
+                f"{', '.join(sorted(parameters.methods))}. An environment with methods of its own "
+                "needs comparisons of its own, or none: report: {comparisons: []}"
             )
         for name in parameters.methods:
             resolved = resolve_method(raw, name)

@@ -1,4 +1,8 @@
-"""All pipelines of the project. Each holds everything that it needs, from the data onwards."""
+"""All pipelines of the project.
+
+Each holds everything that it needs, from the data onwards; ``evaluation`` alone starts from
+checkpoints that are there, and tests them again.
+"""
 
 from kedro.pipeline import Pipeline
 
@@ -16,17 +20,22 @@ from othink_pipeline.pipelines import (
 def register_pipelines() -> dict[str, Pipeline]:
     """Pipelines by name; ``__default__`` is the whole experiment."""
     grid = read_grid()
-    start = data_preparation.create_pipeline(grid) + base_model.create_check()
+    tests = same_task_eval.create_pipeline(grid) + cross_task.create_pipeline(grid)
+    if not grid.trains:  # what another environment has finished must not be trained again
+        return {"evaluation": tests, "__default__": tests}
+    start = data_preparation.create_pipeline(grid) + base_model.create_check(grid)
     sft_cells = sft.create_pipeline(grid)
     rl_cells = rl.create_pipeline(grid)
-    same_task = start + sft_cells + rl_cells + same_task_eval.create_pipeline(grid)
-    whole = same_task + cross_task.create_pipeline(grid)
+    cells = start + sft_cells + rl_cells
+    same_task = cells + same_task_eval.create_pipeline(grid) + same_task_eval.create_table(grid)
+    whole = cells + tests
     return {
         "data_preparation": start,
         "base_model": data_preparation.create_pipeline(grid) + base_model.create_pipeline(grid),
         "sft": start + sft_cells,
         "rl": start + rl_cells,
-        "same_task_eval": same_task + same_task_eval.create_table(grid),
+        "same_task_eval": same_task,
         "cross_task": whole,
+        "evaluation": tests,
         "__default__": whole,
     }

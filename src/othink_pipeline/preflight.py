@@ -178,6 +178,9 @@ def _remedy(name: str, options: str) -> str:
     pipelines.set_requested(None)
     makers = {key: len(p.nodes) for key, p in pipelines.items() if name in p.all_outputs()}
     if not makers:
-        return "No pipeline makes it: put the file there, or correct the path in catalog.yml."
+        return (
+            "No pipeline of this environment makes it. Make it in the environment that trains "
+            "(globals.yml: trained), or correct the path in catalog.yml."
+        )
     maker = min(makers, key=lambda key: makers[key])
     return f"Make it with: kedro run --pipelines={maker}{options}"

@@ -22,7 +22,7 @@ from othink_pipeline.grpo import SharedPromptTrainer
 from othink_pipeline.kl import FLOOR, KLController, KLSchedule
 from othink_pipeline.models import load_model
 from othink_pipeline.parameters import RL, SFT, Compute, Method
-from othink_pipeline.rewards import accuracy_reward, format_reward
+from othink_pipeline.rewards import ACCURACY_REWARDS, format_reward
 from othink_pipeline.training_data import prompt_order, rl_rows, sft_rows
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ CURVES = {
     "entropy": "train/entropy",
     "reward": "train/reward",
     "rewards/accuracy_reward/mean": "train/accuracy_reward",
+    "rewards/accuracy_any_reward/mean": "train/accuracy_any_reward",
     "rewards/format_reward/mean": "train/format_reward",
     "frac_reward_zero_std": "train/zero_advantage_rate",
     "kl": "train/kl",
@@ -70,7 +71,8 @@ class DynamicKLTrainer(SharedPromptTrainer):
 
     TRL reads its weight (``beta``) in every loss, so it is enough to set it there: once an update,
     after its completions were scored and before its first loss. The weight that was applied is
-    logged as ``kl_weight``. Checkpoints hold the controller's state.
+    logged as ``kl_weight``. Checkpoints hold the controller's state. The first of the reward
+    functions is the accuracy that a schedule may go by.
     """
 
     STATE_FILE = "kl_controller.json"
@@ -83,8 +85,7 @@ class DynamicKLTrainer(SharedPromptTrainer):
 
     def _calculate_rewards(self, *args: Any) -> torch.Tensor:
         rewards: torch.Tensor = super()._calculate_rewards(*args)  # [all processes' rows x rewards]
-        accuracy = self.reward_func_names.index(accuracy_reward.__name__)
-        self._accuracy = rewards[:, accuracy].mean().item()
+        self._accuracy = rewards[:, 0].mean().item()
         return rewards
 
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
@@ -289,7 +290,7 @@ def build_rl_trainer(
     )
     return DynamicKLTrainer(
         model=model,
-        reward_funcs=[accuracy_reward, format_reward],
+        reward_funcs=[ACCURACY_REWARDS[parameters.rewards.answer], format_reward],
         args=config,
         train_dataset=rows,
         processing_class=processor,

@@ -1,4 +1,4 @@
-"""Check the base model that the grid starts from, or make one from nothing."""
+"""Check the base models that the grid starts from, or make one from nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from othink_pipeline import tracking
 from othink_pipeline.examples import read_examples
 from othink_pipeline.lifecycle import code_tags
-from othink_pipeline.parameters import BaseModelSource, DataPreparation, Evaluation, Folders
+from othink_pipeline.parameters import BaseModel, DataPreparation, Evaluation, Folders, Rebuild
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_splits
 from othink_pipeline.reuse import publish, read_manifest, write_manifest
 from othink_pipeline.validation import ConfigurationError
@@ -20,8 +20,12 @@ LIMIT_MB = 8
 """A shipped model, everything in its folder, is at most this large."""
 
 
-def check_base_model(base_model: BaseModelSource) -> dict[str, Any]:
-    """Verify the base model's files, load it once, and open its MLflow run.
+def check_base_model(base_model: BaseModel, *, number: int) -> dict[str, Any]:
+    """Verify a base model's files, load it once, and open its MLflow run.
+
+    Args:
+        base_model: all that there are.
+        number: which of them.
 
     Returns:
         Its manifest with ``path``, and the ids of its run and of its MLflow logged model.
@@ -29,7 +33,8 @@ def check_base_model(base_model: BaseModelSource) -> dict[str, Any]:
     Raises:
         ConfigurationError: no model there, changed files, or a model that does not load.
     """
-    folder = Path(base_model.path)
+    path = base_model.path[number]
+    folder = Path(path)
     manifest = read_manifest(
         folder,
         "Set base_model.path to a model folder, restore the shipped one (git checkout), or make "
@@ -37,12 +42,11 @@ def check_base_model(base_model: BaseModelSource) -> dict[str, Any]:
     )
     from othink_pipeline.models import load_model
 
-    load_model(base_model.path)
-    with tracking.child_run("base", "base_model", {"method": "base"}, manifest) as run_id:
-        model_id = tracking.log_checkpoint(
-            run_id, "base", 0, folder, {"digest": manifest["digest"]}
-        )
-    return {**manifest, "path": base_model.path, "run_id": run_id, "model_id": model_id}
+    load_model(path)
+    name, tags = f"base/b{number}", {"method": "base", "base_model": str(number)}
+    with tracking.child_run(name, "base_model", tags, manifest) as run_id:
+        model_id = tracking.log_checkpoint(run_id, name, 0, folder, {"digest": manifest["digest"]})
+    return {**manifest, "path": path, "run_id": run_id, "model_id": model_id}
 
 
 def prepare_base_examples(
@@ -55,7 +59,7 @@ def prepare_base_examples(
 
 
 def train_base_model(
-    base_model: BaseModelSource,
+    rebuild: Rebuild,
     evaluation: Evaluation,
     *examples: dict[str, Any],
 ) -> dict[str, Any]:
@@ -66,14 +70,13 @@ def train_base_model(
             train, validation and test splits; the test splits are not read.
 
     Returns:
-        The manifest of the model in ``base_model.rebuild.path``: how it was made, and of each task
+        The manifest of the model in ``rebuild.path``: how it was made, and of each task
         its accuracy when it is free to think or not, and forced to either.
     """
     from othink_pipeline.models import save_model
     from othink_pipeline.pretraining import pretrain
 
     tasks = len(examples) // 2
-    rebuild = base_model.rebuild
     prompt = examples[0]["prompt"]
     base_splits = {
         manifest["task"]: read_examples(manifest["splits"]["base"]["path"])
@@ -99,7 +102,7 @@ def train_base_model(
         if size_mb > LIMIT_MB:
             raise ConfigurationError(
                 f"the base model is {size_mb:.1f} MB, over the limit of {LIMIT_MB} MB: make "
-                "base_model.rebuild.hidden_size or .layers smaller"
+                "rebuild.hidden_size or .layers smaller"
             )
         manifest = write_manifest(
             scratch,
@@ -140,7 +143,7 @@ def _measure(
             validation,
             prompt=manifest["prompt"],
             **settings,
-            **evaluation.model_dump(),
+            **evaluation.generation,
         )
         measured[f"accuracy_{mode}"] = round(float(predictions["correct"].mean()), 4)
         measured[f"format_rate_{mode}"] = round(float(predictions["format_ok"].mean()), 4)

@@ -1,4 +1,4 @@
-"""Base model: nothing -> a trained mini Qwen2-VL; and the check of the one in use."""
+"""Base model: nothing -> a trained mini Qwen2-VL; and the check of those in use."""
 
 from kedro.pipeline import Node, Pipeline
 
@@ -27,7 +27,7 @@ def create_pipeline(grid: Grid) -> Pipeline:
             Node(
                 train_base_model,
                 inputs=[
-                    "params:base_model",
+                    "params:rebuild",
                     "params:evaluation",
                     *(f"{task}.base_examples" for task in grid.tasks),
                     *(f"{task}.examples" for task in grid.tasks),
@@ -40,16 +40,17 @@ def create_pipeline(grid: Grid) -> Pipeline:
     )
 
 
-def create_check() -> Pipeline:
-    """Verify the base model that the grid starts from."""
+def create_check(grid: Grid) -> Pipeline:
+    """Verify the base models that the grid starts from."""
     return Pipeline(
         [
             Node(
-                check_base_model,
+                bind(check_base_model, number=number),
                 inputs="params:base_model",
-                outputs="base_model",
+                outputs=f"base.b{number}.checkpoint",
                 name="check_base_model",
-                namespace="base",
+                namespace=f"base.b{number}",
             )
+            for number in grid.base_models
         ]
     )

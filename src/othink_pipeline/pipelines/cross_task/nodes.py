@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from othink_pipeline import tracking
-from othink_pipeline.cells import evaluate_model
+from othink_pipeline.cells import eval_stage, evaluate_model
 from othink_pipeline.figures import (
     heat_map_plotly,
     heat_map_png,
@@ -18,7 +19,7 @@ from othink_pipeline.figures import (
 )
 from othink_pipeline.grid import Cell
 from othink_pipeline.matrix import BASE, matrix_text, transfer_matrix
-from othink_pipeline.parameters import Evaluation
+from othink_pipeline.parameters import Evaluation, Report
 from othink_pipeline.report import report_markdown
 from othink_pipeline.validation import ConfigurationError
 
@@ -36,10 +37,22 @@ COST_COLUMNS = (
 
 
 def evaluate_base_model(
-    base_model: dict[str, Any], examples: dict[str, Any], evaluation: Evaluation
+    checkpoint: dict[str, Any],
+    examples: dict[str, Any],
+    evaluation: Evaluation,
+    *,
+    base_model: int,
 ) -> pd.DataFrame:
     """The untrained policy's predictions on one task's test split: the matrix's first row."""
-    return evaluate_model(base_model, examples, evaluation, task="none", method="base", seed=None)
+    return evaluate_model(
+        checkpoint,
+        examples,
+        evaluation,
+        task="none",
+        method=BASE,
+        seed=None,
+        base_model=base_model,
+    )
 
 
 def collect_method(
@@ -68,11 +81,12 @@ def collect_method(
         histories.append(history.assign(**cell._asdict()))
         costs = {column: checkpoint[column] for column in COST_COLUMNS}
         rate = checkpoint["parameters"]["learning_rate"]
-        kl_term = _mean_kl_term(history)
-        training.append({**cell._asdict(), **costs, "learning_rate": rate, "kl_term": kl_term})
+        summary = summarize_history(history, cell.task)
+        training.append({**cell._asdict(), **costs, "learning_rate": rate, **summary})
         predictions += tables
         mean = sum(table["correct"].mean() for table in tables) / len(tables)
-        tracking.log_metrics(checkpoint["run_id"], {"eval/mean": mean}, checkpoint["updates"])
+        means = {f"{eval_stage(tables[0])}/mean": mean}
+        tracking.log_metrics(checkpoint["run_id"], means, checkpoint["updates"])
     return (
         pd.concat(predictions, ignore_index=True),
         pd.concat(histories, ignore_index=True),
@@ -80,12 +94,34 @@ def collect_method(
     )
 
 
-def _mean_kl_term(history: pd.DataFrame) -> float:
-    """KL weight x KL, averaged over the updates; NaN where there is no KL term."""
-    curves = history.pivot(index="step", columns="metric", values="value")
-    if "train/kl_weight" not in curves:
-        return float("nan")
-    return float((curves["train/kl_weight"] * curves["train/kl"]).mean())
+def summarize_history(history: pd.DataFrame, task: str) -> dict[str, float]:
+    """What the report needs of a cell's curves; NaN for what its method has not.
+
+    Args:
+        history: columns step, metric, value.
+        task: the one that was trained on.
+
+    Returns:
+        kl_term (KL weight x KL) and kl_weight_mean, averaged over the updates; kl_weight_end, of
+        the last; reward_first and reward_last, the mean reward in the first and the last quarter
+        of the updates; accuracy_first and accuracy_last, on the own task's validation split before
+        and after training.
+    """
+    curves = history.pivot(index="step", columns="metric", values="value").sort_index()
+    metrics = ["train/kl_weight", "train/kl", "train/reward", f"val/{task}"]
+    weight, kl, reward, accuracy = (
+        curves[name].dropna() if name in curves else pd.Series([float("nan")]) for name in metrics
+    )
+    quarter = math.ceil(len(reward) / 4)
+    return {
+        "kl_term": float((weight * kl).mean()),
+        "kl_weight_mean": float(weight.mean()),
+        "kl_weight_end": float(weight.iloc[-1]),
+        "reward_first": float(reward.iloc[:quarter].mean()),
+        "reward_last": float(reward.iloc[-quarter:].mean()),
+        "accuracy_first": float(accuracy.iloc[0]),
+        "accuracy_last": float(accuracy.iloc[-1]),
+    }
 
 
 def build_transfer_matrix(*predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -136,18 +172,27 @@ def write_report(
     transfer_matrix: pd.DataFrame,
     predictions: pd.DataFrame,
     training: pd.DataFrame,
-    base_model: dict[str, Any],
+    report: Report,
+    *base_models: dict[str, Any],
 ) -> str:
-    """The report; prints the matrix and puts means on the parent's and the base's MLflow run."""
-    base = transfer_matrix.loc[transfer_matrix["method"] == BASE, "accuracy"]
-    tracking.log_metrics(base_model["run_id"], {"eval/mean": float(base.mean())}, 0)
+    """The report; prints the matrix, puts means on the parent's and the base models' MLflow runs.
+
+    Args:
+        base_models: the manifests of those that cells start from, in the order of their numbers.
+    """
+    base = transfer_matrix[transfer_matrix["method"] == BASE].groupby("base_model")["accuracy"]
+    mean_name = f"{eval_stage(predictions)}/mean"
+    for base_model, mean in zip(base_models, base.mean(), strict=True):
+        tracking.log_metrics(base_model["run_id"], {mean_name: float(mean)}, 0)
     parent = tracking.parent_run_id()
     lineage = {}
     if parent:
         lineage = {"MLflow run": parent, "compare its cells": tracking.comparison_link(parent)}
         tracking.log_metrics(parent, _means(transfer_matrix), 0)
     logger.info("transfer matrix: accuracy in %%\n%s", matrix_text(transfer_matrix))
-    return report_markdown(transfer_matrix, predictions, training, lineage)
+    return report_markdown(
+        transfer_matrix, predictions, training, lineage, comparisons=report.comparisons
+    )
 
 
 def _means(matrix: pd.DataFrame) -> dict[str, float]:

@@ -23,17 +23,18 @@ def create_pipeline(grid: Grid) -> Pipeline:
         [
             *(
                 Node(
-                    evaluate_base_model,
-                    inputs=["base_model", f"{task}.examples", "params:evaluation"],
-                    outputs=f"base.{task}.predictions",
+                    bind(evaluate_base_model, base_model=number),
+                    inputs=[f"base.b{number}.checkpoint", f"{task}.examples", "params:evaluation"],
+                    outputs=f"base.b{number}.{task}.predictions",
                     name=f"evaluate_on_{task}",
-                    namespace="base",
+                    namespace=f"base.b{number}",
                     tags=["evaluation"],
                 )
+                for number in grid.base_models
                 for task in grid.tasks
             ),
             *(
-                evaluation_node(evaluate_cell, cell, task)
+                evaluation_node(grid, evaluate_cell, cell, task)
                 for cell in grid.cells
                 for task in grid.tasks
                 if task != cell.task
@@ -43,7 +44,11 @@ def create_pipeline(grid: Grid) -> Pipeline:
             Node(
                 build_transfer_matrix,
                 inputs=[
-                    *(f"base.{task}.predictions" for task in grid.tasks),
+                    *(
+                        f"base.b{number}.{task}.predictions"
+                        for number in grid.base_models
+                        for task in grid.tasks
+                    ),
                     *(f"{task}.predictions" for task in grid.tasks),
                 ],
                 outputs=["predictions", "transfer_matrix"],
@@ -69,7 +74,13 @@ def create_pipeline(grid: Grid) -> Pipeline:
             ),
             Node(
                 write_report,
-                inputs=["transfer_matrix", "predictions", "training", "base_model"],
+                inputs=[
+                    "transfer_matrix",
+                    "predictions",
+                    "training",
+                    "params:report",
+                    *(f"base.b{number}.checkpoint" for number in grid.base_models),
+                ],
                 outputs="report",
                 name="write_report",
                 namespace="report",

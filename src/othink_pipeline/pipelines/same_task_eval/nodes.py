@@ -22,9 +22,18 @@ def evaluate_cell(
     task: str,
     method: str,
     seed: int,
+    base_model: int,
 ) -> pd.DataFrame:
     """The predictions of a cell on one task's test split; see ``cells.evaluate_model``."""
-    return evaluate_model(checkpoint, examples, evaluation, task=task, method=method, seed=seed)
+    return evaluate_model(
+        checkpoint,
+        examples,
+        evaluation,
+        task=task,
+        method=method,
+        seed=seed,
+        base_model=base_model,
+    )
 
 
 def tabulate_same_task(*predictions: pd.DataFrame) -> pd.DataFrame:

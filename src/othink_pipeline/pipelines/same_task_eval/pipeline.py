@@ -8,7 +8,7 @@ from othink_pipeline.pipelines.same_task_eval.nodes import evaluate_cell, tabula
 
 def create_pipeline(grid: Grid) -> Pipeline:
     """One node a cell."""
-    return Pipeline([evaluation_node(evaluate_cell, cell, cell.task) for cell in grid.cells])
+    return Pipeline([evaluation_node(grid, evaluate_cell, cell, cell.task) for cell in grid.cells])
 
 
 def create_table(grid: Grid) -> Pipeline:

@@ -129,6 +129,42 @@ def test_sampling_follows_the_temperature_and_torchs_seed(
     assert len(set(anything)) > 100  # from the whole vocabulary: no top-k, as in training
 
 
+def test_the_samples_of_an_example_share_its_prompt_and_stand_side_by_side(
+    erratic: tuple[Any, Any], mixed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[Any]] = []
+    stock = models.sample
+
+    def record(model: Any, prompts: Any, **settings: Any) -> Any:
+        batches.append(prompts)
+        return stock(model, prompts, **settings)
+
+    monkeypatch.setattr(models, "sample", record)
+    greedy = generate(*erratic, mixed)
+    batches.clear()
+    thrice = generate(*erratic, mixed, temperature=1e-4, samples=3)  # as good as greedy
+    assert thrice == [completion for completion in greedy for _ in range(3)]
+    # 16 completions at a time: five prompts, each as one object three times.
+    assert [len(prompts) for prompts in batches] == [15, 15, 15, 3]
+    for prompts in batches:
+        assert prompts == [prompt for prompt in prompts[::3] for _ in range(3)]
+        assert len(set(prompts)) == len(prompts) // 3
+    torch.manual_seed(0)
+    hot = generate(*erratic, mixed, temperature=1e6, samples=3)
+    assert len({completion.text for completion in hot}) == 3 * len(mixed)
+    # However few fit a batch, an example's samples stay together.
+    assert generate(*erratic, mixed, temperature=1e-4, samples=3, batch_size=1) == thrice
+
+
+def test_pictures_can_come_from_elsewhere(erratic: tuple[Any, Any], mixed: Any) -> None:
+    order = list(range(len(mixed)))[::-1]
+    pictures = mixed.select(order).select_columns("image")
+    swapped = concatenate_datasets([mixed.remove_columns("image"), pictures], axis=1)
+    expected = generate(*erratic, swapped)
+    assert generate(*erratic, mixed, images=mixed.select(order)) == expected
+    assert expected != generate(*erratic, mixed)
+
+
 def test_a_batch_that_does_not_fit_is_halved_for_good(
     erratic: tuple[Any, Any],
     mixed: Any,
@@ -149,7 +185,7 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(
     monkeypatch.setattr(models, "_largest_batch", {})
     assert generate(*erratic, mixed) == expected  # 16 examples
     assert tried == [16, 8, 4, 4, 4, 4]
-    assert "16 prompts do not fit the memory: 8 from now on" in caplog.text
+    assert "16 completions at a time do not fit the memory: 8 from now on" in caplog.text
     tried.clear()
     generate(*erratic, mixed)
     assert tried == [4, 4, 4, 4]  # remembered

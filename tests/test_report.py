@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import pandas as pd
 import pytest
+from handmade import cell, grid, two_tasks
 from matplotlib.figure import Figure
 
-from othink_pipeline.comparison import compare
 from othink_pipeline.figures import (
     heat_map_plotly,
     heat_map_png,
@@ -18,62 +17,18 @@ from othink_pipeline.figures import (
     training_curves_png,
 )
 from othink_pipeline.matrix import matrix_text, sort_methods, transfer_matrix
-from othink_pipeline.report import report_markdown
+from othink_pipeline.report import default_comparisons, report_markdown
 
 MATRIX_COLUMNS = [
-    *("train_task", "method", "seed", "eval_task", "n", "correct", "accuracy"),
+    *("train_task", "method", "seed", "base_model", "eval_task", "n", "correct", "accuracy"),
     *("ci_low", "ci_high", "accuracy_any", "format_rate", "think_rate", "unparseable_rate"),
     "completion_tokens_mean",
 ]
 
 
-def cell(
-    train_task: str, method: str, seed: int | None, eval_task: str, correct: Sequence[int]
-) -> pd.DataFrame:
-    """Predictions of one cell on one task; the first item has no tag, the first two no thought."""
-    first = [True] + [False] * (len(correct) - 1)
-    return pd.DataFrame(
-        {
-            "train_task": train_task,
-            "method": method,
-            "seed": pd.array([seed] * len(correct), dtype="Int64"),
-            "eval_task": eval_task,
-            "example_id": [f"{eval_task}-{place}" for place in range(len(correct))],
-            "correct": [bool(right) for right in correct],
-            "correct_any": [
-                bool(right) or here for right, here in zip(correct, first, strict=True)
-            ],
-            "format_ok": [not here for here in first],
-            "unparseable": first,
-            "thought": [place > 1 for place in range(len(correct))],
-            "completion_tokens": range(10, 10 + len(correct)),
-        }
-    )
-
-
-def grid(*cells: pd.DataFrame) -> pd.DataFrame:
-    return pd.concat(cells, ignore_index=True)
-
-
-SFT_ON_COUNTING = [0, 1, 1, 1, 0, 0, 0, 0]
-GRPO_D_ON_COUNTING = [0, 1, 1, 1, 1, 1, 0, 0]
-
-
 @pytest.fixture
 def predictions() -> pd.DataFrame:
-    """Two tasks of unequal size, two methods, one seed, the base model."""
-    return grid(
-        cell("geometry", "grpo_d", 0, "geometry", [0, 1, 1, 1]),
-        cell("geometry", "grpo_d", 0, "counting", [0, 1, 1, 0, 0, 0, 0, 0]),
-        cell("geometry", "sft", 0, "geometry", [0, 1, 1, 0]),
-        cell("geometry", "sft", 0, "counting", [0, 1, 0, 0, 0, 0, 0, 0]),
-        cell("counting", "grpo_d", 0, "counting", GRPO_D_ON_COUNTING),
-        cell("counting", "grpo_d", 0, "geometry", [0, 1, 1, 0]),
-        cell("counting", "sft", 0, "counting", SFT_ON_COUNTING),
-        cell("counting", "sft", 0, "geometry", [0, 0, 1, 0]),
-        cell("none", "base", None, "counting", [0, 1, 0, 0, 0, 0, 0, 1]),
-        cell("none", "base", None, "geometry", [0, 1, 0, 0]),
-    )
+    return two_tasks()
 
 
 @pytest.fixture
@@ -173,82 +128,6 @@ def test_unknown_methods_come_last_and_every_method_has_one_color() -> None:
     assert method_colors(["grpo_d"])["grpo_d"] == colors["grpo_d"]
 
 
-def test_same_task_comparison_by_hand(predictions: pd.DataFrame) -> None:
-    comparison = compare(predictions, "grpo_d", "sft", "same")
-    assert comparison is not None
-    assert (comparison.cells, comparison.pairs) == (2, 12)
-    # Tasks count alike: counting 5/8 - 3/8, geometry 3/4 - 2/4. Pooled it would be the same 1/4;
-    # the relative one is not: (11/16) / (7/16) - 1, pooled (8/12) / (5/12) - 1 = 60 %.
-    assert comparison.over_items.value == pytest.approx(0.25)
-    assert comparison.relative.value == pytest.approx(100 * (11 / 7 - 1))
-    assert comparison.p == pytest.approx(0.25)  # 3 discordant pairs, all one way: 2 * 0.5^3
-    assert math.isnan(comparison.over_seeds.low)
-
-
-def test_cross_task_comparison_by_hand(predictions: pd.DataFrame) -> None:
-    comparison = compare(predictions, "grpo_d", "sft", "cross")
-    assert comparison is not None
-    # counting 2/8 - 1/8, geometry 2/4 - 1/4
-    assert comparison.over_items.value == pytest.approx((1 / 8 + 1 / 4) / 2)
-
-
-def test_items_are_paired_by_id_not_by_place(predictions: pd.DataFrame) -> None:
-    expected = compare(predictions, "grpo_d", "sft", "same")
-    shuffled = predictions.sample(frac=1, random_state=0)
-    assert compare(shuffled, "grpo_d", "sft", "same") == expected
-
-
-def test_the_base_model_stands_against_every_cell(predictions: pd.DataFrame) -> None:
-    comparison = compare(predictions, "sft", "base", "cross")
-    assert comparison is not None
-    # counting: 1/8 - 2/8; geometry: 1/4 - 1/4
-    assert comparison.over_items.value == pytest.approx(-1 / 16)
-    one = compare(predictions, "sft", "base", "same", "correct_any", train_task="geometry")
-    assert one is not None
-    assert one.pairs == 4
-    assert one.over_items.value == pytest.approx(3 / 4 - 2 / 4)
-
-
-def test_a_comparison_uses_only_the_cells_that_both_have(predictions: pd.DataFrame) -> None:
-    is_hole = (predictions["method"] == "sft") & (predictions["train_task"] == "geometry")
-    comparison = compare(predictions[~is_hole], "grpo_d", "sft", "same")
-    assert comparison is not None
-    assert (comparison.cells, comparison.pairs) == (1, 8)
-    assert comparison.over_items.value == pytest.approx(5 / 8 - 3 / 8)
-    assert compare(predictions, "grpo_d", "grpo", "same") is None
-
-
-def test_a_seed_that_lacks_a_cell_does_not_count_as_a_seed() -> None:
-    cells = []
-    for seed in range(3):
-        cells.append(cell("counting", "sft", seed, "counting", [0, 1, 0, 0]))
-        cells.append(cell("counting", "grpo_d", seed, "counting", [0, 1, 1, int(seed == 1)]))
-        if seed < 2:
-            cells.append(cell("geometry", "sft", seed, "geometry", [0, 0]))
-            cells.append(cell("geometry", "grpo_d", seed, "geometry", [0, 1]))
-    comparison = compare(grid(*cells), "grpo_d", "sft", "same")
-    assert comparison is not None
-    assert comparison.cells == 5
-    # Items: counting (0 + 0 + 1 + 1/3) / 4 = 1/3, geometry 1/2.
-    assert comparison.over_items.value == pytest.approx((1 / 3 + 1 / 2) / 2)
-    # Seeds 0 and 1 only: counting (0 + 0 + 1 + 1/2) / 4 = 3/8.
-    assert comparison.over_seeds.value == pytest.approx((3 / 8 + 1 / 2) / 2)
-    assert not math.isnan(comparison.over_seeds.low)
-
-
-def test_no_complete_seed_is_unknown_not_an_error() -> None:
-    predictions = grid(
-        cell("counting", "sft", 0, "counting", [0, 1]),
-        cell("counting", "grpo_d", 0, "counting", [1, 1]),
-        cell("geometry", "sft", 1, "geometry", [0, 1]),
-        cell("geometry", "grpo_d", 1, "geometry", [1, 1]),
-    )
-    comparison = compare(predictions, "grpo_d", "sft", "same")
-    assert comparison is not None
-    assert comparison.over_items.value == 0.5
-    assert math.isnan(comparison.over_seeds.value)
-
-
 def test_report_by_hand(predictions: pd.DataFrame, training: pd.DataFrame) -> None:
     lineage = {"parent run": "abc123", "commit": "f00"}
     text = report_markdown(transfer_matrix(predictions), predictions, training, lineage)
@@ -259,14 +138,14 @@ def test_report_by_hand(predictions: pd.DataFrame, training: pd.DataFrame) -> No
         "| base | 25.0 (2) | 25.0 (2) |",
         "| grpo_d | 68.8 (2) | 37.5 (2) |",
         "| grpo_d minus sft | same-task | 2 | 12 | +25.0 [",
-        "| sft | same-task | +57.1 [",
+        "| grpo_d | sft | same-task | +57.1 [",
         "| +5.72 |",
         "| +61.63 |",
         "**another model's**",
         "one training seed: **the variation between seeds is unknown**",
         "| geometry | grpo_d | 0 | 60 | 960 | 1,234,567 | — |",
         "| counting | grpo_d | counting | 62.5 | 75.0 | 87.5 | 75.0 | 12.5 | 13.5 |",
-        "| counting | grpo_d | counting | 66.7 (n = 6) | 50.0 (n = 2) |",
+        "| counting | grpo_d | counting | 66.7 (n = 6) | 16.7 | 50.0 (n = 2) | 50.0 | — |",
     ):
         assert expected in text
     assert "13.59" not in text  # no GRPO in this run, so nothing stands beside that figure
@@ -282,7 +161,7 @@ def test_report_adjusts_for_all_its_tests(
     assert "for the 6 tests here" in text
     # GRPO-D beats the base on 6 items and loses on 1: p = 2 * (1 + 7) / 2^7, times 6 tests.
     smallest = [row for row in rows if row.startswith("| grpo_d minus base | same-task")]
-    assert [row.split(" | ")[-2:] for row in smallest] == [["0.125", "0.750 |"]]
+    assert [row.split(" | ")[-3:] for row in smallest] == [["0.125", "?", "0.750 |"]]
     assert sum(row.endswith("| 1.000 |") for row in rows) == 5
 
 
@@ -344,7 +223,9 @@ def test_more_tasks_and_seeds_have_a_report(training: pd.DataFrame) -> None:
     matrix = transfer_matrix(predictions)
     text = report_markdown(matrix, predictions, training)
     assert "There are 2 training seeds" in text
-    assert "[?]" not in text
+    tests = [line for line in text.splitlines() if " minus " in line]
+    assert tests
+    assert "[?]" not in "".join(tests)
     assert "Negative control: `grpo_format`" in text
     # Mean of 2/6 and 3/6; a Wilson interval of 6 or 12 items would not end at these sixths.
     row = next(line for line in text.splitlines() if line.startswith("| charts | mine | 2 |"))
@@ -404,3 +285,251 @@ def test_curves_of_a_run_that_recorded_nothing(history: pd.DataFrame) -> None:
     empty = history.iloc[:0]
     assert isinstance(training_curves_png(empty), Figure)
     assert len(training_curves_plotly(empty).data) == 0
+
+
+def section(text: str, title: str) -> str:
+    """One section of the report, without its title."""
+    return text.split(f"## {title}\n\n")[1].split("\n## ")[0].rstrip()
+
+
+@pytest.fixture
+def two_bases() -> pd.DataFrame:
+    """Two base models of unlike strength and four seeds of GRPO-D, which start from them in turn.
+
+    The first base model is right on items 1 and 2 of 8, the second on 1 to 4.
+    """
+    return grid(
+        cell("none", "base", None, "counting", [0, 1, 1, 0, 0, 0, 0, 0], base_model=0),
+        cell("none", "base", None, "counting", [0, 1, 1, 1, 1, 0, 0, 0], base_model=1),
+        cell("counting", "grpo_d", 0, "counting", [0, 1, 1, 1, 1, 0, 0, 0], base_model=0),
+        cell("counting", "grpo_d", 1, "counting", [0, 1, 1, 1, 1, 1, 0, 0], base_model=1),
+        cell("counting", "grpo_d", 2, "counting", [0, 1, 1, 1, 0, 0, 0, 0], base_model=0),
+        cell("counting", "grpo_d", 3, "counting", [0, 1, 1, 0, 0, 0, 0, 0], base_model=1),
+    )
+
+
+def test_base_models_have_a_row_each_in_the_matrix_and_one_in_the_report(
+    two_bases: pd.DataFrame, training: pd.DataFrame
+) -> None:
+    matrix = transfer_matrix(two_bases)
+    assert matrix["base_model"].tolist() == [0, 1, 0, 1, 0, 1]
+    assert matrix["base_model"].dtype == "int64"
+    assert matrix["accuracy"].tolist()[:2] == [2 / 8, 4 / 8]
+    lines = matrix_text(matrix).splitlines()
+    assert lines[0].split()[:6] == ["trained", "on", "method", "seed", "base", "model"]
+    assert [line.split()[:4] for line in lines[2:5]] == [
+        ["none", "base", "—", "0"],
+        ["none", "base", "—", "1"],
+        ["counting", "grpo_d", "0", "0"],
+    ]
+    text = report_markdown(matrix, two_bases, training)
+    base = next(line for line in text.splitlines() if line.startswith("| none | base |"))
+    assert base.startswith("| none | base | 2 base models | 37.5 [")  # mean of 25 and 50
+    low, high = map(float, base.split("[")[1].split("]")[0].split(", "))
+    assert low < 20 < 55 < high  # wider than one base model's: over both and the items
+    assert "4 training seeds from 2 base models" in text
+    assert "speak for base models made like these 2" in text
+    assert "another base model would do" not in text
+    # Own base model: 2/8, 1/8, 1/8 and -2/8; against the first one alone it would be 14/32 - 1/4.
+    assert "| grpo_d minus base | same-task | 4 | 32 | +6.2 [" in text
+    heat = heat_map_plotly(matrix).data[0]
+    assert heat.text[0][0] == "37.5<br>25.0 to 50.0, 2 base models"
+    assert heat.text[1][0] == "43.8<br>25.0 to 62.5, 4 seeds"
+
+
+def test_one_base_model_is_said_to_be_one(
+    predictions: pd.DataFrame, training: pd.DataFrame
+) -> None:
+    text = report_markdown(transfer_matrix(predictions), predictions, training)
+    assert "what another base model would do is unknown" in text
+    assert "base model" not in matrix_text(transfer_matrix(predictions))
+
+
+def test_pairs_to_compare_by_default_and_by_request(
+    predictions: pd.DataFrame, training: pd.DataFrame
+) -> None:
+    assert default_comparisons(["sft", "grpo", "grpo_d", "no_kl", "rising"]) == [
+        ("grpo_d", "sft"),
+        ("grpo_d", "grpo"),
+        ("no_kl", "grpo"),
+        ("rising", "grpo"),
+    ]
+
+    def tested(comparisons: list[tuple[str, str]] | None) -> list[str]:
+        matrix = transfer_matrix(predictions)
+        text = report_markdown(matrix, predictions, training, comparisons=comparisons)
+        rows = [line.split(" | ") for line in text.splitlines() if " minus " in line]
+        return [row[0].removeprefix("| ") for row in rows if row[1] == "same-task"]
+
+    with_base = ["sft minus base", "grpo_d minus base"]
+    assert tested(None) == ["grpo_d minus sft", *with_base]
+    assert tested([]) == with_base
+    assert tested([("sft", "grpo_d")]) == ["sft minus grpo_d", *with_base]
+    assert tested([("sft", "base"), ("sft", "not_here")]) == with_base
+
+
+def test_gains_and_forgetting_by_hand(predictions: pd.DataFrame, training: pd.DataFrame) -> None:
+    text = report_markdown(transfer_matrix(predictions), predictions, training)
+    rows = section(text, "Gain over the base model, and forgetting")
+    # 7 of 8 answers parse in both: all of 5/8 - 2/8 is ability.
+    start = "| counting | grpo_d | counting | same-task | 1 | +37.5 ["
+    row = next(line for line in rows.splitlines() if line.startswith(start))
+    assert " | +0.0 [+0.0, +0.0] | +37.5 [" in row
+    assert "| geometry | sft | counting | cross-task | 1 | -12.5 [" in rows  # forgotten
+    assert "| none |" not in rows
+
+
+def test_a_gain_in_format_is_no_ability(training: pd.DataFrame) -> None:
+    base = cell("none", "base", None, "counting", [1, 0] * 20)
+    base = base.assign(unparseable=[False, True] * 20)  # every answer that parses is right
+    sft = cell("counting", "sft", 0, "counting", [1, 1] * 20).assign(unparseable=False)
+    predictions = grid(base, sft)
+    text = report_markdown(transfer_matrix(predictions), predictions, training)
+    row = next(
+        line for line in text.splitlines() if line.startswith("| counting | sft | counting | same")
+    )
+    total, in_format, ability = row.split(" | ")[5:]
+    assert total == in_format
+    assert total.startswith("+50.0 [")
+    assert ability == "+0.0 [+0.0, +0.0] |"
+    silent = grid(base.assign(unparseable=True, correct=False), sft)
+    text = report_markdown(transfer_matrix(silent), silent, training)
+    assert "| same-task | 1 | +100.0 [+100.0, +100.0] | ? [?] | ? [?] |" in text
+
+
+def test_thinking_stands_beside_the_base_model_on_the_same_items(training: pd.DataFrame) -> None:
+    base = cell("none", "base", None, "counting", [1, 0, 0, 1, 0, 0] * 10)
+    base = base.assign(thought=[True, False, False, False, False, False] * 10)
+    grpo = cell("counting", "grpo", 0, "counting", [1, 1, 1, 0, 0, 1] * 10)
+    grpo = grpo.assign(thought=[True, True, True, True, False, False] * 10)
+    predictions = grid(base, grpo)
+    text = report_markdown(transfer_matrix(predictions), predictions, training)
+    # It thought about items 0 to 3: 3/4 right, the base 2/4. On 1 to 3, where the base did not
+    # think, it has 2/3 and the base 1/3.
+    start = "| counting | grpo | counting | 75.0 (n = 40) | 50.0 | 50.0 (n = 20) | 0.0 | +33.3 ["
+    row = next(line for line in text.splitlines() if line.startswith(start))
+    assert row.endswith("] (n = 30) |")
+    assert "| none | base | counting | 100.0 (n = 10) | — | 20.0 (n = 50) | — | — |" in text
+
+
+def rewarded(first: float, last: float, seeds: int = 1) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "task": "counting",
+            "method": "grpo",
+            "seed": range(seeds),
+            "updates": 60,
+            "kl_weight_mean": 0.04,
+            "kl_weight_end": 0.08,
+            "reward_first": first,
+            "reward_last": last,
+            "accuracy_first": 0.25,
+            "accuracy_last": 0.5,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "trained", "flagged"),
+    [
+        (1.0, 1.2, [1] * 10 + [0] * 30, "0"),  # reward up, accuracy as before
+        (1.0, 1.2, [1] * 5 + [0] * 35, "0"),  # reward up, accuracy down
+        (1.0, 1.2, [1] * 12 + [0] * 28, "0"),  # 5 points that may be chance
+        (1.0, 1.2, [1] * 30 + [0] * 10, "none"),  # both up
+        (1.0, 1.05, [1] * 10 + [0] * 30, "none"),  # neither
+        (1.2, 1.0, [1] * 10 + [0] * 30, "none"),
+    ],
+)
+def test_a_reward_that_rises_alone_is_flagged(
+    first: float, last: float, trained: list[int], flagged: str
+) -> None:
+    predictions = grid(
+        cell("none", "base", None, "counting", [1] * 10 + [0] * 30),
+        cell("counting", "grpo", 0, "counting", trained),
+    )
+    text = report_markdown(transfer_matrix(predictions), predictions, rewarded(first, last))
+    row = section(text, "Is the reward gamed?").splitlines()[2]
+    assert row.startswith(f"| counting | grpo | 1 | {first:.2f} → {last:.2f} | 25.0 → 50.0 | ")
+    assert row.endswith(f"] | {flagged} |")
+
+
+def test_the_seeds_that_are_flagged_are_named() -> None:
+    better, same = [1] * 30 + [0] * 10, [1] * 10 + [0] * 30
+    predictions = grid(
+        cell("none", "base", None, "counting", same),
+        *(
+            cell("counting", "grpo", seed, "counting", same if seed == 1 else better)
+            for seed in range(3)
+        ),
+    )
+    text = report_markdown(transfer_matrix(predictions), predictions, rewarded(0.5, 1, 3))
+    rows = section(text, "Is the reward gamed?")
+    assert "| counting | grpo | 3 | 0.50 → 1.00 | 25.0 → 50.0 | +33.3 [" in rows
+    assert rows.splitlines()[2].endswith("| 1 |")
+    assert "kl_weight_mean | kl_weight_end |" in section(text, "Costs")
+    assert "| counting | grpo | 0 | 60 | 0.04 | 0.08 |" in text
+
+
+@pytest.mark.parametrize("absent", ["columns", "values", "base"])
+def test_without_rewards_or_a_base_model_nothing_is_said_of_gaming(
+    predictions: pd.DataFrame, training: pd.DataFrame, absent: str
+) -> None:
+    if absent == "values":  # as SFT has it
+        training = rewarded(math.nan, math.nan)
+    if absent == "base":
+        training = rewarded(0.5, 1).assign(method="grpo_d")
+        predictions = predictions[predictions["method"] != "base"]
+    text = report_markdown(transfer_matrix(predictions), predictions, training)
+    said = section(text, "Is the reward gamed?")
+    if absent == "base":
+        assert said.splitlines()[2].endswith("| ? | ? |")
+        assert section(text, "Gain over the base model, and forgetting").endswith(
+            "not in this run."
+        )
+    else:
+        assert said == "Needs RL cells with their rewards: not in this run."
+
+
+def test_sampled_answers_by_hand(predictions: pd.DataFrame, training: pd.DataFrame) -> None:
+    assert "## Several samples" not in report_markdown(
+        transfer_matrix(predictions), predictions, training
+    )
+    answers = [["7", "7", "8"], ["7", "8", None], ["8", "8", "8"], [None, None, None]]
+    samples = pd.DataFrame(
+        {
+            "sampled_correct": [[answer == "7" for answer in row] for row in answers],
+            "sampled_answers": answers,
+        }
+    )
+    base = cell("none", "base", None, "counting", [1, 0, 0, 1]).join(samples)
+    text = report_markdown(transfer_matrix(base), base, training.iloc[:0])
+    rows = section(text, "Several samples").splitlines()
+    header = "| trained on | method | tested on | greedy | pass@1 | pass@2 | pass@3 | majority@3 |"
+    assert rows[0] == header
+    # pass@1: (2/3 + 1/3) / 4; pass@2: (1 + 2/3) / 4; pass@3: 2/4; majority@3: (1 + 1/2) / 4.
+    assert rows[2].startswith("| none | base | counting | 50.0 | 25.0 | 41.7 | 50.0 [")
+    assert "] | 37.5 [" in rows[2]
+
+
+def test_shuffled_pictures_are_announced(predictions: pd.DataFrame, training: pd.DataFrame) -> None:
+    matrix, words = transfer_matrix(predictions), "another example's picture"
+    assert words not in report_markdown(matrix, predictions, training)
+    shown = predictions.assign(image_of="another")
+    assert words in report_markdown(matrix, shown, training)
+
+
+def test_one_family_of_tests_over_seeds(two_bases: pd.DataFrame, training: pd.DataFrame) -> None:
+    predictions = grid(
+        two_bases,
+        *(
+            cell("counting", "sft", s, "counting", [0] + [1] * s + [0] * (7 - s), s % 2)
+            for s in range(4)
+        ),
+    )
+    text = report_markdown(transfer_matrix(predictions), predictions, training)
+    rows = [line.split(" | ") for line in text.splitlines() if " minus " in line]
+    assert len(rows) == 3
+    assert "for the 3 tests here" in text
+    p_values = sorted((float(row[7]), float(row[8].removesuffix(" |"))) for row in rows)
+    assert all(row[6] == "?" for row in rows)  # no independent items
+    assert p_values[0][1] == pytest.approx(min(1, 3 * p_values[0][0]), abs=0.002)

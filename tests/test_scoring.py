@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from fractions import Fraction
 
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from othink_pipeline.scoring import MAX_ANSWER_CHARACTERS, Verdict, parse_answer, score
+from tests.fuzz_scoring import fuzz
 
 
 def answer(text: str) -> str:
@@ -65,6 +68,8 @@ def test_a_perfect_completion() -> None:
         format_ok=True,
         unparseable=False,
         thought=True,
+        canonical="5",
+        reason="",
     )
 
 
@@ -93,6 +98,99 @@ def test_correct_is_numeric_equality_with_a_gold_that_is_a_number(
 ) -> None:
     verdict = score(answer(given_answer), gold)
     assert (verdict.correct, verdict.correct_any) == (correct, correct)
+
+
+@pytest.mark.parametrize(
+    ("given_answer", "gold", "correct"),
+    [
+        (r"7\sqrt{2}", "7√{2}", True),
+        ("7", "7√{2}", False),  # the whole gold, not what a parser makes of its beginning
+        ("2", "7√{2}", False),
+        ("√98", "7√{2}", True),
+        ("9.9", "7√{2}", False),
+        ("11π", "11πcm^{2}", True),
+        ("11", "11πcm^{2}", False),
+        (r"$11\pi\text{ cm}^2$", "11πcm^{2}", True),
+        ("11π cm", "11πcm^{2}", False),
+        ("√7", "√{7}", True),
+        ("7", "√{7}", False),
+        ("π", "π", True),
+        ("3.14159", "π", False),
+        (r"\frac{2}{√{3}-1}", "(√{3}+1)小时", True),
+        ("0.3", r"\frac{1}{3}", False),
+        ("2 or B", "B", False),
+        ("(B)", "B", True),
+        (r"\boxed{35^\circ}", "35°", True),
+        ("35 cm", "35°", False),
+        ("7 = 7", "7", False),
+        ("7 7", "7", False),
+        ("3+4", "7", False),  # still to be calculated
+        ("(√2)^2", "2", True),
+    ],
+)
+def test_expressions_are_compared_exactly_and_whole(
+    given_answer: str, gold: str, correct: bool
+) -> None:
+    verdict = score(answer(given_answer), gold)
+    assert (verdict.correct, verdict.correct_any) == (correct, correct)
+
+
+@pytest.mark.parametrize(
+    ("completion", "gold", "canonical", "reason"),
+    [
+        (answer("2√3 cm"), "√{12}", "2*sqrt(3)", ""),
+        (answer("6.0"), "5", "6", "another value"),
+        (answer("5 cm"), "5m", "5", "another unit"),
+        (answer("6 cm"), "5m", "6", "another value"),
+        (answer("b"), "B", "B", ""),
+        (answer("five"), "5", None, "the answer does not read"),
+        (answer(""), "5", None, "the answer does not read"),
+        ("5", "5", None, "not exactly one answer tag"),
+        (answer("5"), "about 5", "5", "the gold does not read"),
+        (answer("five"), "about 5", None, "the gold does not read"),
+    ],
+)
+def test_a_verdict_says_why_and_in_one_spelling(
+    completion: str, gold: str, canonical: str | None, reason: str
+) -> None:
+    verdict = score(completion, gold)
+    assert (verdict.canonical, verdict.reason) == (canonical, reason)
+    assert verdict.unparseable is (canonical is None)
+
+
+def test_unknown_rules_and_judges_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"rule must be one of .*'strict'.* got 'lax'"):
+        score("5", "5", "lax")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"judge must be one of .*'counting'.* got 'algebra'"):
+        score("5", "5", "r1v", "algebra")  # type: ignore[arg-type]
+
+
+def test_strict_needs_neither_the_main_thread_nor_a_deep_stack() -> None:
+    verdicts: list[Verdict] = []
+    hostile = [
+        answer(text) for text in ("(" * 128, "√" * 128, "9**" * 42 + "9", r"\frac" * 25, "√2")
+    ]
+
+    def judge() -> None:
+        verdicts.extend(score(completion, "√2") for completion in hostile)
+
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(150)
+    try:
+        thread = threading.Thread(target=judge)
+        thread.start()
+        thread.join()
+    finally:
+        sys.setrecursionlimit(limit)
+    assert [verdict.correct for verdict in verdicts] == [False] * 4 + [True]
+
+
+def test_the_fuzz_target_finds_nothing() -> None:
+    figures, fault = fuzz(seed=7, inputs=150)
+    assert fault is None
+    assert figures.inputs == 150
+    assert figures.parsed > figures.correct > 3  # it reaches what it is to test
+    assert figures.worst_mb < 50
 
 
 @pytest.mark.parametrize(

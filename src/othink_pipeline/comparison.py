@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from othink_pipeline.matrix import BASE
+from othink_pipeline.resampling import Estimate, Floats
+from othink_pipeline.significance import between_seeds_p, mcnemar_p
 from othink_pipeline.statistics import (
-    Estimate,
     hierarchical_difference,
-    mcnemar_p,
+    hierarchical_improvement,
     paired_difference,
     relative_improvement,
 )
@@ -19,6 +22,8 @@ from othink_pipeline.statistics import (
 BOOTSTRAP_SEED = 0
 Scope = Literal["same", "cross"]
 SCOPES: tuple[Scope, ...] = ("same", "cross")
+CELL = ["train_task", "eval_task", "seed"]
+ITEM = ["eval_task", "example_id"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +37,12 @@ class Comparison:
         cells: number of (train task, seed, eval task) compared.
         pairs: number of paired predictions.
         over_items: difference, interval over test items.
-        over_seeds: difference, interval over training seeds and items; NaN with one seed.
-        p: exact McNemar test on all pairs.
+        over_seeds: difference, interval over base models, training seeds and items; NaN with one
+            seed.
+        p_items: exact McNemar test on all pairs; NaN where an item stands in several cells.
+        p_seeds: paired t-test over trainings, the items being given; NaN with one seed.
         relative: relative improvement, interval over items.
+        relative_over_seeds: relative improvement, interval as that of ``over_seeds``.
     """
 
     method: str
@@ -44,8 +52,72 @@ class Comparison:
     pairs: int
     over_items: Estimate
     over_seeds: Estimate
-    p: float
+    p_items: float
+    p_seeds: float
     relative: Estimate
+    relative_over_seeds: Estimate
+
+    @property
+    def widest(self) -> Estimate:
+        """The difference with the interval that covers most: over seeds where there are two."""
+        return self.over_items if np.isnan(self.over_seeds.low) else self.over_seeds
+
+
+def pair(
+    predictions: pd.DataFrame,
+    method: str,
+    baseline: str,
+    scope: Scope | None = None,
+    train_task: str | None = None,
+    verdicts: Sequence[str] = ("correct",),
+) -> pd.DataFrame:
+    """Every answer of ``method`` beside the baseline's to the same test example.
+
+    Two methods are paired by train task, eval task and seed; a cell and the base model by the base
+    model that the cell started from.
+
+    Args:
+        predictions: as for :func:`transfer_matrix`.
+        method: its predictions decide the scope.
+        baseline: what it is held against.
+        scope: same-task or cross-task cells; None: both.
+        train_task: only cells trained on this task; None: all.
+        verdicts: boolean columns.
+
+    Returns:
+        A row for each pair: train_task, eval_task, seed, base_model (of the method's cell),
+        example_id, item (number of the eval task's example), and for each verdict
+        ``<verdict>_a`` (method) and ``<verdict>_b`` (baseline), in {0.0, 1.0}.
+    """
+    chosen = predictions["method"] == method
+    if scope is not None:
+        is_same = predictions["train_task"] == predictions["eval_task"]
+        chosen &= is_same == (scope == "same")
+    if train_task is not None:
+        chosen &= predictions["train_task"] == train_task
+    key = ["base_model", *ITEM] if baseline == BASE else [*CELL, "example_id"]
+    columns = list(verdicts)
+    ours = predictions.loc[chosen, [*CELL, "base_model", "example_id", *columns]]
+    theirs = predictions.loc[predictions["method"] == baseline, [*key, *columns]]
+    both = ours.merge(theirs, on=key, suffixes=("_a", "_b"), validate="many_to_one")
+    both["item"] = both.groupby(ITEM).ngroup()
+    return both.astype({f"{column}_{side}": float for column in columns for side in "ab"})
+
+
+def by_seed(pairs: pd.DataFrame, *columns: str) -> Floats:
+    """Columns of ``pair`` as [columns x seeds x items], in the order of seeds and of ``item``.
+
+    An item that several train tasks were tested on has its mean over these.
+    """
+    wide = pairs.groupby(["seed", "item"])[list(columns)].mean().unstack("item")
+    values: Floats = np.asarray(wide, dtype=np.float64)  # [S x K·N]
+    items = values.shape[1] // len(columns)
+    return values.reshape(len(wide), len(columns), items).transpose(1, 0, 2)
+
+
+def base_models(pairs: pd.DataFrame) -> list[int]:
+    """The base model of each seed of ``by_seed``."""
+    return pairs.groupby("seed")["base_model"].first().astype(int).tolist()
 
 
 def compare(
@@ -58,8 +130,8 @@ def compare(
 ) -> Comparison | None:
     """Compare two methods, paired by test example; None if they share no cell in ``scope``.
 
-    The difference is the mean over eval tasks of the mean over items. The base model stands
-    against every cell of ``method``.
+    The difference is the mean over eval tasks of the mean over items. Each cell stands against the
+    base model that it started from.
 
     Args:
         predictions: as for :func:`transfer_matrix`.
@@ -69,40 +141,36 @@ def compare(
         verdict: the boolean column compared.
         train_task: only cells trained on this task; None: all.
     """
-    is_same = predictions["train_task"] == predictions["eval_task"]
-    chosen = (predictions["method"] == method) & (is_same == (scope == "same"))
-    if train_task is not None:
-        chosen &= predictions["train_task"] == train_task
-    cell = ["train_task", "eval_task", "seed"]
-    item = ["eval_task", "example_id"]
-    key = item if baseline == BASE else [*cell, "example_id"]
-    ours = predictions.loc[chosen, [*cell, "example_id", verdict]]
-    theirs = predictions.loc[predictions["method"] == baseline, [*key, verdict]]
-    both = ours.rename(columns={verdict: "a"}).merge(theirs.rename(columns={verdict: "b"}), on=key)
-    if both.empty:
+    pairs = pair(predictions, method, baseline, scope, train_task, [verdict])
+    if pairs.empty:
         return None
-    both = both.astype({"a": float, "b": float})
+    a, b = f"{verdict}_a", f"{verdict}_b"
     # Several train tasks may share an eval task: an item counts once, with its mean over cells.
-    items = both.groupby(item)[["a", "b"]].mean()
-    tasks = items.index.get_level_values("eval_task").to_numpy()
-    a, b = items["a"], items["b"]
+    items = pairs.groupby("item").agg({a: "mean", b: "mean", "eval_task": "first"})
     # A seed that lacks a cell would mix tasks with seeds: it does not count here.
-    cells = both[cell].drop_duplicates()
+    cells = pairs[CELL].drop_duplicates()
     per_seed = cells["seed"].value_counts()
-    complete = per_seed.index[per_seed == len(cells[cell[:2]].drop_duplicates())]
-    by_seed = both[both["seed"].isin(complete)].groupby([*item, "seed"])[["a", "b"]].mean()
-    seeds_a, seeds_b = (
-        by_seed[side].unstack("seed").reindex(items.index).to_numpy().T for side in ("a", "b")
-    )
+    complete = per_seed.index[per_seed == len(cells[CELL[:2]].drop_duplicates())]
+    seeds = pairs[pairs["seed"].isin(complete)]
+    over_items: dict[str, Any] = {"a": items[a], "b": items[b], "strata": items["eval_task"]}
+    seeds_a, seeds_b = by_seed(seeds, a, b)
+    over_seeds: dict[str, Any] = {
+        "a": seeds_a,
+        "b": seeds_b,
+        "strata": items["eval_task"] if len(seeds) else [],
+        "clusters": base_models(seeds),
+    }
     return Comparison(
         method=method,
         baseline=baseline,
         scope=scope,
         cells=len(cells),
-        pairs=len(both),
-        over_items=paired_difference(a, b, BOOTSTRAP_SEED, strata=tasks),
-        over_seeds=hierarchical_difference(seeds_a, seeds_b, BOOTSTRAP_SEED, strata=tasks),
+        pairs=len(pairs),
+        over_items=paired_difference(**over_items, seed=BOOTSTRAP_SEED),
+        over_seeds=hierarchical_difference(**over_seeds, seed=BOOTSTRAP_SEED),
         # The test wants independent pairs: an item that stands in several cells is not.
-        p=mcnemar_p(both["a"], both["b"]) if len(both) == len(items) else float("nan"),
-        relative=relative_improvement(a, b, BOOTSTRAP_SEED, strata=tasks),
+        p_items=mcnemar_p(pairs[a], pairs[b]) if len(pairs) == len(items) else float("nan"),
+        p_seeds=between_seeds_p(**over_seeds),
+        relative=relative_improvement(**over_items, seed=BOOTSTRAP_SEED),
+        relative_over_seeds=hierarchical_improvement(**over_seeds, seed=BOOTSTRAP_SEED),
     )

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+import torch
 
 from othink_pipeline.models import complete
 from othink_pipeline.scoring import score
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+MOST_SAMPLES = 8
+"""``majority_at_k`` goes through all subsets of the samples: 70 of them at most."""
 
 
 def predict(
@@ -23,22 +28,40 @@ def predict(
     max_completion_tokens: int,
     think: bool | None = None,
     temperature: float | None = None,
+    samples: int = 0,
+    sample_temperature: float = 1.0,
+    shuffle_images: bool = False,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """One row for each example: what was asked, what came back, and every verdict on it.
 
-    Arguments as for ``models.complete``. The completion is kept, so that a better scorer can score
-    it again without the model.
+    The completion is kept, so that a better scorer can score it again without the model.
+
+    Args:
+        model, processor, examples, prompt, batch_size, max_completion_tokens, think: as for
+            ``models.complete``.
+        temperature: of the one completion that is judged; None decodes greedily.
+        samples: further completions of each example, 0..8, for pass@k and majority@k; they and
+            their verdicts stand in the columns ``sampled_*``, lists of that many.
+        sample_temperature: of these, above 0.
+        shuffle_images: ask about another example's picture; its id is in the column ``image_of``.
+            An answer that comes out as well without the right picture was not read off it.
+        seed: of the samples and of the shuffling. With another batch size the samples are others.
+
+    Raises:
+        ValueError: too many samples, or too few examples to shuffle.
     """
-    completions = complete(
-        model,
-        processor,
-        examples,
-        prompt=prompt,
-        batch_size=batch_size,
-        max_completion_tokens=max_completion_tokens,
-        think=think,
-        temperature=temperature,
-    )
+    if not 0 <= samples <= MOST_SAMPLES:
+        raise ValueError(f"samples = {samples}: must be in 0..{MOST_SAMPLES}")
+    images = examples.select(derangement(len(examples), seed)) if shuffle_images else None
+    settings: dict[str, Any] = {
+        "prompt": prompt,
+        "batch_size": batch_size,
+        "max_completion_tokens": max_completion_tokens,
+        "think": think,
+        "images": images,
+    }
+    completions = complete(model, processor, examples, temperature=temperature, **settings)
     rows = []
     for example_id, form, gold, completion in zip(
         examples["id"], examples["form"], examples["answer"], completions, strict=True
@@ -59,4 +82,51 @@ def predict(
                 "completion_tokens": completion.tokens,
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    if images is not None:
+        table["image_of"] = images["id"][:]
+    if samples:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            sampled = complete(
+                model,
+                processor,
+                examples,
+                temperature=sample_temperature,
+                samples=samples,
+                **settings,
+            )
+        texts = [
+            [completion.text for completion in sampled[start : start + samples]]
+            for start in range(0, len(sampled), samples)
+        ]
+        table = table.join(_judge_samples(texts, table["gold"].tolist()))
+    return table
+
+
+def derangement(items: int, seed: int) -> list[int]:
+    """A random order in which nothing stays in its place: one cycle through all items.
+
+    Raises:
+        ValueError: fewer than 2 items.
+    """
+    if items < 2:
+        raise ValueError(f"{items} examples: to give each another one's image takes at least 2")
+    cycle = np.random.default_rng(seed).permutation(items)
+    order = np.empty(items, dtype=np.int64)
+    order[cycle] = np.roll(cycle, 1)
+    return order.tolist()
+
+
+def _judge_samples(texts: list[list[str]], golds: list[str]) -> pd.DataFrame:
+    """``texts``: [items x samples]. Columns of lists: the texts, right or not, normal forms."""
+    verdicts = [
+        [score(text, gold) for text in group] for group, gold in zip(texts, golds, strict=True)
+    ]
+    return pd.DataFrame(
+        {
+            "sampled_completions": texts,
+            "sampled_correct": [[verdict.correct for verdict in group] for group in verdicts],
+            "sampled_answers": [[verdict.canonical for verdict in group] for group in verdicts],
+        }
+    )

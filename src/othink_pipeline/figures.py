@@ -236,7 +236,7 @@ def _label(method: str) -> str:
 
 
 def _heat_map(matrix: pd.DataFrame) -> _HeatMap:
-    """Average over seeds; the text is the interval of one seed, or the spread of several."""
+    """Average over seeds, or over the base models themselves; see ``_cell_text``."""
     tasks = sorted(matrix["eval_task"].unique())
     rows, accuracy, text = [], [], []
     for (train_task, method), group in matrix.groupby(["train_task", "method"], sort=False):
@@ -248,11 +248,13 @@ def _heat_map(matrix: pd.DataFrame) -> _HeatMap:
 
 
 def _cell_text(cell: pd.DataFrame) -> tuple[str, str]:
+    """Accuracy in %, and the interval of one seed, or the spread of several."""
     if cell.empty:
         return HOLE, ""
     percent = 100 * cell["accuracy"]
     if len(cell) > 1:
-        spread = f"{percent.min():.1f} to {percent.max():.1f}, {len(cell)} seeds"
+        units = "base models" if cell["seed"].isna().all() else "seeds"
+        spread = f"{percent.min():.1f} to {percent.max():.1f}, {len(cell)} {units}"
         return f"{percent.mean():.1f}", spread
     low, high = 100 * cell["ci_low"].iloc[0], 100 * cell["ci_high"].iloc[0]
     return f"{percent.iloc[0]:.1f}", f"[{low:.1f}, {high:.1f}]"

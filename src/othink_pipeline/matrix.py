@@ -1,8 +1,8 @@
 """The transfer matrix: what was trained on (rows) against what was tested (columns).
 
-A *cell* is (train_task, method, seed); the base model's rows have train_task "none", method
-"base" and no seed. *Same-task* means train_task == eval_task, *cross-task* all else. A cell that is
-missing is a hole (—), never a zero.
+A *cell* is (train_task, method, seed) and starts from one of the base models, ``base_model``; the
+base models' own rows have train_task "none", method "base" and no seed. *Same-task* means
+train_task == eval_task, *cross-task* all else. A cell that is missing is a hole (—), never a zero.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def transfer_matrix(predictions: pd.DataFrame) -> pd.DataFrame:
         predictions: one row for each test example of each cell on each eval task.
 
     Returns:
-        Columns train_task, method, seed, eval_task, n, correct, accuracy, ci_low, ci_high,
-        accuracy_any, format_rate, think_rate, unparseable_rate, completion_tokens_mean; the base
-        model first, then by train task, method, seed and eval task.
+        Columns train_task, method, seed, base_model, eval_task, n, correct, accuracy, ci_low,
+        ci_high, accuracy_any, format_rate, think_rate, unparseable_rate, completion_tokens_mean;
+        the base models first, then by train task, method, seed and eval task.
     """
-    keys = ["train_task", "method", "seed", "eval_task"]
+    keys = ["train_task", "method", "seed", "base_model", "eval_task"]
     grouped = predictions.groupby(keys, dropna=False, sort=False, observed=True)
     matrix = grouped.agg(
         n=("correct", "size"),
@@ -54,19 +54,25 @@ def transfer_matrix(predictions: pd.DataFrame) -> pd.DataFrame:
         wilson_interval(int(correct), int(n))
         for correct, n in zip(matrix["correct"], matrix["n"], strict=True)
     ]
-    matrix.insert(7, "ci_low", [interval.low for interval in intervals])
-    matrix.insert(8, "ci_high", [interval.high for interval in intervals])
+    place = list(matrix.columns).index("accuracy_any")
+    matrix.insert(place, "ci_low", [interval.low for interval in intervals])
+    matrix.insert(place + 1, "ci_high", [interval.high for interval in intervals])
     matrix["seed"] = matrix["seed"].astype("Int64")
     return sort_rows(matrix)
 
 
 def matrix_text(matrix: pd.DataFrame) -> str:
-    """The matrix for a terminal: accuracy in % with its interval; ``*`` marks same-task cells."""
+    """The matrix for a terminal: accuracy in % with its interval; ``*`` marks same-task cells.
+
+    A row for each base model and each cell; where there are several base models, a column says
+    which one it is.
+    """
     tasks = sorted(matrix["eval_task"].unique())
-    rows = [["trained on", "method", "seed", *(f"-> {task}" for task in tasks)]]
-    for _, group in matrix.groupby(["train_task", "method", "seed"], dropna=False, sort=False):
-        train_task, method = group[["train_task", "method"]].to_numpy()[0]
-        seed = HOLE if group["seed"].isna().all() else str(group["seed"].iloc[0])
+    origin = ["base model"] if matrix["base_model"].nunique() > 1 else []
+    rows = [["trained on", "method", "seed", *origin, *(f"-> {task}" for task in tasks)]]
+    keys = ["train_task", "method", "seed", "base_model"]
+    for _, group in matrix.groupby(keys, dropna=False, sort=False):
+        train_task, method, seed, base_model = group[keys].iloc[0]
         cells = group.set_index("eval_task")
         scores = [HOLE] * len(tasks)
         for place, task in enumerate(tasks):
@@ -74,7 +80,8 @@ def matrix_text(matrix: pd.DataFrame) -> str:
                 accuracy, low, high = cells.loc[task, ["accuracy", "ci_low", "ci_high"]] * 100
                 mark = "*" if task == train_task else " "
                 scores[place] = f"{accuracy:5.1f} [{low:4.1f}, {high:4.1f}]{mark}"
-        rows.append([train_task, method, seed, *scores])
+        names = [train_task, method, HOLE if pd.isna(seed) else str(seed)]
+        rows.append([*names, *(str(base_model) for _ in origin), *scores])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
@@ -86,10 +93,12 @@ def matrix_text(matrix: pd.DataFrame) -> str:
 
 
 def sort_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows in report order: base, then train task, method, seed, eval task."""
+    """Rows in report order: base, then train task, method, seed, base model, eval task."""
     places = {method: place for place, method in enumerate(sort_methods(table["method"]))}
+    keys = ["_train", "_method", "seed", "base_model", "eval_task"]
     order = table.assign(
         _train=table["train_task"].where(table["method"] != BASE, ""),
         _method=table["method"].map(places),
-    ).sort_values(["_train", "_method", "seed", "eval_task"], kind="stable")
+    )
+    order = order.sort_values([key for key in keys if key in order], kind="stable")
     return order.drop(columns=["_train", "_method"]).reset_index(drop=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,8 +24,9 @@ transformers.utils.logging.disable_progress_bar()  # the log says what happens, 
 
 
 _largest_batch: dict[str, int] = {}
-"""Device -> the most prompts that fit its memory, once more than that have been tried. Kept for all
-that the process evaluates: to run out of memory again and again takes longer than small batches."""
+"""Device -> the most completions that fit its memory at a time, once more have been tried. Kept for
+all that the process evaluates: to run out of memory again and again takes longer than small
+batches."""
 
 
 class Completion(NamedTuple):
@@ -86,8 +88,10 @@ def complete(
     max_completion_tokens: int,
     think: bool | None = None,
     temperature: float | None = None,
+    samples: int = 1,
+    images: Dataset | None = None,
 ) -> list[Completion]:
-    """One completion of each of ``examples``, in their order.
+    """Complete each of ``examples``, in their order; the samples of one stand side by side.
 
     Of the checkpoint's generation settings only its end tokens are used: penalties and the like
     would make answers to one question depend on more than the weights.
@@ -96,10 +100,16 @@ def complete(
         model, processor: as ``load_model`` returns them.
         examples: with columns ``question`` and ``image``.
         prompt: template with ``{question}``.
-        batch_size: the most prompts at a time; halved for good when they do not fit the memory.
+        batch_size: the most completions at a time, but never fewer than one example's; halved for
+            good when they do not fit the memory.
         think: None lets the model choose; False forces an empty think block, True a worked one.
             The forced opening counts as part of the completion.
         temperature: None decodes greedily; above 0 samples from torch's global generator.
+        samples: completions of each example, which is read once for all of them.
+        images: whose column ``image`` the pictures come from, row for row; None: ``examples``.
+
+    Returns:
+        ``samples`` completions of the first example, then of the second, and so on.
     """
     opening = {None: "", True: "<think>", False: "<think></think>"}[think]
     tokenizer = processor.tokenizer
@@ -110,17 +120,21 @@ def complete(
     model.eval()
     completions: list[Completion] = []
     # Prompts of similar length share a batch, so that little of it is padding.
-    questions: Sequence[str] = examples["question"]
+    questions: Sequence[str] = examples["question"][:]
     order = sorted(range(len(examples)), key=lambda i: (len(questions[i]), i))
     device = model.device.type
-    while left := order[len(completions) :]:
-        size = min(batch_size, _largest_batch.get(device, batch_size))
-        rows = examples.select(left[:size])
-        texts = [render_prompt(processor, prompt, q) + opening for q in rows["question"]]
+    pictures = examples if images is None else images
+    while left := order[len(completions) // samples :]:
+        size = max(1, min(batch_size, _largest_batch.get(device, batch_size)) // samples)
+        rows = left[:size]
+        texts = [render_prompt(processor, prompt, questions[row]) + opening for row in rows]
         try:
+            prompts = encode(
+                processor, texts, [[image] for image in pictures.select(rows)["image"]]
+            )
             generated = sample(
                 model,
-                encode(processor, texts, [[image] for image in rows["image"]]),
+                [prompt for prompt in prompts for _ in range(samples)],
                 max_tokens=max_completion_tokens - opening_tokens,
                 eos_token_ids=ends if isinstance(ends, list) else [ends],
                 pad_token_id=tokenizer.pad_token_id,
@@ -130,9 +144,10 @@ def complete(
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
-            _largest_batch[device] = len(rows) // 2
+            tried = len(rows) * samples
+            _largest_batch[device] = tried // 2
             logger.warning(
-                "%d prompts do not fit the memory: %d from now on", len(rows), len(rows) // 2
+                "%d completions at a time do not fit the memory: %d from now on", tried, tried // 2
             )
             continue
         texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
@@ -141,5 +156,6 @@ def complete(
             for text, ids in zip(texts, generated, strict=True)
         ]
     model.train(was_training)
-    restored = sorted(zip(order, completions, strict=True))
+    places = [row for row in order for _ in range(samples)]
+    restored = sorted(zip(places, completions, strict=True), key=itemgetter(0))
     return [completion for _, completion in restored]

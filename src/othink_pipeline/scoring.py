@@ -1,23 +1,27 @@
 """Extract and judge answers. The reward and the evaluation both use this module.
 
-The rule (``strict``, our own): the answer is what stands in the *one* ``<answer>`` tag, read by a
-small grammar to an exact fraction. R1-V also credits untagged text; here such an answer counts in
-``correct_any`` only, which tells a lack of format from a lack of ability. Completions are
-untrusted: the cost is linear in their length and no string makes it raise.
+Rule ``strict`` (our own): the answer is what stands in the *one* ``<answer>`` tag, read to an exact
+value by the grammar of ``answers``, and right where it equals the *whole* gold. R1-V also credits
+untagged text; here such an answer counts in ``correct_any`` only, which tells a lack of format from
+a lack of ability. Completions are untrusted: the cost is linear in their length, what is computed
+is bounded by the grammar's limits, and no string makes it raise.
+
+Rule ``r1v``: what R1-V did, faults included, to compare with its figures; see ``r1v``.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Literal, get_args
 
-MAX_ANSWER_CHARACTERS = 64
-"""Longer answers are unparseable: it bounds the size of the integers that are built."""
+from othink_pipeline import r1v
+from othink_pipeline.answers import MAX_ANSWER_CHARACTERS, read, read_number
 
-# Sign, digits, then a decimal part or a denominator, then a degree sign. Nothing here can
-# backtrack over a long run: the text is short and each part starts with a different character.
-_NUMBER = re.compile(r"([+\-\u2212]?)([0-9]+(?:\.[0-9]+|/[0-9]+)?)\s*(?:°|degrees?)?")
+__all__ = ["MAX_ANSWER_CHARACTERS", "Rule", "Verdict", "parse_answer", "score"]
+
+Rule = Literal["strict", "r1v"]
 
 # Whole numeric tokens in running text, so that "12,000" or "2.5.1" is never read as its last part
 # and the minus in "12-5" is no sign. The possessive "*+" gives nothing back: "5" in "5٣" is out.
@@ -30,11 +34,14 @@ class Verdict:
 
     Attributes:
         extracted: content of the one ``<answer>`` tag, stripped; None without exactly one.
-        correct: the tagged answer equals the gold.
+        correct: the tagged answer equals the gold. Under r1v: R1-V would have said so.
         correct_any: correct, or there is no tagged answer and the last number equals the gold.
         format_ok: ``<think>…</think>``, optional white space, ``<answer>…</answer>``, no more.
-        unparseable: no tagged answer, or one that is not a number.
+        unparseable: no tagged answer, or one that does not read. Under r1v: R1-V reads nothing.
         thought: the one think block holds more than white space.
+        canonical: one text for each value of the tagged answer, without its unit, whatever the
+            rule; None where it does not read. Equal for equal answers: count votes by it.
+        reason: why it is not correct, in words; empty where it is.
     """
 
     extracted: str | None
@@ -43,47 +50,82 @@ class Verdict:
     format_ok: bool
     unparseable: bool
     thought: bool
+    canonical: str | None = None
+    reason: str = ""
 
 
-def score(completion: str, gold: str) -> Verdict:
-    """Judge ``completion`` against ``gold``. Never raises; a gold that is no number never matches.
+def score(
+    completion: str, gold: str, rule: Rule = "strict", judge: r1v.Judge = "reward"
+) -> Verdict:
+    """Judge ``completion`` against ``gold``. Never raises; a gold that does not read never matches.
 
     Where the tag stands is the format's business: an answer tag inside the think block counts as
     an answer, but such a completion is not ``format_ok``.
+
+    Args:
+        completion: what the model said. Untrusted.
+        gold: the right answer, as in the data set.
+        rule: see the module.
+        judge: which of R1-V's judges; rule r1v only.
+
+    Raises:
+        ValueError: no such rule or judge.
+        r1v.WorkerError: rule r1v cannot run here at all (strict needs nothing).
     """
-    target = parse_answer(gold)
-    extracted = _tag_content(completion, "answer")
-    value = None if extracted is None else parse_answer(extracted)
-    fallback = _last_number(completion) if extracted is None else value
-    thinking = _tag_content(completion, "think")
-    return Verdict(
-        extracted=extracted,
-        correct=target is not None and value == target,
-        correct_any=target is not None and fallback == target,
-        format_ok=_is_format_ok(completion),
-        unparseable=value is None,
-        thought=bool(thinking),
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule must be one of {get_args(Rule)}, got {rule!r}")
+    verdict = _score_strictly(completion, gold)
+    if rule == "strict":
+        return verdict
+    theirs = r1v.judge(completion, gold, judge)
+    return replace(
+        verdict,
+        correct=theirs.correct,
+        correct_any=theirs.correct,
+        unparseable=not theirs.readable,
+        reason=theirs.reason,
     )
 
 
 def parse_answer(text: str) -> Fraction | None:
-    """The exact value of ``text``, or None if it is not one number.
+    """The exact value of ``text``, or None if it is not one plain number.
 
     Read are ``12``, ``-3.50``, ``+7/2`` and ``140°`` or ``140 degrees``, in ASCII digits, with
-    white space around. Not read: thousands separators, exponents, other scripts' digits, units.
+    white space around: what the project's own tasks ask for. ``score`` reads more.
     """
-    # Length first, then strip: neither the pattern nor int() ever sees a long string.
-    if len(text) > MAX_ANSWER_CHARACTERS:
-        return None
-    match = _NUMBER.fullmatch(text.strip())
-    if match is None:
-        return None
-    sign, magnitude = match.groups()
-    try:
-        value = Fraction(magnitude)
-    except ZeroDivisionError:  # "1/0" fits the grammar and has no value
-        return None
-    return value if sign in ("", "+") else -value
+    answer = read_number(text)
+    return answer.value if answer is not None and isinstance(answer.value, Fraction) else None
+
+
+def _score_strictly(completion: str, gold: str) -> Verdict:
+    target = read(gold)
+    extracted = _tag_content(completion, "answer")
+    given = None if extracted is None else read(extracted)
+    correct = target is not None and given is not None and given.answers(target)
+    if extracted is None and target is not None:
+        correct_any = _last_number(completion) == target.value
+    else:
+        correct_any = correct
+    if correct:
+        reason = ""
+    elif target is None:
+        reason = "the gold does not read"
+    elif extracted is None:
+        reason = "not exactly one answer tag"
+    elif given is None:
+        reason = "the answer does not read"
+    else:
+        reason = "another unit" if given.value == target.value else "another value"
+    return Verdict(
+        extracted=extracted,
+        correct=correct,
+        correct_any=correct_any,
+        format_ok=_is_format_ok(completion),
+        unparseable=given is None,
+        thought=bool(_tag_content(completion, "think")),
+        canonical=None if given is None else given.canonical,
+        reason=reason,
+    )
 
 
 def _tag_content(text: str, tag: str) -> str | None:

@@ -2,33 +2,28 @@
 
 Axis order: ``[items]`` or ``[seeds x items]``, values in [0, 1] (correct, or a mean of it).
 Items are test examples, the same ones for both methods and for every seed, hence paired tests.
-Every random function takes a seed and is a function of its arguments alone.
+Every random function takes a seed and is a function of its arguments alone; ``resampling.py`` says
+how items, seeds and base models are drawn.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-LEVEL = 0.95
-RESAMPLES = 2_000
-_PERCENTILES = (50 * (1 - LEVEL), 50 * (1 + LEVEL))
-
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value with its 95 % interval; ``reason`` says why a part of it is NaN (else empty)."""
-
-    value: float
-    low: float
-    high: float
-    reason: str = ""
+from othink_pipeline.resampling import (
+    LEVEL,
+    RESAMPLES,
+    Estimate,
+    Floats,
+    paired,
+    resample,
+    unknown,
+)
 
 
 def wilson_interval(correct: int, n: int) -> Estimate:
@@ -42,7 +37,7 @@ def wilson_interval(correct: int, n: int) -> Estimate:
     if not 0 <= correct <= n:
         raise ValueError(f"correct must be in 0..{n} (n), got {correct}")
     if n == 0:
-        return Estimate(math.nan, math.nan, math.nan, "no items")
+        return unknown("no items")
     interval = binomtest(correct, n).proportion_ci(confidence_level=LEVEL, method="wilson")
     return Estimate(correct / n, float(interval.low), float(interval.high))
 
@@ -67,12 +62,8 @@ def paired_difference(
     Raises:
         ValueError: the shapes differ.
     """
-    pairs, labels = _checked(a, b, strata, dimensions=1)
-    if pairs.size == 0:
-        return Estimate(math.nan, math.nan, math.nan, "no paired items")
-    means, draws = _bootstrap_means(pairs, labels, seed, resamples)
-    low, high = np.percentile(draws[:, 0] - draws[:, 1], _PERCENTILES)
-    return Estimate(float(means[0] - means[1]), float(low), float(high))
+    columns = [values[None] for values in paired(a, b, dimensions=1)]
+    return resample(columns, seed, resamples, strata).estimate(_difference)
 
 
 def relative_improvement(
@@ -87,17 +78,8 @@ def relative_improvement(
     Arguments, resampling and errors as in :func:`paired_difference`. All NaN where ``b`` has mean
     0; the interval is NaN where a resample of ``b`` has.
     """
-    pairs, labels = _checked(a, b, strata, dimensions=1)
-    if pairs.size == 0:
-        return Estimate(math.nan, math.nan, math.nan, "no paired items")
-    means, draws = _bootstrap_means(pairs, labels, seed, resamples)
-    if means[1] == 0:
-        return Estimate(math.nan, math.nan, math.nan, "the baseline's mean is 0")
-    value = float(100 * (means[0] - means[1]) / means[1])
-    if not draws[:, 1].all():
-        return Estimate(value, math.nan, math.nan, "the baseline's mean is 0 in some resamples")
-    low, high = np.percentile(100 * (draws[:, 0] - draws[:, 1]) / draws[:, 1], _PERCENTILES)
-    return Estimate(value, float(low), float(high))
+    columns = [values[None] for values in paired(a, b, dimensions=1)]
+    return resample(columns, seed, resamples, strata).estimate(_improvement, _NO_BASELINE)
 
 
 def hierarchical_difference(
@@ -106,12 +88,9 @@ def hierarchical_difference(
     seed: int,
     resamples: int = RESAMPLES,
     strata: ArrayLike | None = None,
+    clusters: ArrayLike | None = None,
 ) -> Estimate:
-    """Mean of ``a - b`` with a bootstrap interval over training seeds, then items.
-
-    Every draw takes S seeds, then items within each stratum. The drawn items serve all drawn
-    seeds, because all seeds were tested on the same items: independent draws for each seed would
-    average away a variance that they share.
+    """Mean of ``a - b`` with a bootstrap interval over base models, training seeds, then items.
 
     Args:
         a: [seeds x items], values in [0, 1].
@@ -119,98 +98,202 @@ def hierarchical_difference(
         seed: of the resampling.
         resamples: number of bootstrap draws.
         strata: [items], labels as in :func:`paired_difference`.
+        clusters: [seeds], labels: the base model of each seed. None, or one label for all: seeds
+            and items alone are drawn, and the interval says nothing beyond this base model.
 
     Returns:
-        The difference; its interval is NaN with fewer than 2 seeds (their spread is unknown).
+        The difference, each seed counting alike; its interval is NaN with fewer than 2 seeds
+        (their spread is unknown).
 
     Raises:
         ValueError: the shapes differ.
     """
-    pairs, labels = _checked(a, b, strata, dimensions=2)
-    if pairs.size == 0:
-        return Estimate(math.nan, math.nan, math.nan, "no paired items")
-    difference = pairs[..., 0] - pairs[..., 1]  # [S x N]
-    groups = [difference[:, labels == label] for label in np.unique(labels)]
-    value = float(np.mean([group.mean() for group in groups]))
-    seeds = len(difference)
-    if seeds < 2:
-        reason = f"{seeds} seed: the variation between seeds is unknown"
-        return Estimate(value, math.nan, math.nan, reason)
-    generator = np.random.default_rng(seed)
-    seed_weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
-    draws = np.zeros(resamples)
-    for group in groups:
-        items = group.shape[1]
-        by_item = seed_weights @ group  # [R x S] @ [S x N] = [R x N]
-        drawn = generator.integers(items, size=(resamples, items))
-        draws += np.take_along_axis(by_item, drawn, axis=1).mean(axis=1) / len(groups)
-    low, high = np.percentile(draws, _PERCENTILES)
-    return Estimate(value, float(low), float(high))
+    columns = paired(a, b, dimensions=2)
+    drawn = resample(columns, seed, resamples, strata, clusters)
+    return drawn.estimate_over_seeds(_difference)
 
 
-def mcnemar_p(a: ArrayLike, b: ArrayLike) -> float:
-    """Exact two-sided McNemar test of ``a`` and ``b``, both [items] of bool.
+def hierarchical_improvement(
+    a: ArrayLike,
+    b: ArrayLike,
+    seed: int,
+    resamples: int = RESAMPLES,
+    strata: ArrayLike | None = None,
+    clusters: ArrayLike | None = None,
+) -> Estimate:
+    """As :func:`relative_improvement`, with the interval of :func:`hierarchical_difference`."""
+    columns = paired(a, b, dimensions=2)
+    drawn = resample(columns, seed, resamples, strata, clusters)
+    return drawn.estimate_over_seeds(_improvement, _NO_BASELINE)
 
-    Returns:
-        p in (0, 1]; 1 where no pair is discordant; NaN where there is no pair.
+
+def mean_score(values: ArrayLike, seed: int, clusters: ArrayLike | None = None) -> Estimate:
+    """Mean of ``values`` with its interval over seeds and items, or the items of the one seed.
+
+    Args:
+        values: [seeds x items].
+        seed: of the resampling.
+        clusters: [seeds], as in :func:`hierarchical_difference`.
+    """
+    return resample([values], seed, clusters=clusters).estimate(lambda means: means[0])
+
+
+def difference_where(
+    a: ArrayLike,
+    b: ArrayLike,
+    chosen: ArrayLike,
+    seed: int,
+    clusters: ArrayLike | None = None,
+) -> Estimate:
+    """Mean of ``a - b`` over the chosen answers; intervals as in :func:`mean_score`.
+
+    Args:
+        a: [seeds x items], values in [0, 1].
+        b: [seeds x items], the same seeds and items.
+        chosen: [seeds x items] of bool: True counts. Drawn along with the answer, because whether
+            it is chosen is random too.
+        seed: of the resampling.
+        clusters: [seeds], as in :func:`hierarchical_difference`.
 
     Raises:
         ValueError: the shapes differ.
     """
-    from scipy.stats import binomtest
-
-    pairs, _ = _checked(a, b, None, dimensions=1)
-    if pairs.size == 0:
-        return math.nan
-    only_a = int(np.sum(pairs[:, 0] > pairs[:, 1]))
-    only_b = int(np.sum(pairs[:, 0] < pairs[:, 1]))
-    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    first, second = paired(a, b, dimensions=2)
+    where = np.asarray(chosen, dtype=np.float64)
+    drawn = resample([(first - second) * where, where], seed, clusters=clusters)
+    return drawn.estimate(lambda means: means[0] / means[1], "nothing is chosen")
 
 
-def holm(p_values: ArrayLike) -> Floats:
-    """Holm's step-down adjusted p-values, [tests], in the given order.
+class GainSplit(NamedTuple):
+    """A gain in accuracy and the two parts that sum to it."""
 
-    A NaN stays NaN and does not count as a test.
+    total: Estimate
+    format: Estimate
+    ability: Estimate
+
+
+def split_gain(
+    right: ArrayLike,
+    parsed: ArrayLike,
+    base_right: ArrayLike,
+    base_parsed: ArrayLike,
+    seed: int,
+    clusters: ArrayLike | None = None,
+) -> GainSplit:
+    """Split a gain: more answers that parse (format), more of these right (ability).
+
+    Accuracy is P(parses) x P(right | parses). The change of each factor is weighted with the mean
+    of the other one before and after (Shapley's value of two factors), so that the parts sum to the
+    gain whichever is thought to change first.
+
+    Args:
+        right: [seeds x items], 1 where the answer is right.
+        parsed: [seeds x items], 1 where it parses; an answer that does not parse is not right.
+        base_right: [seeds x items], of the base model of each seed.
+        base_parsed: [seeds x items], of the base model of each seed.
+        seed: of the resampling.
+        clusters: [seeds], as in :func:`hierarchical_difference`.
+
+    Returns:
+        All in [-1, 1], intervals as in :func:`mean_score`. The parts are NaN where one side never
+        parses: what share of its answers would be right is unknown.
+
+    Raises:
+        ValueError: the shapes differ, or an answer is right and does not parse.
     """
-    p: Floats = np.asarray(p_values, dtype=np.float64)
-    known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known])]
-    adjusted = np.full_like(p, np.nan)
-    scaled = p[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
-    return adjusted
+    columns = right, parsed, base_right, base_parsed
+    for answer, parses in (columns[:2], columns[2:]):
+        if np.any(np.greater(answer, parses)):
+            raise ValueError("an answer is right that does not parse")
+    drawn = resample(columns, seed, clusters=clusters)
+    never = "no answer of one side parses"
+    return GainSplit(
+        drawn.estimate(lambda means: means[0] - means[2]),
+        drawn.estimate(_format_gain, never),
+        drawn.estimate(_ability_gain, never),
+    )
 
 
-def _checked(
-    a: ArrayLike, b: ArrayLike, strata: ArrayLike | None, dimensions: int
-) -> tuple[Floats, NDArray[Any]]:
-    """Stack to [... x 2] (a, b) and label the items."""
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape or first.ndim != dimensions:
-        shapes = f"{first.shape} and {second.shape}"
-        raise ValueError(f"a and b must have one shape of {dimensions} axes, got {shapes}")
-    items = first.shape[-1]
-    labels = np.zeros(items) if strata is None else np.asarray(strata)
-    if labels.shape != (items,):
-        raise ValueError(f"strata must label {items} items, got shape {labels.shape}")
-    return np.stack([first, second], axis=-1), labels
+def pass_at_k(n: int, correct: ArrayLike, k: int) -> Floats:
+    """Chance that at least one of ``k`` samples is right, unbiased (arXiv 2107.03374, eq. 1).
 
+    Args:
+        n: samples of each item.
+        correct: [items], how many of them are right.
+        k: samples taken.
 
-def _bootstrap_means(
-    pairs: Floats, labels: NDArray[Any], seed: int, resamples: int
-) -> tuple[Floats, Floats]:
-    """Means of a and b, [2], and of each resample, [resamples x 2], averaged over strata.
+    Returns:
+        [items], in [0, 1]: 1 - C(n - correct, k) / C(n, k).
 
-    Drawing N items with replacement draws *counts* of the distinct (a, b) pairs from a
-    multinomial: the same distribution, and for right/wrong answers only four numbers a draw.
+    Raises:
+        ValueError: not 1 <= k <= n, or a count is not in 0..n.
     """
-    generator = np.random.default_rng(seed)
-    strata = np.unique(labels)
-    means, draws = np.zeros(2), np.zeros((resamples, 2))
-    for stratum in strata:
-        members = pairs[labels == stratum]
-        distinct, counts = np.unique(members, axis=0, return_counts=True)
-        drawn = generator.multinomial(len(members), counts / len(members), resamples)
-        means += members.mean(axis=0) / len(strata)
-        draws += drawn @ distinct / len(members) / len(strata)
-    return means, draws
+    from scipy.special import comb
+
+    counts = np.asarray(correct)
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be in 1..{n} (n), got {k}")
+    if np.any((counts < 0) | (counts > n)):
+        raise ValueError(f"correct must be in 0..{n} (n), got {counts.min()}..{counts.max()}")
+    return np.asarray(1 - comb(n - counts, k) / comb(n, k), dtype=np.float64)
+
+
+def majority_at_k(answers: Sequence[Sequence[str | None]], correct: ArrayLike, k: int) -> Floats:
+    """Chance that the most frequent of ``k`` answers is right: mean over all subsets of k samples.
+
+    Ties are broken uniformly, as an expected value. An answer that does not parse has no vote;
+    where none parses, the majority is wrong.
+
+    Args:
+        answers: [items x n], normal forms: equal answers are equal strings; None does not parse.
+        correct: [items x n] of bool.
+        k: samples taken.
+
+    Returns:
+        [items], in [0, 1].
+
+    Raises:
+        ValueError: the shapes differ, or not 1 <= k <= n.
+    """
+    said, right = np.asarray(answers, dtype=object), np.asarray(correct, dtype=np.float64)
+    if said.shape != right.shape or said.ndim != 2:
+        raise ValueError(
+            f"answers and correct must be [items x n], got {said.shape}, {right.shape}"
+        )
+    n = said.shape[1]
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be in 1..{n} (n), got {k}")
+    voting = said != np.array(None)  # [items x n]
+    agree = (said[:, :, None] == said[:, None, :]) & voting[:, None, :] & voting[:, :, None]
+    total = np.zeros(len(said))
+    subsets = list(combinations(range(n), k))
+    for subset in subsets:
+        votes = agree[:, subset][:, :, subset].sum(axis=2)  # [items x k], of each sample's answer
+        # Winners have equally many votes: the share of right samples is that of right answers.
+        winners = (votes == votes.max(axis=1, keepdims=True)) & (votes > 0)
+        hits = (winners * right[:, subset]).sum(axis=1)
+        total += hits / np.maximum(winners.sum(axis=1), 1)
+    return total / len(subsets)
+
+
+_NO_BASELINE = "the baseline's mean is 0"
+
+
+def _difference(means: Floats) -> Floats:
+    a, b = means
+    return np.asarray(a - b)
+
+
+def _improvement(means: Floats) -> Floats:
+    a, b = means
+    return np.asarray(100 * (a - b) / b)
+
+
+def _format_gain(means: Floats) -> Floats:
+    right, parsed, base_right, base_parsed = means
+    return np.asarray((parsed - base_parsed) * (right / parsed + base_right / base_parsed) / 2)
+
+
+def _ability_gain(means: Floats) -> Floats:
+    right, parsed, base_right, base_parsed = means
+    return np.asarray((right / parsed - base_right / base_parsed) * (parsed + base_parsed) / 2)

@@ -1,0 +1,399 @@
+r"""Answers as values: text in LaTeX, ASCII or Chinese spelling to an exact number or a choice.
+
+A number is a finite sum of ``q √r π^k`` (``q`` a fraction, ``r`` square-free). These terms are
+linearly independent over the fractions, so two numbers are equal exactly where their terms are:
+``6/√3`` is ``2√3``, ``10.0`` is ``10``, ``13.86`` is not ``8√3``. No rounding, no tolerance and no
+computer algebra system; nothing is evaluated but the grammar below, within fixed limits.
+
+    quantity := choice | (choice) | sum [unit] | \boxed{quantity} [unit]
+    sum      := [+ | -] product ((+ | -) product)*
+    product  := power ((* | / | nothing) power)*      from the left: 1/2√3 is (1/2)√3
+    power    := atom [^ power]
+    atom     := number | π | √power | \frac{sum}{sum} | (sum) | {sum} | mixed number 1\frac{1}{2}
+
+"Nothing" multiplies only before ``π``, ``√``, ``\frac`` and ``(``: ``5 5`` is no number. Not read,
+on purpose: what is still to be calculated (``2+3``, ``2*3``, ``2^3``: a reward for it would teach
+to leave out the last step), thousands separators, ratios, equations, percentages, functions, nested
+radicals that stay irrational, and numerals of other scripts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from math import gcd, isqrt
+from typing import TypeVar
+
+MAX_ANSWER_CHARACTERS = 128
+"""Longer texts are not read: with the limits below it bounds what any answer can cost."""
+
+MAX_TERMS = 8
+MAX_BITS = 512  # of numerators and denominators: more than MAX_ANSWER_CHARACTERS digits
+MAX_RADICAND = 10**6
+MAX_EXPONENT = 16
+MAX_DEPTH = 12
+
+# Sign, digits, then a decimal part or a denominator, then a degree sign. Nothing here can
+# backtrack over a long run: the text is short and each part starts with a different character.
+_NUMBER = re.compile(r"([+\-\u2212]?)([0-9]+(?:\.[0-9]+|/[0-9]+)?)\s*(°|degrees?)?")
+
+_SPELLINGS: Mapping[str, str] = {
+    "mm": "millimeter millimetre 毫米",
+    "cm": "centimeter centimetre 厘米",
+    "dm": "decimeter decimetre 分米",
+    "m": "meter metre 米",
+    "km": "kilometer kilometre 千米 公里",
+    "nautical mile": "海里",
+    "s": "sec second 秒",
+    "min": "minute 分钟",
+    "h": "hr hour 小时",
+    "": "unit",  # "12 units" names none
+}
+_UNITS = {
+    word + plural: unit
+    for unit, spellings in _SPELLINGS.items()
+    for word in filter(None, (unit, *spellings.split()))
+    for plural in ("", "s" if word.isascii() and len(word) > 2 else "")
+}
+_TOKEN = re.compile(
+    "|".join(
+        f"(?P<{kind}>{pattern})"
+        for kind, pattern in {
+            "skip": r"\s+|~|\$|\{\}|\\[,;:!()\[\] ]|\\(?:left|right|displaystyle|q?quad)(?![a-z])",
+            "number": r"[0-9]+(?:\.[0-9]+)?",
+            "degree": r"(?:\^\s*)?\\circ|\^\s*\{\s*\\circ\s*\}|\\degree|[°º˚度]|degrees?|deg",
+            "frac": r"\\[dt]?frac",
+            "root": r"\\?sqrt|√",
+            "pi": r"\\?pi|π",
+            "boxed": r"\\boxed",
+            "raise": r"\*\*|\^",
+            "times": r"\\times|\\cdot|[*×·⋅]",
+            "over": r"\\div|[/÷]",
+            "plus": r"\+",
+            "minus": r"[-\u2212]",
+            "open": r"[({\uff08]",
+            "close": r"[)}\uff09]",
+            "square": r"square|sq\.?|平方",
+            "cubic": r"cubic|立方",
+            "unit": "|".join(sorted(_UNITS, key=len, reverse=True)),
+            "choice": r"[a-f]",
+        }.items()
+    )
+)
+_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf|textrm|operatorname)\s*\{([^{}]*)\}")
+_BRACKETS = {"(": ")", "{": "}", "\uff08": "\uff09"}
+
+Terms = dict[tuple[int, int], Fraction]
+"""``{(r, k): q}`` stands for the sum of ``q √r π^k``; no ``q`` is 0."""
+
+T = TypeVar("T")
+
+
+class UnreadableError(ValueError):
+    """The text is not in the grammar, or beyond a limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A parsed answer.
+
+    Attributes:
+        value: a fraction; else the sorted terms of an irrational number; else a choice's letter.
+        unit: the canonical unit, as ``cm`` or ``cm^2``; None where none is named.
+    """
+
+    value: Fraction | tuple[tuple[tuple[int, int], Fraction], ...] | str
+    unit: str | None
+
+    def answers(self, gold: Answer) -> bool:
+        """Whether the values are equal and the units, where both name one, are the same."""
+        return self.value == gold.value and (
+            None in (self.unit, gold.unit) or self.unit == gold.unit
+        )
+
+    @property
+    def canonical(self) -> str:
+        """One text for each value, without the unit; reads back as the same value."""
+        if not isinstance(self.value, tuple):
+            return str(self.value)
+        text = ""
+        for (radicand, power), factor in self.value:
+            parts = [] if abs(factor) == 1 and (radicand, power) != (1, 0) else [str(abs(factor))]
+            parts += [f"sqrt({radicand})"] if radicand != 1 else []
+            parts += [f"pi^({power})" if power != 1 else "pi"] if power else []
+            text += ("-" if factor < 0 else "+" if text else "") + "*".join(parts)
+        return text
+
+
+def read(text: str) -> Answer | None:
+    """What ``text`` says, or None if it is not exactly one answer. Never raises."""
+    plain = read_number(text)  # some microseconds, for nearly every answer in training
+    if plain is not None or len(text) > MAX_ANSWER_CHARACTERS:
+        return plain
+    try:
+        return _Reader(text).answer()
+    except UnreadableError:
+        return None
+
+
+def read_number(text: str) -> Answer | None:
+    """As ``read`` for ``12``, ``-3.50``, ``+7/2`` and ``140°`` or ``140 degrees``; else None."""
+    # Length first, then strip: neither the pattern nor int() ever sees a long string.
+    if len(text) > MAX_ANSWER_CHARACTERS:
+        return None
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None:
+        return None
+    sign, magnitude, degree = match.groups()
+    try:
+        value = Fraction(magnitude)
+    except ZeroDivisionError:  # "1/0" fits the grammar and has no value
+        return None
+    return Answer(value if sign in ("", "+") else -value, "°" if degree else None)
+
+
+class _Reader:
+    """Recursive descent over the tokens of one text. Every method may raise UnreadableError."""
+
+    def __init__(self, text: str) -> None:
+        text = _TEXT.sub(r" \1 ", text).lower().replace("²", "^2").replace("³", "^3").strip()
+        text = text[:-1] if text.endswith((".", "。")) else text
+        self.tokens: list[tuple[str, str]] = []  # (kind, text), the last one first
+        self.depth = 0
+        end = 0
+        while end < len(text):
+            match = _TOKEN.match(text, end)
+            if match is None or match.lastgroup is None:
+                raise UnreadableError
+            if match.lastgroup != "skip":
+                self.tokens.append((match.lastgroup, match.group()))
+            end = match.end()
+        if text.count("$") % 2:
+            raise UnreadableError
+        self.tokens.reverse()
+
+    def next_kind(self, ahead: int = 1) -> str:
+        return self.tokens[-ahead][0] if len(self.tokens) >= ahead else "end"
+
+    def take(self, kind: str) -> str | None:
+        """The next token's text if it is of ``kind``; it is then used up."""
+        return self.tokens.pop()[1] if self.next_kind() == kind else None
+
+    def need(self, kind: str) -> str:
+        token = self.take(kind)
+        if token is None:
+            raise UnreadableError
+        return token
+
+    def answer(self) -> Answer:
+        quantity = self.quantity()
+        if self.tokens:
+            raise UnreadableError
+        return quantity
+
+    def quantity(self) -> Answer:
+        if self.take("boxed"):
+            with_unit = self.group(self.quantity)
+            unit = self.unit()
+            if unit and with_unit.unit:
+                raise UnreadableError
+            return Answer(with_unit.value, unit or with_unit.unit)
+        if self.next_kind() == "choice":
+            return Answer(self.choice(), None)
+        if self.next_kind() == "open" and self.next_kind(2) == "choice":
+            return Answer(self.group(self.choice), None)
+        terms = self.sum()
+        rational = terms.get((1, 0), Fraction(0))
+        value = rational if not terms.keys() - {(1, 0)} else tuple(sorted(terms.items()))
+        return Answer(value, self.unit())
+
+    def choice(self) -> str:
+        return self.need("choice").upper()
+
+    def unit(self) -> str | None:
+        if self.take("degree"):
+            return "°"
+        power = "2" if self.take("square") else "3" if self.take("cubic") else ""
+        if self.next_kind() != "unit":
+            if power:
+                raise UnreadableError
+            return None
+        unit = _UNITS[self.need("unit")]
+        if not power and self.take("raise"):
+            power = self.number() if self.next_kind() == "number" else self.group(self.number)
+            self.take("raise")  # pandoc's cm^2^
+        elif not power and self.next_kind() == "number":  # cm2
+            power = self.number()
+        if power not in ("", "2", "3"):
+            raise UnreadableError
+        return (f"{unit}^{power}" if power else unit) if unit else None
+
+    def number(self) -> str:
+        return self.need("number")
+
+    def group(self, inside: Callable[[], T]) -> T:
+        """What ``inside`` reads between brackets of one kind."""
+        closing = _BRACKETS[self.need("open")]
+        found = inside()
+        if self.need("close") != closing:
+            raise UnreadableError
+        return found
+
+    def sum(self) -> Terms:
+        if self.next_kind() in ("plus", "minus"):
+            total: Terms = {}
+        else:
+            total = self.product()
+        while self.next_kind() in ("plus", "minus"):
+            sign = 1 if self.tokens.pop()[0] == "plus" else -1
+            part = self.product()
+            if total.keys() & part.keys():
+                raise UnreadableError  # 2+3 is still to be calculated
+            total = _bounded((*total.items(), *((term, sign * q) for term, q in part.items())))
+        return total
+
+    def product(self) -> Terms:
+        value = self.power()
+        while True:
+            if self.take("over"):
+                value = _multiply(value, _invert(self.power()))
+            elif self.take("times") or self.multiplies():
+                factor = self.power()
+                if not (value.keys() | factor.keys()) - {(1, 0)}:
+                    raise UnreadableError  # 2*3, too
+                value = _multiply(value, factor)
+            else:
+                return value
+
+    def multiplies(self) -> bool:
+        """Whether what comes next is a factor without a sign; a brace is none, as in 0{3}{5}."""
+        kinds = ("pi", "root", "frac")
+        return self.next_kind() in kinds or (bool(self.tokens) and self.tokens[-1][1] in "(\uff08")
+
+    def power(self) -> Terms:
+        # Every way to go deeper leads through here.
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise UnreadableError
+        value = self.atom()
+        if self.take("raise"):
+            value = _power(value, self.power())
+        self.depth -= 1
+        return value
+
+    def atom(self) -> Terms:
+        if self.take("pi"):
+            return {(1, 1): Fraction(1)}
+        if self.take("root"):
+            return _root(self.power())
+        if self.take("frac"):
+            return _multiply(self.argument(), _invert(self.argument()))
+        if self.next_kind() == "open":
+            return self.group(self.sum)
+        digits = self.number()
+        value = _rational(Fraction(digits))
+        if self.next_kind() != "frac":
+            return value
+        part = self.atom()  # 2\frac{√3}{3} is a product, 2\frac{1}{3} a mixed number
+        if part.keys() - {(1, 0)}:
+            return _multiply(value, part)
+        if "." in digits or not 0 < part.get((1, 0), 0) < 1:
+            raise UnreadableError
+        return _rational(Fraction(digits) + part[1, 0])
+
+    def argument(self) -> Terms:
+        """Of a fraction: LaTeX takes a group or a single digit or symbol."""
+        if self.next_kind() != "number":
+            return self.group(self.sum) if self.next_kind() == "open" else self.atom()
+        digits = self.number()
+        if digits[1:].isdigit():
+            self.tokens.append(("number", digits[1:]))
+        elif digits[1:]:
+            raise UnreadableError
+        return _rational(Fraction(digits[0]))
+
+
+def _rational(value: Fraction) -> Terms:
+    return _bounded([((1, 0), value)])
+
+
+def _bounded(items: Iterable[tuple[tuple[int, int], Fraction]]) -> Terms:
+    """The sum of the items, unless it is beyond a limit."""
+    terms: Terms = {}
+    for term, factor in items:
+        terms[term] = terms.get(term, Fraction(0)) + factor
+    terms = {term: factor for term, factor in terms.items() if factor}
+    for (radicand, power), factor in terms.items():
+        size = max(factor.numerator.bit_length(), factor.denominator.bit_length())
+        if size > MAX_BITS or radicand > MAX_RADICAND or abs(power) > MAX_EXPONENT:
+            raise UnreadableError
+    if len(terms) > MAX_TERMS:
+        raise UnreadableError
+    return terms
+
+
+def _multiply(a: Terms, b: Terms) -> Terms:
+    items = []
+    for (r, i), p in a.items():
+        for (s, j), q in b.items():
+            common = gcd(r, s)  # √r √s = common √(r s / common²), square-free again
+            items.append((((r // common) * (s // common), i + j), p * q * common))
+    return _bounded(items)
+
+
+def _invert(a: Terms) -> Terms:
+    if not a:
+        raise UnreadableError  # a division by zero
+    if len(a) == 1:
+        [((radicand, power), factor)] = a.items()
+        return _bounded([((radicand, -power), 1 / (factor * radicand))])
+    radicand = max(r for r, _ in a)
+    if radicand == 1:
+        raise UnreadableError  # 1/(1 + π) is no finite sum of terms
+    # With the sign of √p turned, for a prime p, the product is free of √p: one prime less.
+    prime = next((d for d in range(2, isqrt(radicand) + 1) if radicand % d == 0), radicand)
+    conjugate = {(r, k): -q if r % prime == 0 else q for (r, k), q in a.items()}
+    return _multiply(conjugate, _invert(_multiply(a, conjugate)))
+
+
+def _power(base: Terms, exponent: Terms) -> Terms:
+    if exponent.keys() - {(1, 0)}:
+        raise UnreadableError
+    times = exponent.get((1, 0), Fraction(0))
+    if times.denominator == 2:
+        base, times = _root(base), 2 * times
+    elif not base.keys() - {(1, 0)}:
+        raise UnreadableError  # 2^3 is still to be calculated, 0^0 means nothing
+    if times.denominator != 1 or abs(times) > MAX_EXPONENT:
+        raise UnreadableError
+    value = _repeat(base, abs(times.numerator))
+    return value if times >= 0 else _invert(value)
+
+
+def _repeat(base: Terms, times: int) -> Terms:
+    if times == 0:
+        return {(1, 0): Fraction(1)}
+    half = _repeat(base, times // 2)
+    square = _multiply(half, half)
+    return _multiply(square, base) if times % 2 else square
+
+
+def _root(a: Terms) -> Terms:
+    if not a:
+        return a
+    square = a.get((1, 0), Fraction(0))
+    if a.keys() != {(1, 0)} or square < 0:
+        raise UnreadableError  # a nested radical, √π or an imaginary number
+    if max(square.numerator, square.denominator) > MAX_RADICAND:
+        raise UnreadableError
+    above, r = _take_square(square.numerator)
+    below, s = _take_square(square.denominator)
+    return _bounded([((r * s, 0), Fraction(above, below * s))])  # √(r/s) = √(r s)/s
+
+
+def _take_square(n: int) -> tuple[int, int]:
+    """``(a, r)`` with ``n = a² r`` and ``r`` square-free, for n in 1..MAX_RADICAND."""
+    root = next(a for a in range(isqrt(n), 0, -1) if n % a**2 == 0)
+    return root, n // root**2

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import PROMPT
-from datasets import concatenate_datasets
 
+from othink_pipeline import evaluation
 from othink_pipeline.evaluation import derangement, predict
+from othink_pipeline.models import Completion
 from othink_pipeline.scoring import score
 
 Splits = Mapping[str, Mapping[str, Any]]
@@ -69,18 +70,43 @@ def test_too_many_samples_are_refused(loaded: tuple[Any, Any], examples: Any, sa
         predict(*loaded, examples, **SETTINGS, samples=samples)
 
 
-def test_shuffled_pictures_are_another_examples(loaded: tuple[Any, Any], examples: Any) -> None:
-    ids = examples["id"][:]
-    table = predict(*loaded, examples, **SETTINGS, shuffle_images=True, seed=3, samples=2)
-    assert table["example_id"].tolist() == ids
-    assert sorted(table["image_of"]) == sorted(ids)
-    assert not any(table["image_of"] == table["example_id"])
-    order = [ids.index(name) for name in table["image_of"]]
-    pictures = examples.select(order).select_columns("image")
-    swapped = concatenate_datasets([examples.remove_columns("image"), pictures], axis=1)
-    expected = predict(*loaded, swapped, **SETTINGS, seed=3, samples=2)
-    assert table.drop(columns="image_of").equals(expected)  # the samples saw them too
-    assert "image_of" not in expected
+def test_shuffled_pictures_are_another_examples(
+    examples: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def name_the_pictures(*_: Any, images: Any, samples: int = 1, **__: Any) -> list[Completion]:
+        return [Completion(name, 1) for name in images["id"] for _ in range(samples)]
+
+    monkeypatch.setattr("othink_pipeline.evaluation.complete", name_the_pictures)
+
+    def shown(seed: int) -> list[str]:
+        settings = {**SETTINGS, "shuffle_images": True, "seed": seed, "samples": 2}
+        table = predict(None, None, examples, **settings)
+        assert table["example_id"].tolist() == examples["id"][:]
+        assert table["gold"].tolist() == examples["answer"][:]
+        assert sorted(table["image_of"]) == sorted(table["example_id"])
+        assert not any(table["image_of"] == table["example_id"])
+        assert table["completion"].tolist() == table["image_of"].tolist()
+        assert table["sampled_completions"].tolist() == [[name] * 2 for name in table["image_of"]]
+        names: list[str] = table["image_of"].tolist()
+        return names
+
+    assert shown(0) == shown(0)
+    assert shown(0) != shown(1)
+
+
+def test_every_example_has_its_own_picture_unless_told(
+    loaded: tuple[Any, Any], examples: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    stock = evaluation.complete
+
+    def record(*arguments: Any, **settings: Any) -> list[Completion]:
+        given.append(settings["images"])
+        return stock(*arguments, **settings)
+
+    monkeypatch.setattr(evaluation, "complete", record)
+    assert "image_of" not in predict(*loaded, examples, **SETTINGS)
+    assert given == [None]
 
 
 def test_a_derangement_moves_everything() -> None:

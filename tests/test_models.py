@@ -152,6 +152,8 @@ def test_the_samples_of_an_example_share_its_prompt_and_stand_side_by_side(
     torch.manual_seed(0)
     hot = generate(*erratic, mixed, temperature=1e6, samples=3)
     assert len({completion.text for completion in hot}) == 3 * len(mixed)
+    groups = [hot[start : start + 3] for start in range(0, len(hot), 3)]
+    assert any(group != sorted(group) for group in groups)  # in the order they were drawn
     # However few fit a batch, an example's samples stay together.
     assert generate(*erratic, mixed, temperature=1e-4, samples=3, batch_size=1) == thrice
 

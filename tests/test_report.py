@@ -150,6 +150,8 @@ def test_report_by_hand(predictions: pd.DataFrame, training: pd.DataFrame) -> No
         assert expected in text
     assert "13.59" not in text  # no GRPO in this run, so nothing stands beside that figure
     assert text.index("in points") < text.index("Relative improvement")
+    assert section(text, "Relative improvement").count("\n| grpo_d | sft |") == 2
+    assert "| base |" not in section(text, "Relative improvement")
 
 
 def test_report_adjusts_for_all_its_tests(
@@ -335,6 +337,20 @@ def test_base_models_have_a_row_each_in_the_matrix_and_one_in_the_report(
     heat = heat_map_plotly(matrix).data[0]
     assert heat.text[0][0] == "37.5<br>25.0 to 50.0, 2 base models"
     assert heat.text[1][0] == "43.8<br>25.0 to 62.5, 4 seeds"
+
+
+@pytest.mark.parametrize(("bases", "interval"), [(1, "[16.7, 83.3]"), (2, "[0.0, 100.0]")])
+def test_an_accuracy_over_seeds_draws_base_models_first(
+    training: pd.DataFrame, bases: int, interval: str
+) -> None:
+    # Half of six seeds are always right: they alone start from the second base model, if any.
+    cells = (
+        cell("counting", "grpo", seed, "counting", [seed % 2] * 40, seed % bases)
+        for seed in range(6)
+    )
+    predictions = grid(*cells)
+    text = report_markdown(transfer_matrix(predictions), predictions, training)
+    assert f"| counting | grpo | 6 | **50.0 {interval}** |" in text
 
 
 def test_one_base_model_is_said_to_be_one(

@@ -1,9 +1,8 @@
 r"""Answers as values: text in LaTeX, ASCII or Chinese spelling to an exact number or a choice.
 
-A number is a finite sum of ``q √r π^k`` (``q`` a fraction, ``r`` square-free). These terms are
-linearly independent over the fractions, so two numbers are equal exactly where their terms are:
-``6/√3`` is ``2√3``, ``10.0`` is ``10``, ``13.86`` is not ``8√3``. No rounding, no tolerance and no
-computer algebra system; nothing is evaluated but the grammar below, within fixed limits.
+A number is an exact sum of roots and powers of π (``surds``): ``6/√3`` is ``2√3``, ``10.0`` is
+``10``, ``13.86`` is not ``8√3``. No rounding, no tolerance and no computer algebra system; nothing
+is evaluated but the grammar below, within fixed limits.
 
     quantity := choice | (choice) | sum [unit] | \boxed{quantity} [unit]
     sum      := [+ | -] product ((+ | -) product)*
@@ -20,19 +19,17 @@ radicals that stay irrational, and numerals of other scripts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from math import gcd, isqrt
 from typing import TypeVar
 
-MAX_ANSWER_CHARACTERS = 128
-"""Longer texts are not read: with the limits below it bounds what any answer can cost."""
+from othink_pipeline import surds
+from othink_pipeline.surds import Terms, UnreadableError
 
-MAX_TERMS = 8
-MAX_BITS = 512  # of numerators and denominators: more than MAX_ANSWER_CHARACTERS digits
-MAX_RADICAND = 10**6
-MAX_EXPONENT = 16
+MAX_ANSWER_CHARACTERS = 128
+"""Longer texts are not read: with the limits here and in ``surds`` it bounds the cost."""
+
 MAX_DEPTH = 12
 
 # Sign, digits, then a decimal part or a denominator, then a degree sign. Nothing here can
@@ -85,14 +82,7 @@ _TOKEN = re.compile(
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf|textrm|operatorname)\s*\{([^{}]*)\}")
 _BRACKETS = {"(": ")", "{": "}", "\uff08": "\uff09"}
 
-Terms = dict[tuple[int, int], Fraction]
-"""``{(r, k): q}`` stands for the sum of ``q √r π^k``; no ``q`` is 0."""
-
 T = TypeVar("T")
-
-
-class UnreadableError(ValueError):
-    """The text is not in the grammar, or beyond a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,19 +241,19 @@ class _Reader:
             part = self.product()
             if total.keys() & part.keys():
                 raise UnreadableError  # 2+3 is still to be calculated
-            total = _bounded((*total.items(), *((term, sign * q) for term, q in part.items())))
+            total = surds.total((*total.items(), *((term, sign * q) for term, q in part.items())))
         return total
 
     def product(self) -> Terms:
         value = self.power()
         while True:
             if self.take("over"):
-                value = _multiply(value, _invert(self.power()))
+                value = surds.multiply(value, surds.invert(self.power()))
             elif self.take("times") or self.multiplies():
                 factor = self.power()
                 if not (value.keys() | factor.keys()) - {(1, 0)}:
                     raise UnreadableError  # 2*3, too
-                value = _multiply(value, factor)
+                value = surds.multiply(value, factor)
             else:
                 return value
 
@@ -279,7 +269,7 @@ class _Reader:
             raise UnreadableError
         value = self.atom()
         if self.take("raise"):
-            value = _power(value, self.power())
+            value = surds.power(value, self.power())
         self.depth -= 1
         return value
 
@@ -287,21 +277,21 @@ class _Reader:
         if self.take("pi"):
             return {(1, 1): Fraction(1)}
         if self.take("root"):
-            return _root(self.power())
+            return surds.root(self.power())
         if self.take("frac"):
-            return _multiply(self.argument(), _invert(self.argument()))
+            return surds.multiply(self.argument(), surds.invert(self.argument()))
         if self.next_kind() == "open":
             return self.group(self.sum)
         digits = self.number()
-        value = _rational(Fraction(digits))
+        value = surds.rational(Fraction(digits))
         if self.next_kind() != "frac":
             return value
         part = self.atom()  # 2\frac{√3}{3} is a product, 2\frac{1}{3} a mixed number
         if part.keys() - {(1, 0)}:
-            return _multiply(value, part)
+            return surds.multiply(value, part)
         if "." in digits or not 0 < part.get((1, 0), 0) < 1:
             raise UnreadableError
-        return _rational(Fraction(digits) + part[1, 0])
+        return surds.rational(Fraction(digits) + part[1, 0])
 
     def argument(self) -> Terms:
         """Of a fraction: LaTeX takes a group or a single digit or symbol."""
@@ -312,88 +302,4 @@ class _Reader:
             self.tokens.append(("number", digits[1:]))
         elif digits[1:]:
             raise UnreadableError
-        return _rational(Fraction(digits[0]))
-
-
-def _rational(value: Fraction) -> Terms:
-    return _bounded([((1, 0), value)])
-
-
-def _bounded(items: Iterable[tuple[tuple[int, int], Fraction]]) -> Terms:
-    """The sum of the items, unless it is beyond a limit."""
-    terms: Terms = {}
-    for term, factor in items:
-        terms[term] = terms.get(term, Fraction(0)) + factor
-    terms = {term: factor for term, factor in terms.items() if factor}
-    for (radicand, power), factor in terms.items():
-        size = max(factor.numerator.bit_length(), factor.denominator.bit_length())
-        if size > MAX_BITS or radicand > MAX_RADICAND or abs(power) > MAX_EXPONENT:
-            raise UnreadableError
-    if len(terms) > MAX_TERMS:
-        raise UnreadableError
-    return terms
-
-
-def _multiply(a: Terms, b: Terms) -> Terms:
-    items = []
-    for (r, i), p in a.items():
-        for (s, j), q in b.items():
-            common = gcd(r, s)  # √r √s = common √(r s / common²), square-free again
-            items.append((((r // common) * (s // common), i + j), p * q * common))
-    return _bounded(items)
-
-
-def _invert(a: Terms) -> Terms:
-    if not a:
-        raise UnreadableError  # a division by zero
-    if len(a) == 1:
-        [((radicand, power), factor)] = a.items()
-        return _bounded([((radicand, -power), 1 / (factor * radicand))])
-    radicand = max(r for r, _ in a)
-    if radicand == 1:
-        raise UnreadableError  # 1/(1 + π) is no finite sum of terms
-    # With the sign of √p turned, for a prime p, the product is free of √p: one prime less.
-    prime = next((d for d in range(2, isqrt(radicand) + 1) if radicand % d == 0), radicand)
-    conjugate = {(r, k): -q if r % prime == 0 else q for (r, k), q in a.items()}
-    return _multiply(conjugate, _invert(_multiply(a, conjugate)))
-
-
-def _power(base: Terms, exponent: Terms) -> Terms:
-    if exponent.keys() - {(1, 0)}:
-        raise UnreadableError
-    times = exponent.get((1, 0), Fraction(0))
-    if times.denominator == 2:
-        base, times = _root(base), 2 * times
-    elif not base.keys() - {(1, 0)}:
-        raise UnreadableError  # 2^3 is still to be calculated, 0^0 means nothing
-    if times.denominator != 1 or abs(times) > MAX_EXPONENT:
-        raise UnreadableError
-    value = _repeat(base, abs(times.numerator))
-    return value if times >= 0 else _invert(value)
-
-
-def _repeat(base: Terms, times: int) -> Terms:
-    if times == 0:
-        return {(1, 0): Fraction(1)}
-    half = _repeat(base, times // 2)
-    square = _multiply(half, half)
-    return _multiply(square, base) if times % 2 else square
-
-
-def _root(a: Terms) -> Terms:
-    if not a:
-        return a
-    square = a.get((1, 0), Fraction(0))
-    if a.keys() != {(1, 0)} or square < 0:
-        raise UnreadableError  # a nested radical, √π or an imaginary number
-    if max(square.numerator, square.denominator) > MAX_RADICAND:
-        raise UnreadableError
-    above, r = _take_square(square.numerator)
-    below, s = _take_square(square.denominator)
-    return _bounded([((r * s, 0), Fraction(above, below * s))])  # √(r/s) = √(r s)/s
-
-
-def _take_square(n: int) -> tuple[int, int]:
-    """``(a, r)`` with ``n = a² r`` and ``r`` square-free, for n in 1..MAX_RADICAND."""
-    root = next(a for a in range(isqrt(n), 0, -1) if n % a**2 == 0)
-    return root, n // root**2
+        return surds.rational(Fraction(digits[0]))

@@ -90,7 +90,6 @@ def do_nothing(outputs: list[str], *inputs: Any) -> list[Any]:
 
     kinds = {
         "examples": dict,
-        "base_model": dict,
         "checkpoint": dict,
         "report": str,
         "heat_map": PlotlyFigure,

@@ -7,7 +7,7 @@ import re
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from othink_pipeline.answers import (
@@ -31,8 +31,8 @@ def cases(*rows: str) -> list[str]:
 @pytest.mark.parametrize(
     ("texts", "expected"),
     [
-        (r"7  7.0  +7  14/2  √49  √{49}  (7)  {7}  7.  $7$  \(7\)  \text{7}", "7"),
-        ("-3  \u22123  - 3  -√9  (-3)", "-3"),
+        (r"7  7.0  +7  (7)  {7}  7.  $7$  \(7\)  \text{7}", "7"),
+        ("-3  \u22123  - 3  (-3)  -3.0", "-3"),
         (r"\frac{9}{4}  \dfrac94  \tfrac{9}4  9/4  2.25  2\frac{1}{4}  9÷4", "9/4"),
         (r"6√{3}  6\sqrt{3}  6\sqrt3  6*sqrt(3)  6sqrt3  6 √3  √108  $6\sqrt{3}$", "6*sqrt(3)"),
         (r"6×√3  6\cdot\sqrt{3}  \frac{18}{√{3}}  6*3^(1/2)  6·3**0.5  6√6/√2", "6*sqrt(3)"),
@@ -44,9 +44,9 @@ def cases(*rows: str) -> list[str]:
         (r"2\frac{√3}{2}  √3  \frac{3}{√3}  √√9  27^(1/2)/3", "sqrt(3)"),
         ("π²  π^2  π^{2}  π·π", "pi^(2)"),
         (r"1/π  \frac{1}{\pi}  π^{-1}", "pi^(-1)"),
-        ("0  -0  0π  0/5  √0", "0"),
+        ("0  -0  (0)  0.0", "0"),
         ("√2√3  √6  √{2}*√{3}", "sqrt(6)"),
-        ("(√2)^6  4^(3/2)  (√2)**6  √64", "8"),
+        (r"3/2  \frac{√9}{2}  (3)/(2)  1/(2/3)  1.50", "3/2"),
         (r"C  (C)  C.  c  (c)  \text{C}  \boxed{C}  $C$  " + "\uff08C\uff09", "C"),
     ],
 )
@@ -67,7 +67,8 @@ def test_spellings_of_one_value(texts: str, expected: str) -> None:
         ("9 nautical miles  9海里", "nautical mile"),
         ("9s  9秒  9 seconds", "s"),
         ("9小时  9 hours  9h", "h"),
-        ("9  9 units  9 square units", None),
+        ("9 square units  9平方unit", "unit^2"),
+        ("9  9 units  9 unit", None),
     ],
 )
 def test_spellings_of_one_unit(texts: str, unit: str | None) -> None:
@@ -86,8 +87,11 @@ def test_spellings_of_one_unit(texts: str, unit: str | None) -> None:
         r"()  (5  5)  (5}  {5)  {}  \frac{1}  \frac{}{3}  \frac  √  √-4  \sqrt{}  √(1-2)",
         r"0{3}{5}  2{3}  π2  √3 2  2\frac{9}{5}  \frac{1}{2}3  1.5\frac{1}{2}  2\frac{0}{3}",
         r"√π  √(2+√2)  1/(1+π)  2^√2  2^(1/3)  π^(1/2)  sin(30)  \sqrt[3]{2}  log 5  \frac1.52",
+        r"14/2  0/5  \frac{18}{3}  112/(1/2)  12/(1/3)  √49  √√16  (√2)^6  4^(3/2)  √9√2√2",
+        r"0π  √0  5+0  5+0π  12π/π  3*π*4/π  \frac{7}{1}  7/1  2\frac{4}{2}",
         r"2+3  7-2  √3+√3  2*3  2(3)  10 (10)  2·3·√3  2^3  5²  1^1  \frac{2+3}{4}  √(2+2)  8*2π",
         r"cm  °  5 cm m  5 cm 3 m  cm 5  5 m^4  5 m^π  5 square  5 m/s  5 cm°  5°°  5 s^m",
+        r"5 units 2  5 units^3  5 square",
         r"5 miles  5 pieces  \boxed{5 cm} m  \boxed{5  \boxed{}  2\boxed{5}  <answer>5  </answer>",
         r"9**9**9  9^9^9  (√2)^17  (√2)^(-17)  √1000001  π^17  __import__('os')  \input{x}",
     ),
@@ -107,6 +111,11 @@ def test_what_is_not_exactly_one_answer_is_not_read(text: str) -> None:
         ("3°", "3cm", False),
         ("0.03 m", "3cm", False),  # units are compared, never converted
         ("3 cm", "3", True),  # a gold without a unit leaves it open
+        ("3 units", "3cm", True),
+        ("3 square units", "3cm^2", True),
+        ("3 square units", "3平方米", True),
+        ("3 square units", "3cm", False),
+        ("3 cubic units", "3cm^2", False),
         ("140", "140°", True),
         ("140°", "140", True),
         ("16π", "16π平方米", True),
@@ -138,8 +147,10 @@ def test_an_answer_is_right_by_its_value_unless_its_unit_contradicts(
 def test_limits_are_the_last_values_that_are_read() -> None:
     assert canonical("(" * 11 + "5" + ")" * 11) == "5"
     assert canonical("(" * 12 + "5" + ")" * 12) is None
-    assert canonical("(√2)^16") == "256"
-    assert canonical(f"√{MAX_RADICAND}") == "1000"
+    assert canonical("√3*(√2)^16") == "256*sqrt(3)"
+    assert canonical("√3*(√2)^17") is None
+    assert canonical(f"√3*√{MAX_RADICAND}") == "1000*sqrt(3)"
+    assert canonical(f"√3*√{MAX_RADICAND + 1}") is None
     assert canonical("√2*√499979") == "sqrt(999958)"
     assert canonical("√2*√999983") is None  # the product's radicand counts too
     assert canonical("1+√2+√3+√5+√7+π") is not None
@@ -147,8 +158,10 @@ def test_limits_are_the_last_values_that_are_read() -> None:
     assert canonical("((1+√2)^16)^16") is not None
     assert canonical("((3+√2)^16)^16") is None  # about 2^548
     digits = "1" * MAX_ANSWER_CHARACTERS
-    assert canonical(f"√2*0+{digits[5:]}") == digits[5:]
-    assert canonical(f"√2*0+{digits[4:]}") is None
+    assert canonical(digits) == digits
+    assert canonical(digits + "1") is None
+    assert canonical(f"√2+{digits[3:]}") == f"{digits[3:]}+sqrt(2)"
+    assert canonical(f"√2+{digits[2:]}") is None
 
 
 Pair = tuple[str, float]  # a text and its value by another way: floating point
@@ -193,15 +206,17 @@ def in_floating_point(answer: Answer) -> float:
 def test_values_are_those_of_floating_point(expression: Pair) -> None:
     text, value = expression
     answer = read(text)
-    assert answer is not None
+    if answer is None:  # a whole number is to be written as one
+        assert value == pytest.approx(round(value), abs=1e-9)
+        return
     assert in_floating_point(answer) == pytest.approx(value, rel=1e-6, abs=1e-6)
 
 
 @given(expressions, expressions)
 def test_equal_exactly_where_floating_point_cannot_tell_them_apart(a: Pair, b: Pair) -> None:
     left, right = read(a[0]), read(b[0])
-    assert left is not None
-    assert right is not None
+    assume(left is not None and right is not None)
+    assert left is not None and right is not None  # for the type checker
     assert (left.value == right.value) == math.isclose(a[1], b[1], rel_tol=1e-9, abs_tol=1e-9)
 
 
@@ -223,4 +238,5 @@ def test_whatever_is_read_stays_within_the_limits(text: str) -> None:
         assert radicand <= MAX_RADICAND
         assert max(abs(factor.numerator), factor.denominator) < 2**MAX_BITS
     again = read(answer.canonical)
+    assert (again is None) == (len(answer.canonical) > MAX_ANSWER_CHARACTERS)
     assert again is None or again.value == answer.value

@@ -416,6 +416,36 @@ def test_the_next_session_of_a_process_has_its_own_grid(copied: Path) -> None:
     assert children["geometry/sft_cot/s3"].data.params["target"] == "steps"
 
 
+def test_checkpoints_are_tested_again_on_shuffled_pictures(copied: Path) -> None:
+    """What was trained and scored before stays as it is, in files and in MLflow."""
+    write_environment(
+        copied,
+        "looks",
+        evaluation={**PARAMETERS["evaluation"], "shuffle_images": True, "samples": 2},
+    )
+    (copied / "conf/looks/globals.yml").write_text("{data: data/looks, trained: data}")
+    before = {
+        file: file.read_bytes()
+        for file in (copied / "data").rglob("*")
+        if file.is_file() and "01_raw" not in file.parts
+    }
+    client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
+    scores = children_of(client, parents(client)[0])["counting/grpo/s0"].data.metrics
+    kedro_run(copied, "__default__", "looks")
+    assert all(file.read_bytes() == content for file, content in before.items())
+    predictions = pd.read_parquet(copied / "data/looks/08_reporting/predictions.parquet")
+    assert len(predictions) == 7 * 2 * TEST_EXAMPLES
+    assert (predictions["image_of"] != predictions["example_id"]).all()
+    assert {len(answers) for answers in predictions["sampled_correct"]} == {2}
+    report = (copied / "data/looks/08_reporting/report.md").read_text()
+    assert "pass@2" in report
+    after = client.get_run(read_checkpoint(copied, "counting", "grpo")["run_id"]).data.metrics
+    assert {name: after[name] for name in scores} == scores
+    assert {name for name in after if name.startswith("eval_shuffled/")} == {
+        name.replace("eval/", "eval_shuffled/") for name in scores if name.startswith("eval/")
+    }
+
+
 def test_a_failing_cell_fails_the_run_and_is_not_taken_for_finished(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

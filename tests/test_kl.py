@@ -218,3 +218,11 @@ def test_pure_modules_import_no_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "[]"
+
+
+def test_what_makes_no_weight_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"KL weight nan in update 3, from .*accuracy=nan"):
+        KLController(ACCURACY, 10).next_weight(3, accuracy=math.nan)
+    for updates in (0, -1):  # -1: transformers' way to say "by epochs"
+        with pytest.raises(ValueError, match=f"known number of updates, got {updates}"):
+            KLController(LINEAR, updates)

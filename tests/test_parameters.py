@@ -449,3 +449,8 @@ def test_parameters_never_change() -> None:
 def test_an_error_is_shown_without_a_traceback() -> None:
     assert ConfigurationError.exit_code == 1
     assert ConfigurationError("key: wrong").format_message() == "key: wrong"
+
+
+def test_the_blind_evaluation_differs_in_the_pictures_alone() -> None:
+    seen, blind = load("base")["evaluation"], load("blind")["evaluation"]
+    assert {key for key in {*seen, *blind} if seen.get(key) != blind.get(key)} == {"shuffle_images"}

@@ -17,7 +17,7 @@ from othink_pipeline.figures import (
     training_curves_png,
 )
 from othink_pipeline.matrix import matrix_text, sort_methods, transfer_matrix
-from othink_pipeline.report import default_comparisons, report_markdown
+from othink_pipeline.report import report_markdown
 
 MATRIX_COLUMNS = [
     *("train_task", "method", "seed", "base_model", "eval_task", "n", "correct", "accuracy"),
@@ -130,7 +130,9 @@ def test_unknown_methods_come_last_and_every_method_has_one_color() -> None:
 
 def test_report_by_hand(predictions: pd.DataFrame, training: pd.DataFrame) -> None:
     lineage = {"parent run": "abc123", "commit": "f00"}
-    text = report_markdown(transfer_matrix(predictions), predictions, training, lineage)
+    text = report_markdown(
+        transfer_matrix(predictions), predictions, training, lineage, [("grpo_d", "sft")]
+    )
     for expected in (
         "- parent run: abc123\n- commit: f00",
         "| counting | grpo_d | 1 | **62.5 [30.6, 86.3]** | 50.0 [15.0, 85.0] |",
@@ -139,8 +141,8 @@ def test_report_by_hand(predictions: pd.DataFrame, training: pd.DataFrame) -> No
         "| grpo_d | 68.8 (2) | 37.5 (2) |",
         "| grpo_d minus sft | same-task | 2 | 12 | +25.0 [",
         "| grpo_d | sft | same-task | +57.1 [",
-        "| +5.72 |",
-        "| +61.63 |",
+        "| > 5.72 |",
+        "| > 61.63 |",
         "**another model's**",
         "one training seed: **the variation between seeds is unknown**",
         "| geometry | grpo_d | 0 | 60 | 960 | 1,234,567 | — |",
@@ -157,7 +159,8 @@ def test_report_by_hand(predictions: pd.DataFrame, training: pd.DataFrame) -> No
 def test_report_adjusts_for_all_its_tests(
     predictions: pd.DataFrame, training: pd.DataFrame
 ) -> None:
-    text = report_markdown(transfer_matrix(predictions), predictions, training)
+    matrix = transfer_matrix(predictions)
+    text = report_markdown(matrix, predictions, training, comparisons=[("grpo_d", "sft")])
     rows = [line for line in text.splitlines() if " minus " in line]
     assert len(rows) == 6
     assert "for the 6 tests here" in text
@@ -223,7 +226,8 @@ def test_more_tasks_and_seeds_have_a_report(training: pd.DataFrame) -> None:
         )
     )
     matrix = transfer_matrix(predictions)
-    text = report_markdown(matrix, predictions, training)
+    pairs = [("grpo_d", "sft"), ("mine", "grpo")]
+    text = report_markdown(matrix, predictions, training, comparisons=pairs)
     assert "There are 2 training seeds" in text
     tests = [line for line in text.splitlines() if " minus " in line]
     assert tests
@@ -361,24 +365,16 @@ def test_one_base_model_is_said_to_be_one(
     assert "base model" not in matrix_text(transfer_matrix(predictions))
 
 
-def test_pairs_to_compare_by_default_and_by_request(
+def test_pairs_to_compare_are_those_asked_for_and_each_method_with_the_base_model(
     predictions: pd.DataFrame, training: pd.DataFrame
 ) -> None:
-    assert default_comparisons(["sft", "grpo", "grpo_d", "no_kl", "rising"]) == [
-        ("grpo_d", "sft"),
-        ("grpo_d", "grpo"),
-        ("no_kl", "grpo"),
-        ("rising", "grpo"),
-    ]
-
-    def tested(comparisons: list[tuple[str, str]] | None) -> list[str]:
+    def tested(comparisons: list[tuple[str, str]]) -> list[str]:
         matrix = transfer_matrix(predictions)
         text = report_markdown(matrix, predictions, training, comparisons=comparisons)
         rows = [line.split(" | ") for line in text.splitlines() if " minus " in line]
         return [row[0].removeprefix("| ") for row in rows if row[1] == "same-task"]
 
     with_base = ["sft minus base", "grpo_d minus base"]
-    assert tested(None) == ["grpo_d minus sft", *with_base]
     assert tested([]) == with_base
     assert tested([("sft", "grpo_d")]) == ["sft minus grpo_d", *with_base]
     assert tested([("sft", "base"), ("sft", "not_here")]) == with_base
@@ -542,7 +538,8 @@ def test_one_family_of_tests_over_seeds(two_bases: pd.DataFrame, training: pd.Da
             for s in range(4)
         ),
     )
-    text = report_markdown(transfer_matrix(predictions), predictions, training)
+    matrix = transfer_matrix(predictions)
+    text = report_markdown(matrix, predictions, training, comparisons=[("grpo_d", "sft")])
     rows = [line.split(" | ") for line in text.splitlines() if " minus " in line]
     assert len(rows) == 3
     assert "for the 3 tests here" in text

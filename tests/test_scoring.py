@@ -125,7 +125,8 @@ def test_correct_is_numeric_equality_with_a_gold_that_is_a_number(
         ("7 = 7", "7", False),
         ("7 7", "7", False),
         ("3+4", "7", False),  # still to be calculated
-        ("(√2)^2", "2", True),
+        ("(√2)^2", "2", False),  # a whole number is written as one
+        ("4/2", "2", False),
     ],
 )
 def test_expressions_are_compared_exactly_and_whole(

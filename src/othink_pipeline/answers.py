@@ -11,9 +11,10 @@ is evaluated but the grammar below, within fixed limits.
     atom     := number | π | √power | \frac{sum}{sum} | (sum) | {sum} | mixed number 1\frac{1}{2}
 
 "Nothing" multiplies only before ``π``, ``√``, ``\frac`` and ``(``: ``5 5`` is no number. Not read,
-on purpose: what is still to be calculated (``2+3``, ``2*3``, ``2^3``: a reward for it would teach
-to leave out the last step), thousands separators, ratios, equations, percentages, functions, nested
-radicals that stay irrational, and numerals of other scripts.
+on purpose: what is still to be calculated (``2+3``, ``2*3``, ``2^3``, and a whole number written as
+``14/2`` or ``√49``: a reward for it would teach to leave out the last step), thousands separators,
+ratios, equations, percentages, functions, nested radicals that stay irrational, and numerals of
+other scripts.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ MAX_DEPTH = 12
 # backtrack over a long run: the text is short and each part starts with a different character.
 _NUMBER = re.compile(r"([+\-\u2212]?)([0-9]+(?:\.[0-9]+|/[0-9]+)?)\s*(°|degrees?)?")
 
+ANY_UNIT = "unit"
+
 _SPELLINGS: Mapping[str, str] = {
     "mm": "millimeter millimetre 毫米",
     "cm": "centimeter centimetre 厘米",
@@ -46,7 +49,7 @@ _SPELLINGS: Mapping[str, str] = {
     "s": "sec second 秒",
     "min": "minute 分钟",
     "h": "hr hour 小时",
-    "": "unit",  # "12 units" names none
+    ANY_UNIT: "",  # "12 units" names none, "12 square units" a dimension
 }
 _UNITS = {
     word + plural: unit
@@ -91,7 +94,8 @@ class Answer:
 
     Attributes:
         value: a fraction; else the sorted terms of an irrational number; else a choice's letter.
-        unit: the canonical unit, as ``cm`` or ``cm^2``; None where none is named.
+        unit: the canonical unit, as ``cm`` or ``cm^2``; ``unit^2`` for square units of whatever
+            length; None where none is named.
     """
 
     value: Fraction | tuple[tuple[tuple[int, int], Fraction], ...] | str
@@ -100,7 +104,7 @@ class Answer:
     def answers(self, gold: Answer) -> bool:
         """Whether the values are equal and the units, where both name one, are the same."""
         return self.value == gold.value and (
-            None in (self.unit, gold.unit) or self.unit == gold.unit
+            self.unit is None or gold.unit is None or _is_same_unit(self.unit, gold.unit)
         )
 
     @property
@@ -141,7 +145,14 @@ def read_number(text: str) -> Answer | None:
         value = Fraction(magnitude)
     except ZeroDivisionError:  # "1/0" fits the grammar and has no value
         return None
+    if "/" in magnitude and value.denominator == 1:
+        return None  # 14/2 is still to be calculated
     return Answer(value if sign in ("", "+") else -value, "°" if degree else None)
+
+
+def _is_same_unit(a: str, b: str) -> bool:
+    (unit, _, power), (other, _, other_power) = a.partition("^"), b.partition("^")
+    return power == other_power and (unit == other or ANY_UNIT in (unit, other))
 
 
 class _Reader:
@@ -194,9 +205,15 @@ class _Reader:
             return Answer(self.choice(), None)
         if self.next_kind() == "open" and self.next_kind(2) == "choice":
             return Answer(self.group(self.choice), None)
+        before = [kind for kind, _ in self.tokens]
         terms = self.sum()
-        rational = terms.get((1, 0), Fraction(0))
-        value = rational if not terms.keys() - {(1, 0)} else tuple(sorted(terms.items()))
+        if terms.keys() - {(1, 0)}:
+            return Answer(tuple(sorted(terms.items())), self.unit())
+        value = terms.get((1, 0), Fraction(0))
+        used = sorted(set(before[len(self.tokens) :]) - {"plus", "minus", "open", "close"})
+        numbers = before[len(self.tokens) :].count("number")
+        if value.denominator == 1 and (used != ["number"] or numbers > 1):
+            raise UnreadableError  # a whole number is written as one
         return Answer(value, self.unit())
 
     def choice(self) -> str:
@@ -211,6 +228,8 @@ class _Reader:
                 raise UnreadableError
             return None
         unit = _UNITS[self.need("unit")]
+        if unit == ANY_UNIT:
+            return f"{unit}^{power}" if power else None
         if not power and self.take("raise"):
             power = self.number() if self.next_kind() == "number" else self.group(self.number)
             self.take("raise")  # pandoc's cm^2^
@@ -218,7 +237,7 @@ class _Reader:
             power = self.number()
         if power not in ("", "2", "3"):
             raise UnreadableError
-        return (f"{unit}^{power}" if power else unit) if unit else None
+        return f"{unit}^{power}" if power else unit
 
     def number(self) -> str:
         return self.need("number")

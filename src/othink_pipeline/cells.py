@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from othink_pipeline import tracking
 from othink_pipeline.examples import read_examples
 from othink_pipeline.grid import Cell
+from othink_pipeline.matrix import BASE
 from othink_pipeline.parameters import RL, SFT, Compute, Evaluation, Folders
 from othink_pipeline.reuse import digest_folder, publish
 from othink_pipeline.tracking import DatasetRef
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
+
+SAME_ENV = "(with the --env of this run)"
+"""Without it a command would change the results of conf/base."""
 
 
 def train_cell(
@@ -54,7 +58,7 @@ def train_cell(
     from othink_pipeline.models import save_model
     from othink_pipeline.trainer import train
 
-    check_files(base_model, "Check it again: kedro run --pipelines=data_preparation")
+    check_files(base_model, f"Check it again: kedro run --pipelines=data_preparation {SAME_ENV}")
     folder = Path(folders.checkpoints) / cell.task / cell.method / f"s{cell.seed}"
     shutil.rmtree(folder, ignore_errors=True)
     own = next(manifest for manifest in examples if manifest["task"] == cell.task)
@@ -174,7 +178,8 @@ def evaluate_model(
     from othink_pipeline.evaluation import predict
     from othink_pipeline.models import load_model
 
-    check_files(checkpoint, f"Train it again: kedro run --namespaces={task}.{method}")
+    namespace = f"{BASE}.b{base_model}" if seed is None else f"{task}.{method}.s{seed}"
+    check_files(checkpoint, f"Make it again: kedro run --namespaces={namespace} {SAME_ENV}")
     eval_task = examples["task"]
     model, processor = load_model(checkpoint["path"])
     test = read_examples(examples["splits"]["test"]["path"])
@@ -193,6 +198,8 @@ def evaluate_model(
     predictions["seed"] = predictions["seed"].astype("Int64")
     predictions["checkpoint"] = checkpoint["digest"]
     predictions["test_data"] = examples["splits"]["test"]["digest"]
+    # A base model's manifest speaks of none but itself.
+    predictions["base_digest"] = checkpoint.get("base_model", checkpoint["digest"])
     stage = eval_stage(predictions)
     metrics = {
         f"{stage}/{eval_task}": predictions["correct"].mean(),
@@ -211,9 +218,8 @@ def evaluate_model(
         dataset=dataset,
     )
     logger.info(
-        "%s %s -> %s: %.1f %% right (%d items)",
-        task,
-        method,
+        "%s -> %s: %.1f %% right (%d items)",
+        namespace,
         eval_task,
         100 * metrics[f"{stage}/{eval_task}"],
         len(predictions),

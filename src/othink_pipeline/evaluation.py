@@ -9,13 +9,11 @@ import pandas as pd
 import torch
 
 from othink_pipeline.models import complete
+from othink_pipeline.parameters import MAX_SAMPLES
 from othink_pipeline.scoring import score
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-MOST_SAMPLES = 8
-"""``majority_at_k`` goes through all subsets of the samples: 70 of them at most."""
 
 
 def predict(
@@ -51,8 +49,8 @@ def predict(
     Raises:
         ValueError: too many samples, or too few examples to shuffle.
     """
-    if not 0 <= samples <= MOST_SAMPLES:
-        raise ValueError(f"samples = {samples}: must be in 0..{MOST_SAMPLES}")
+    if not 0 <= samples <= MAX_SAMPLES:
+        raise ValueError(f"samples = {samples}: must be in 0..{MAX_SAMPLES}")
     images = examples.select(derangement(len(examples), seed)) if shuffle_images else None
     settings: dict[str, Any] = {
         "prompt": prompt,

@@ -26,7 +26,11 @@ METHOD_COLORS = {
     "grpo_d": "#D55E00",
     "grpo_format": "#56B4E9",
 }
-OTHER_COLORS = ("#009E73", "#8C6BB1", "#A6761D", "#000000")
+OTHER_COLORS = (
+    *("#009E73", "#8C6BB1", "#A6761D", "#000000", "#E7298A", "#66A61E", "#999999", "#1B4F72"),
+    *("#F0E442", "#C51B7D", "#4D9221", "#B35806", "#35978F", "#7F3B08", "#542788", "#BF812D"),
+)
+"""Further methods take turns with them."""
 COLOR_SCALE = ("#f7fbff", "#c6dbef", "#6baed6", "#2171b5", "#08306b")
 DARK_ABOVE = 0.55  # accuracies above it stand on dark blue and are written in white
 LABELS = {BASE: "base", "sft": "SFT", "sft_cot": "SFT-CoT", "grpo": "GRPO", "grpo_d": "GRPO-D"}

@@ -39,7 +39,8 @@ class Seen(NamedTuple):
     progress: float
     """0 in the first update, 1 in the last, in equal steps."""
     accuracy: float
-    """Mean accuracy reward of the completions that this update learns from, in [0, 1]."""
+    """Mean accuracy reward, in [0, 1], of the generation batch that this update learns from: its
+    own completions, unless TRL is told to generate for several updates at once."""
     kl: float | None
     """Mean KL per token to the base model, measured in the update before; None in the first."""
 
@@ -181,20 +182,32 @@ class KLController:
 
     Attributes:
         weight: applied in the latest update; None before the first.
+
+    Raises:
+        ValueError: ``updates`` is not positive.
     """
 
     def __init__(self, schedule: KLSchedule, updates: int) -> None:
+        if updates < 1:
+            raise ValueError(f"a schedule runs over a known number of updates, got {updates}")
         self.schedule, self.updates = schedule, updates
         self.weight: float | None = None
         self._measured: list[float] = []
 
     def next_weight(self, update: int, accuracy: float) -> float:
-        """Set the weight of ``update`` (0 .. ``updates`` - 1), whose mean accuracy is known."""
+        """Set the weight of ``update`` (0 .. ``updates`` - 1), whose mean accuracy is known.
+
+        Raises:
+            ValueError: what was seen makes no weight, as NaN does not.
+        """
         progress = update / (self.updates - 1) if self.updates > 1 else 0.0
         kl = sum(self._measured) / len(self._measured) if self._measured else None
-        self.weight = self.schedule.next_weight(Seen(progress, accuracy, kl), self.weight)
-        self._measured = []
-        return self.weight
+        seen = Seen(progress, accuracy, kl)
+        weight = self.schedule.next_weight(seen, self.weight)
+        if not FLOOR <= weight <= CEILING:  # NaN is not, either
+            raise ValueError(f"KL weight {weight} in update {update}, from {seen}")
+        self.weight, self._measured = weight, []
+        return weight
 
     def measured(self, kl: float) -> None:
         """Take note of the KL in one loss of the current update, which may have several."""

@@ -24,6 +24,9 @@ LearningRate = Annotated[float, Field(gt=0, le=1)]
 MAX_SEEDS = 1000
 """A larger count is a mistake, and its grid would not fit into memory."""
 
+MAX_SAMPLES = 8
+"""majority@k goes through all subsets of the samples: 70 of them at most."""
+
 RESERVED = ("base", "data", "none", "report")
 """Namespaces and rows of the transfer matrix: no task or method has such a name."""
 
@@ -200,11 +203,11 @@ class Evaluation(Block):
 
     batch_size: Positive
     max_completion_tokens: Positive
-    samples: Annotated[int, Field(ge=0, le=8)]
+    samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES)]
     """Sampled completions of each test example, for pass@k and majority@k; 0: none."""
     sample_temperature: Annotated[float, Field(gt=0)]
     shuffle_images: bool
-    """Ask about another example's picture: what is still right was not read off the picture."""
+    """Ask about another example's picture: what is still right hardly comes from the picture."""
     seed: Annotated[int, Field(ge=0)]
     """Of the samples and of the shuffling."""
 

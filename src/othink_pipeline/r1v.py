@@ -145,8 +145,12 @@ class Worker:
             line = process.stdout.readline()
         except OSError:  # it died before it read the question
             line = ""
-        timer.cancel()
-        timer.join()  # from here on it kills nothing
+        except BaseException:  # an interrupt: the reply, unread, would answer the next question
+            process.kill()
+            raise
+        finally:
+            timer.cancel()
+            timer.join()  # from here on it kills nothing
         if line.endswith("\n") and not overdue.is_set():
             return json.loads(line), ""
         status = process.wait()

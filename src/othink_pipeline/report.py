@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from othink_pipeline.comparison import SCOPES, compare
-from othink_pipeline.matrix import BASE, METHOD_ORDER, sort_methods
+from othink_pipeline.matrix import BASE, sort_methods
 from othink_pipeline.report_differences import (
     controls_section,
     gains_section,
@@ -34,7 +34,7 @@ def report_markdown(
     predictions: pd.DataFrame,
     training: pd.DataFrame,
     lineage: Mapping[str, str] | None = None,
-    comparisons: Sequence[tuple[str, str]] | None = None,
+    comparisons: Sequence[tuple[str, str]] = (),
 ) -> str:
     """The whole report.
 
@@ -43,15 +43,14 @@ def report_markdown(
         predictions: what the matrix was made from.
         training: one row for each cell: task, method, seed and what it cost.
         lineage: what to print in the header, such as the parent run, commit and command.
-        comparisons: (method, baseline) pairs to test, besides each method with its base model;
-            None: :func:`default_comparisons`.
+        comparisons: (method, baseline) pairs to test, besides each method with its base model.
     """
     against_base = pairs_with_base(predictions)
     trained = [method for method in sort_methods(predictions["method"]) if method != BASE]
-    pairs = default_comparisons(trained) if comparisons is None else comparisons
+    pairs = dict.fromkeys([*comparisons, *((method, BASE) for method in trained)])
     compared = [
         comparison
-        for method, baseline in dict.fromkeys([*pairs, *((method, BASE) for method in trained)])
+        for method, baseline in pairs
         for scope in SCOPES
         if (comparison := compare(predictions, method, baseline, scope)) is not None
     ]
@@ -72,15 +71,6 @@ def report_markdown(
     header = "\n".join(f"- {key}: {value}" for key, value in (lineage or {}).items())
     body = [f"## {title}\n\n{text}" for title, text in sections.items() if text]
     return "\n\n".join(["# Transfer matrix report", *filter(None, [header]), *body]) + "\n"
-
-
-def default_comparisons(trained: Sequence[str]) -> list[tuple[str, str]]:
-    """The paper's pairs, then every method that is none of its own with GRPO.
-
-    A variant of RL changes one thing in GRPO, so GRPO is what it is held against.
-    """
-    variants = [method for method in trained if method not in METHOD_ORDER]
-    return [("grpo_d", "sft"), ("grpo_d", "grpo"), *((method, "grpo") for method in variants)]
 
 
 def _limits(matrix: pd.DataFrame) -> str:

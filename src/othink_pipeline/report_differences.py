@@ -19,7 +19,7 @@ from othink_pipeline.comparison import (
 from othink_pipeline.matrix import BASE, HOLE, sort_rows
 from othink_pipeline.significance import holm
 from othink_pipeline.statistics import difference_where, split_gain
-from othink_pipeline.tables import mean_percent, p_text, signed, signed_interval, table
+from othink_pipeline.tables import mean_percent, p_text, signed, table
 
 POSITIVE_CONTROLS = ("sft_cot", "grpo")
 POSITIVE_CONTROL_POINTS = 5.0
@@ -61,7 +61,7 @@ def tests_section(comparisons: Sequence[Comparison]) -> str:
             comparison.cells,
             comparison.pairs,
             signed(comparison.over_items),
-            signed_interval(comparison.over_seeds),
+            signed(comparison.over_seeds),
             p_text(comparison.p_items),
             p_text(comparison.p_seeds),
             p_text(p_holm),
@@ -69,14 +69,15 @@ def tests_section(comparisons: Sequence[Comparison]) -> str:
         for comparison, p_holm in zip(comparisons, holm(p_values), strict=True)
     ]
     header = ["difference", "scope", "cells", "pairs", "points [95 % over items]"]
-    header += ["[95 % over seeds and items]", "McNemar p", "p over seeds", "Holm p"]
+    header += ["points [95 % over seeds and items]", "McNemar p", "p over seeds", "Holm p"]
     note = (
         "Paired by test example, on the cells that both methods have; against the base model each"
         " cell is paired with the one that it started from. `?`: unknown. McNemar's exact test"
         " wants independent pairs, so it has no p-value where an item stands in several cells; the"
-        " interval and the p-value over seeds want 2 seeds that have all the cells. `p over seeds`"
-        " is a paired t-test on these test items whose units are the seeds, or the base models"
-        f" where there are several. Holm adjusts for the {np.isfinite(p_values).sum()} tests here."
+        " figures over seeds want 2 seeds that have all the cells, and are of such seeds alone."
+        " `p over seeds` is a paired t-test on these test items whose units are the seeds, or the"
+        " base models where there are several. Holm adjusts for the"
+        f" {np.isfinite(p_values).sum()} tests here."
     )
     return (table(header, rows) + f"\n\n{note}") if rows else "No two methods share a cell."
 
@@ -87,12 +88,13 @@ def relative_section(comparisons: Sequence[Comparison]) -> str:
     for c in comparisons:
         if c.baseline != BASE:
             paper = PAPER_IMPROVEMENT.get((c.method, c.baseline, c.scope))
-            ours = [signed(c.relative, 1), signed_interval(c.relative_over_seeds, 1)]
-            theirs = HOLE if paper is None else f"{paper:+.2f}"
+            ours = [signed(c.relative, 1), signed(c.relative_over_seeds, 1)]
+            theirs = HOLE if paper is None else f"> {paper:.2f}"
             rows.append([c.method, c.baseline, f"{c.scope}-task", *ours, theirs])
     if not rows:
         return "Needs two trained methods on a common cell: not in this run."
-    header = ["method", "over", "scope", "here, % [95 % over items]", "[95 % over seeds and items]"]
+    header = ["method", "over", "scope", "% [95 % over items]"]
+    header += ["% [95 % over seeds and items]"]
     note = (
         "100 · (method / baseline - 1). The paper's column is **another model's**:"
         " Qwen2-VL-2B-Instruct on CLEVR/SuperCLEVR and GEOQA (arXiv 2503.16081), without intervals."

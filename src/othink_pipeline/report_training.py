@@ -81,9 +81,9 @@ def _gain_and_flags(cells: pd.DataFrame, pairs: pd.DataFrame | None) -> tuple[st
     gains = dict(zip(sorted(pairs["seed"].unique()), ours - theirs, strict=True))
     risen = cells.loc[cells["reward_last"] - cells["reward_first"] > REWARD_RISE, "seed"]
     flagged = [
-        str(seed)
+        str(seed) if seed in gains else f"{seed}{UNKNOWN}"  # not tested: nobody knows
         for seed in risen
-        if seed in gains and mean_score(gains[seed][None], BOOTSTRAP_SEED).low <= 0
+        if seed not in gains or mean_score(gains[seed][None], BOOTSTRAP_SEED).low <= 0
     ]
     total = mean_score(ours - theirs, BOOTSTRAP_SEED, base_models(pairs))
     return signed(total), ", ".join(flagged) or "none"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from othink_pipeline import tracking
+from othink_pipeline.cells import SAME_ENV
 from othink_pipeline.examples import read_examples
 from othink_pipeline.lifecycle import code_tags
 from othink_pipeline.parameters import BaseModel, DataPreparation, Evaluation, Folders, Rebuild
@@ -38,7 +39,7 @@ def check_base_model(base_model: BaseModel, *, number: int) -> dict[str, Any]:
     manifest = read_manifest(
         folder,
         "Set base_model.path to a model folder, restore the shipped one (git checkout), or make "
-        "one: kedro run --pipelines=base_model",
+        f"one: kedro run --pipelines=base_model --params=rebuild.path={path} {SAME_ENV}",
     )
     from othink_pipeline.models import load_model
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from othink_pipeline import tracking
-from othink_pipeline.cells import eval_stage, evaluate_model
+from othink_pipeline.cells import SAME_ENV, eval_stage, evaluate_model
 from othink_pipeline.figures import (
     heat_map_plotly,
     heat_map_png,
@@ -76,7 +76,7 @@ def collect_method(
             if set(table["checkpoint"]) != {checkpoint["digest"]}:
                 raise ConfigurationError(
                     f"{cell.name}: its predictions are not those of its last checkpoint. "
-                    f"Run the cell again: kedro run --namespaces={cell.name}"
+                    f"Run the cell again: kedro run --namespaces={cell.name} {SAME_ENV}"
                 )
         histories.append(history.assign(**cell._asdict()))
         costs = {column: checkpoint[column] for column in COST_COLUMNS}
@@ -126,15 +126,35 @@ def summarize_history(history: pd.DataFrame, task: str) -> dict[str, float]:
 
 def build_transfer_matrix(*predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All predictions in one table, and their scores: rows trained on, columns tested on."""
+    settings = {(eval_stage(table), _samples(table)) for table in predictions}
+    if len(settings) > 1:
+        raise ConfigurationError(
+            "not all predictions were made with the same evaluation.shuffle_images and .samples. "
+            f"Test all checkpoints again: kedro run --pipelines=evaluation {SAME_ENV}"
+        )
     together = pd.concat(predictions, ignore_index=True)
     for task, table in together.groupby("eval_task"):
         if table["test_data"].nunique() > 1:
             old = sorted(set(table["train_task"] + "." + table["method"]))
             raise ConfigurationError(
                 f"not all methods were tested on the same examples of {task}: {', '.join(old)}. "
-                "Run the whole grid again: kedro run"
+                f"Run the whole grid again: kedro run {SAME_ENV}"
             )
+    origin = together[together["method"] == BASE].groupby("base_model")["base_digest"].first()
+    strange = together[together["base_digest"] != together["base_model"].map(origin)]
+    if not strange.empty:
+        rows = strange[["train_task", "method", "seed"]].drop_duplicates().itertuples(index=False)
+        cells = ",".join(f"{task}.{method}.s{seed}" for task, method, seed in rows)
+        raise ConfigurationError(
+            "base_model.path: these cells were trained from other base models than it names. Set "
+            f"it back, or train them again: kedro run --namespaces={cells} {SAME_ENV}"
+        )
     return together, transfer_matrix(together)
+
+
+def _samples(predictions: pd.DataFrame) -> int:
+    """How many sampled answers each example has."""
+    return len(predictions["sampled_correct"].iloc[0]) if "sampled_correct" in predictions else 0
 
 
 def gather_training(*tables: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -21,7 +21,7 @@ help:
 	@echo "make check   lint, check the format and the types"
 	@echo "make bench   measure against peers, about an hour; writes docs/benchmarks.md"
 	@echo "make lock    resolve requirements.lock again from pyproject.toml"
-	@echo "make clean   remove everything that runs made, MLflow's records included"
+	@echo "make clean   remove everything that runs made, in every environment, and MLflow's records"
 	@echo "The first of these sets up .venv; PYTHON=/path/to/python3.11 chooses the interpreter."
 
 demo: $(STAMP)

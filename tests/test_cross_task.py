@@ -147,6 +147,7 @@ def test_a_history_is_summed_up_by_its_ends_and_its_means() -> None:
             "kl_term": (0.1 + 0.2 + 0.6 + 0.8 + 2.0) / 5,
             "kl_weight_mean": 2.0,
             "kl_weight_end": 4.0,
+            "kl_last": 0.45,
             "reward_first": 0.4,  # a quarter of 5 updates, rounded up: 2
             "reward_last": 1.6,
             "accuracy_first": 0.25,
@@ -159,7 +160,7 @@ def test_what_a_method_has_not_is_unknown() -> None:
     only_loss = HISTORY[HISTORY["metric"] == "train/loss"]
     summary = summarize_history(only_loss, "counting")
     assert all(math.isnan(value) for value in summary.values())
-    assert len(summary) == 7
+    assert len(summary) == 8
 
 
 def test_scores_on_shuffled_pictures_are_logged_under_a_name_of_their_own(

@@ -16,7 +16,7 @@ from othink_pipeline.tables import UNKNOWN, number, signed, table
 REWARD_RISE = 0.1
 COSTS = (
     *("updates", "prompts", "completion_tokens", "seconds", "learning_rate"),
-    *("kl_weight_mean", "kl_weight_end", "kl_term"),
+    *("kl_weight_mean", "kl_weight_end", "kl_last", "kl_term"),
 )
 
 
@@ -58,7 +58,8 @@ def costs_section(training: pd.DataFrame) -> str:
         return text
     largest = cells["kl_term"].max()
     return (
-        f"{text}\n\n`kl_term` is KL weight x KL, averaged over the updates: at most {largest:.2g}"
+        f"{text}\n\n`kl_last` is the mean KL to the base model in the last quarter of the updates,"
+        f" `kl_term` KL weight x KL, averaged over all: at most {largest:.2g}"
         " here, against advantages of about 1. Where it is hundreds of times smaller, the KL term"
         " hardly acts, and methods that differ in it alone can only differ by chance."
     )

@@ -103,8 +103,8 @@ def summarize_history(history: pd.DataFrame, task: str) -> dict[str, float]:
 
     Returns:
         kl_term (KL weight x KL) and kl_weight_mean, averaged over the updates; kl_weight_end, of
-        the last; reward_first and reward_last, the mean reward in the first and the last quarter
-        of the updates; accuracy_first and accuracy_last, on the own task's validation split before
+        the last; kl_last, the mean KL in the last quarter of the updates; reward_first and
+        reward_last, the mean reward in the first and the last quarter; accuracy_first and accuracy_last, on the own task's validation split before
         and after training.
     """
     curves = history.pivot(index="step", columns="metric", values="value").sort_index()
@@ -112,11 +112,12 @@ def summarize_history(history: pd.DataFrame, task: str) -> dict[str, float]:
     weight, kl, reward, accuracy = (
         curves[name].dropna() if name in curves else pd.Series([float("nan")]) for name in metrics
     )
-    quarter = math.ceil(len(reward) / 4)
+    quarter = math.ceil(len(reward) / 4)  # RL's curves are all as long
     return {
         "kl_term": float((weight * kl).mean()),
         "kl_weight_mean": float(weight.mean()),
         "kl_weight_end": float(weight.iloc[-1]),
+        "kl_last": float(kl.iloc[-quarter:].mean()),
         "reward_first": float(reward.iloc[:quarter].mean()),
         "reward_last": float(reward.iloc[-quarter:].mean()),
         "accuracy_first": float(accuracy.iloc[0]),

@@ -104,8 +104,8 @@ def summarize_history(history: pd.DataFrame, task: str) -> dict[str, float]:
     Returns:
         kl_term (KL weight x KL) and kl_weight_mean, averaged over the updates; kl_weight_end, of
         the last; kl_last, the mean KL in the last quarter of the updates; reward_first and
-        reward_last, the mean reward in the first and the last quarter; accuracy_first and accuracy_last, on the own task's validation split before
-        and after training.
+        reward_last, the mean reward in the first and the last quarter; accuracy_first and
+        accuracy_last, on the own task's validation split before and after training.
     """
     curves = history.pivot(index="step", columns="metric", values="value").sort_index()
     metrics = ["train/kl_weight", "train/kl", "train/reward", f"val/{task}"]

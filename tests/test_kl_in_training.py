@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import PROMPT, MiniModel
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig
 
+from othink_pipeline.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.kl import Accuracy, Adaptive, KLController, KLSchedule, Linear, Seen
 from othink_pipeline.models import load_model
-from othink_pipeline.trainer import DynamicKLTrainer
 from othink_pipeline.training_data import rl_rows
 
 Splits = Mapping[str, Mapping[str, Any]]
@@ -44,7 +46,12 @@ class Recording(DynamicKLTrainer):
 
 
 def trainer_of(
-    model_path: Path, examples: Dataset, folder: Path, kl: KLSchedule, **changes: Any
+    model_path: Path,
+    examples: Dataset,
+    folder: Path,
+    kl: KLSchedule,
+    adapter: bool = False,
+    **changes: Any,
 ) -> Recording:
     settings: dict[str, Any] = {
         "output_dir": str(folder),
@@ -67,6 +74,9 @@ def trainer_of(
         "disable_tqdm": True,
     }
     model, processor = load_model(str(model_path))
+    if adapter:
+        torch.manual_seed(0)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     return Recording(
         model=model,
         reward_funcs=[accuracy_reward],
@@ -135,11 +145,15 @@ def test_an_update_has_one_weight_however_many_losses_it_has(
         controller.measured(kl_of_update)
 
 
-@pytest.mark.parametrize("kl", [ADAPTIVE, ACCURACY, LINEAR], ids=lambda kl: kl.schedule)
+@pytest.mark.parametrize(
+    ("kl", "adapter"),
+    [(ADAPTIVE, False), (ACCURACY, False), (LINEAR, False), (ADAPTIVE, True)],
+    ids=["adaptive", "accuracy", "linear", "adaptive-lora"],
+)
 def test_a_resumed_training_applies_the_weights_of_an_uninterrupted_one(
-    mini_model: MiniModel, splits: Splits, tmp_path: Path, kl: KLSchedule
+    mini_model: MiniModel, splits: Splits, tmp_path: Path, kl: KLSchedule, adapter: bool
 ) -> None:
-    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "adapter": adapter}
     examples = splits["counting"]["train"]
     whole = trainer_of(mini_model.path, examples, tmp_path, kl, **settings)
     whole.train()
@@ -148,6 +162,14 @@ def test_a_resumed_training_applies_the_weights_of_an_uninterrupted_one(
     assert [update for update, _ in resumed.applied] == [3, 4, 5]
     assert resumed.applied == whole.applied[3:]
     assert len({weight for _, weight in whole.applied}) > 2
+
+
+def test_an_evaluation_by_trl_is_refused(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path
+) -> None:
+    trainer = trainer_of(mini_model.path, splits["counting"]["train"], tmp_path, LINEAR)
+    with pytest.raises(ValueError, match="set in training"):
+        trainer._compute_loss(trainer.model.eval(), {})
 
 
 def test_all_processes_apply_the_same_weights(

@@ -107,3 +107,31 @@ def stock_rows(examples: Any) -> Any:
         for question in examples["question"]
     ]
     return examples.select_columns(["image", "answer"]).add_column("prompt", messages)
+
+
+def grpo_config(folder: Path, **changes: Any) -> Any:
+    """TRL's settings for three short updates on a CPU, 5 prompts x 4 completions each."""
+    from trl import GRPOConfig
+
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "beta": 0.3,
+        "loss_type": "grpo",
+        "max_steps": 3,
+        "per_device_train_batch_size": 5 * 4,
+        "num_generations": 4,
+        "max_completion_length": 10,
+        "temperature": 1.3,
+        "learning_rate": 5.0e-3,
+        "lr_scheduler_type": "constant",
+        "shuffle_dataset": False,
+        "activation_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "seed": 3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return GRPOConfig(**{**settings, **changes})

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import PROMPT, MiniModel, stock_rows
+from conftest import PROMPT, MiniModel, grpo_config, stock_rows
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -44,31 +44,6 @@ class Outcome(NamedTuple):
     gradients: list[dict[str, torch.Tensor]]
     weights: dict[str, torch.Tensor]
     trainer: GRPOTrainer
-
-
-def config(folder: Path, **changes: Any) -> GRPOConfig:
-    settings: dict[str, Any] = {
-        "output_dir": str(folder),
-        "beta": 0.3,
-        "loss_type": "grpo",
-        "max_steps": 3,
-        "per_device_train_batch_size": 5 * COPIES,
-        "num_generations": COPIES,
-        "max_completion_length": 10,
-        "temperature": 1.3,
-        "learning_rate": 5.0e-3,
-        "lr_scheduler_type": "constant",
-        "shuffle_dataset": False,
-        "activation_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
-        "seed": 3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-    }
-    return GRPOConfig(**{**settings, **changes})
 
 
 def adapt(model: Any, how: str) -> Any:
@@ -175,7 +150,7 @@ def test_it_trains_as_stock_trl_does(
     mini_model: MiniModel, splits: Splits, tmp_path: Path, changes: dict[str, Any], how: str
 ) -> None:
     examples = splits["counting"]["train"]
-    settings = config(tmp_path, **changes)
+    settings = grpo_config(tmp_path, **changes)
     ours = train(SharedPromptTrainer, mini_model, examples, settings, how)
     stock = train(GRPOTrainer, mini_model, examples, settings, how)
     # Other micro-batches, other means of them, but one update.
@@ -189,7 +164,7 @@ def test_sharing_can_be_turned_off(
     examples = splits["geometry"]["train"]
     monkeypatch.setattr(grpo, "pack", None)
     monkeypatch.setattr(grpo, "sample", None)
-    settings = config(tmp_path)
+    settings = grpo_config(tmp_path)
     apart = train(SharedPromptTrainer, mini_model, examples, settings, share_prompts=False)
     assert_same(apart, train(GRPOTrainer, mini_model, examples, settings))
     assert [entry["shared_prompts"] for entry in apart.logged] == [0.0] * 3
@@ -211,7 +186,7 @@ def test_a_model_that_it_is_wrong_for_is_trained_as_stock_trl_does_and_loudly(
 
     monkeypatch.setattr(f"{module}.positions", lambda *inputs: 2 * positions(*inputs))
     examples = splits["counting"]["train"]
-    settings = config(tmp_path)
+    settings = grpo_config(tmp_path)
     with caplog.at_level(logging.WARNING, "othink_pipeline.grpo"):
         ours = train(SharedPromptTrainer, mini_model, examples, settings)
     assert "Qwen2VLForConditionalGeneration: prompts cannot be shared: its log-prob" in caplog.text
@@ -233,7 +208,9 @@ def test_a_model_that_takes_no_mask_is_trained_as_stock_trl_does(
 
     monkeypatch.setattr(grpo, "pack", refuse)
     with caplog.at_level(logging.WARNING, "othink_pipeline.grpo"):
-        ours = train(SharedPromptTrainer, mini_model, splits["counting"]["train"], config(tmp_path))
+        ours = train(
+            SharedPromptTrainer, mini_model, splits["counting"]["train"], grpo_config(tmp_path)
+        )
     assert "prompts cannot be shared: attention must be 'sdpa'" in caplog.text
     assert [entry["shared_prompts"] for entry in ours.logged] == [0.0] * 3
 
@@ -243,7 +220,7 @@ def test_what_else_decides_on_tokens_is_left_to_trl(
     mini_model: MiniModel, splits: Splits, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     examples = splits["counting"]["train"]
-    settings = config(tmp_path, **changes)
+    settings = grpo_config(tmp_path, **changes)
     ours = train(SharedPromptTrainer, mini_model, examples, settings)
     assert_same(ours, train(GRPOTrainer, mini_model, examples, settings))
     assert [entry["shared_prompts"] for entry in ours.logged] == [1.0] * 3  # the rest is shared
@@ -255,7 +232,7 @@ def test_an_update_without_a_signal_changes_nothing(
     """No advantage, and the policy still the reference: rounding must not become a gradient."""
     monkeypatch.setattr("othink_pipeline.rewards.score", lambda *_: Verdict(None, *[False] * 5))
     examples = splits["counting"]["train"]
-    settings = config(tmp_path, per_device_train_batch_size=10, gradient_accumulation_steps=2)
+    settings = grpo_config(tmp_path, per_device_train_batch_size=10, gradient_accumulation_steps=2)
     ours = train(SharedPromptTrainer, mini_model, examples, settings)
     assert [entry["reward"] for entry in ours.logged] == [0.0] * 3
     for gradients in ours.gradients:
@@ -270,7 +247,7 @@ def test_tools_are_refused(mini_model: MiniModel, splits: Splits, tmp_path: Path
             SharedPromptTrainer,
             mini_model,
             splits["counting"]["train"],
-            config(tmp_path),
+            grpo_config(tmp_path),
             rollout_func=lambda *_: {},
         )
 
@@ -287,7 +264,7 @@ def test_micro_batches_hold_whole_groups(
         return stock(self, model, inputs)
 
     monkeypatch.setattr(SharedPromptTrainer, "_compute_loss", watch)
-    settings = config(
+    settings = grpo_config(
         tmp_path, per_device_train_batch_size=COPIES, gradient_accumulation_steps=3, max_steps=2
     )
     train(SharedPromptTrainer, mini_model, splits["counting"]["train"], settings)
@@ -296,9 +273,9 @@ def test_micro_batches_hold_whole_groups(
 
 def test_data_workers_change_nothing(mini_model: MiniModel, splits: Splits, tmp_path: Path) -> None:
     examples = splits["counting"]["train"]
-    inside = train(SharedPromptTrainer, mini_model, examples, config(tmp_path))
+    inside = train(SharedPromptTrainer, mini_model, examples, grpo_config(tmp_path))
     beside = train(
-        SharedPromptTrainer, mini_model, examples, config(tmp_path, dataloader_num_workers=2)
+        SharedPromptTrainer, mini_model, examples, grpo_config(tmp_path, dataloader_num_workers=2)
     )
     for mine, theirs in zip(beside.logged, inside.logged, strict=True):
         assert mine["loss"] == theirs["loss"]

@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PROMPT, MiniModel
+from conftest import PROMPT, MiniModel, grpo_config
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from trl import GRPOConfig
 
 from othink_pipeline.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.kl import Accuracy, Adaptive, KLController, KLSchedule, Linear, Seen
@@ -54,24 +53,12 @@ def trainer_of(
     **changes: Any,
 ) -> Recording:
     settings: dict[str, Any] = {
-        "output_dir": str(folder),
         "beta": 1e-6,
-        "loss_type": "grpo",
         "max_steps": 6,
         "per_device_train_batch_size": 2 * COPIES,
-        "num_generations": COPIES,
         "max_completion_length": 8,
+        "temperature": 1.0,
         "learning_rate": 2.0e-2,
-        "lr_scheduler_type": "constant",
-        "shuffle_dataset": False,
-        "activation_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
-        "seed": 3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
     }
     model, processor = load_model(str(model_path))
     if adapter:
@@ -80,7 +67,7 @@ def trainer_of(
     return Recording(
         model=model,
         reward_funcs=[accuracy_reward],
-        args=GRPOConfig(**{**settings, **changes}),
+        args=grpo_config(folder, **{**settings, **changes}),
         train_dataset=rl_rows(examples, PROMPT, processor),
         processing_class=processor,
         kl=kl,

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from othink_pipeline.scoring import MAX_ANSWER_CHARACTERS, Verdict, parse_answer, score
+from othink_pipeline.answers import MAX_ANSWER_CHARACTERS
+from othink_pipeline.scoring import Verdict, parse_answer, score
 from tests.fuzz_scoring import fuzz
 
 

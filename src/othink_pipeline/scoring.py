@@ -17,9 +17,7 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 from othink_pipeline import r1v
-from othink_pipeline.answers import MAX_ANSWER_CHARACTERS, read, read_number
-
-__all__ = ["MAX_ANSWER_CHARACTERS", "Rule", "Verdict", "parse_answer", "score"]
+from othink_pipeline.answers import read, read_number
 
 Rule = Literal["strict", "r1v"]
 

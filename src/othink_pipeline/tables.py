@@ -35,12 +35,7 @@ def mean_percent(values: pd.Series[float]) -> str:
 def signed(estimate: Estimate, scale: float = 100) -> str:
     """``+1.2 [+0.1, +2.3]``; a difference in [-1, 1] becomes points."""
     value = UNKNOWN if math.isnan(estimate.value) else f"{scale * estimate.value:+.1f}"
-    return f"{value} {signed_interval(estimate, scale)}"
-
-
-def signed_interval(estimate: Estimate, scale: float = 100) -> str:
-    """``[+0.1, +2.3]``, scaled as in :func:`signed`."""
-    return _interval(estimate, scale, "+.1f")
+    return f"{value} {_interval(estimate, scale, '+.1f')}"
 
 
 def p_text(p: float) -> str:

@@ -178,7 +178,7 @@ def time_tracking(_: str) -> dict[str, float]:
     import mlflow
 
     from othink_pipeline import tracking
-    from othink_pipeline.trainer import CURVES
+    from othink_pipeline.training import CURVES
 
     mlflow.set_tracking_uri("sqlite:///tracking.db")
     mlflow.set_experiment("orchestration")

@@ -64,12 +64,6 @@ def test_samples_follow_the_seed_and_the_temperature_and_leave_no_trace(
     assert sampled(seed=1, sample_temperature=1e-4) == [[text, text] for text in greedy]
 
 
-@pytest.mark.parametrize("samples", [-1, 9])
-def test_too_many_samples_are_refused(loaded: tuple[Any, Any], examples: Any, samples: int) -> None:
-    with pytest.raises(ValueError, match=r"must be in 0\.\.8"):
-        predict(*loaded, examples, **SETTINGS, samples=samples)
-
-
 def test_shuffled_pictures_are_another_examples(
     examples: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

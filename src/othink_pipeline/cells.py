@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def train_cell(
 
     from othink_pipeline.evaluation import predict
     from othink_pipeline.models import save_model
-    from othink_pipeline.trainer import train
+    from othink_pipeline.training import train
 
     check_files(base_model, f"Check it again: kedro run --pipelines=data_preparation {SAME_ENV}")
     folder = Path(folders.checkpoints) / cell.task / cell.method / f"s{cell.seed}"
@@ -126,6 +127,7 @@ def train_cell(
             return scores
 
         trained = train(
+            import_module(f"othink_pipeline.{parameters.algorithm}_training"),
             cell.name,
             base_model["path"],
             read_examples(own["splits"]["train"]["path"]),

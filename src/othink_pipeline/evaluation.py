@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 
 from othink_pipeline.models import complete
-from othink_pipeline.parameters import MAX_SAMPLES
 from othink_pipeline.scoring import score
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def predict(
         model, processor, examples, prompt, batch_size, max_completion_tokens, think: as for
             ``models.complete``.
         temperature: of the one completion that is judged; None decodes greedily.
-        samples: further completions of each example, 0..8, for pass@k and majority@k; they and
+        samples: further completions of each example, for pass@k and majority@k; they and
             their verdicts stand in the columns ``sampled_*``, lists of that many.
         sample_temperature: of these, above 0.
         shuffle_images: ask about another example's picture; its id is in the column ``image_of``.
@@ -47,10 +46,8 @@ def predict(
         seed: of the samples and of the shuffling. With another batch size the samples are others.
 
     Raises:
-        ValueError: too many samples, or too few examples to shuffle.
+        ValueError: too few examples to shuffle.
     """
-    if not 0 <= samples <= MAX_SAMPLES:
-        raise ValueError(f"samples = {samples}: must be in 0..{MAX_SAMPLES}")
     images = examples.select(derangement(len(examples), seed)) if shuffle_images else None
     settings: dict[str, Any] = {
         "prompt": prompt,

@@ -231,6 +231,8 @@ class Compute(Block):
     """RL computes each prompt once, not once for each of its completions."""
     data_workers: Annotated[int, Field(ge=0)]
     """Processes that prepare the next batches of training; 0 prepares them in between."""
+    resume_every_updates: Positive
+    """An interrupted training goes on from a state that is at most so many updates old."""
 
 
 class Parameters(Block):

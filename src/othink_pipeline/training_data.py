@@ -7,11 +7,12 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from othink_pipeline.models import render_prompt, user_message
-from othink_pipeline.parameters import SFT
 from othink_pipeline.prompts import Prompt, encode
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from othink_pipeline.parameters import SFT
 
 
 def prompt_order(examples: int, prompts: int, seed: int) -> list[int]:

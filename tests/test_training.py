@@ -10,16 +10,13 @@ import torch
 from conftest import PROMPT, MiniModel, stock_rows
 from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 
+from othink_pipeline import rl_training, sft_training
 from othink_pipeline.evaluation import predict
 from othink_pipeline.kl import Constant, KLSchedule, Linear
 from othink_pipeline.models import load_model, render_prompt, save_model, user_message
 from othink_pipeline.parameters import RL, SFT, Compute
 from othink_pipeline.rewards import ACCURACY_REWARDS, accuracy_reward, format_reward
-from othink_pipeline.trainer import (
-    Trained,
-    build_sft_trainer,
-    train,
-)
+from othink_pipeline.training import Trained, train
 from othink_pipeline.training_data import prompt_order, rl_rows, sft_rows
 
 Splits = Mapping[str, Mapping[str, Any]]
@@ -39,7 +36,7 @@ BUDGET: dict[str, Any] = {
 }
 LINEAR = Linear(schedule="linear", start=0.1, end=0.7)
 CONSTANT = Constant(schedule="constant", weight=0.5)
-COMPUTE = Compute(share_prompts=True, data_workers=0)
+COMPUTE = Compute(share_prompts=True, data_workers=0, resume_every_updates=2)
 
 
 def rl_parameters(kl: KLSchedule, **changes: Any) -> RL:
@@ -87,6 +84,7 @@ def run_cell(
         return at_checkpoint(update, model, processor)
 
     trained = train(
+        rl_training if isinstance(parameters, RL) else sft_training,
         "a cell",
         str(mini_model.path),
         examples,
@@ -184,8 +182,8 @@ def test_every_method_sees_the_same_prompts_in_the_same_order(
 
         return watching
 
-    monkeypatch.setattr("othink_pipeline.trainer.sft_rows", watch("sft", sft_rows))
-    monkeypatch.setattr("othink_pipeline.trainer.rl_rows", watch("rl", rl_rows))
+    monkeypatch.setattr("othink_pipeline.sft_training.sft_rows", watch("sft", sft_rows))
+    monkeypatch.setattr("othink_pipeline.rl_training.rl_rows", watch("rl", rl_rows))
     examples = splits["geometry"]["train"]
     ids = [examples["id"][row] for row in prompt_order(12, UPDATES * PROMPTS, seed=3)]
     for parameters in (sft_parameters(), rl_parameters(CONSTANT)):
@@ -252,7 +250,7 @@ def test_the_sft_loss_is_taken_over_the_whole_completion_and_nothing_else(
     # A prompt far longer than TRL's default limit of 1024 tokens, which cuts from the end.
     prompt = "{question} " + "Think. " * 600
     rows = sft_rows(splits["geometry"]["train"], prompt, sft_parameters(target))
-    trainer = build_sft_trainer(
+    trainer = sft_training.build_trainer(
         model, processor, rows, sft_parameters(target), COMPUTE, 0, tmp_path, []
     )
     number = 0

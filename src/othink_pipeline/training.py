@@ -1,8 +1,7 @@
-"""Train one cell: one budget for every method, the KL weight of every update under our control.
+"""Train one cell: what SFT and RL have in common, one budget above all.
 
-GRPO here departs from TRL's defaults where the paper does: ``loss_type="grpo"`` (mean over a
-sequence's tokens, then over sequences), one update a batch, and the KL weight set before each
-loss instead of once.
+What sets them apart is in ``sft_training.py`` and ``rl_training.py``, and neither imports the
+other: a cell's content key covers the code that its own algorithm imports.
 """
 
 from __future__ import annotations
@@ -11,21 +10,18 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from transformers import PrinterCallback, TrainerCallback
-from trl import GRPOConfig, SFTConfig, SFTTrainer
 
-from othink_pipeline.dynamic_kl import DynamicKLTrainer
-from othink_pipeline.kl import FLOOR
 from othink_pipeline.models import load_model
-from othink_pipeline.parameters import RL, SFT, Compute, Method
-from othink_pipeline.rewards import ACCURACY_REWARDS, format_reward
-from othink_pipeline.training_data import prompt_order, rl_rows, sft_rows
+from othink_pipeline.training_data import prompt_order
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from othink_pipeline.parameters import RL, SFT, Compute, Method
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +120,36 @@ class Watcher(TrainerCallback):
         self.seconds_apart += time.perf_counter() - before
 
 
+class Algorithm(Protocol):
+    """What ``sft_training`` and ``rl_training`` each provide."""
+
+    def make_rows(self, examples: Dataset, prompt: str, parameters: Any, processor: Any) -> Dataset:
+        """The rows that the trainer is fed, in the order of ``examples``."""
+
+    def build_trainer(
+        self,
+        model: Any,
+        processor: Any,
+        rows: Dataset,
+        parameters: Any,
+        compute: Compute,
+        seed: int,
+        folder: Path,
+        callbacks: list[TrainerCallback],
+    ) -> Any:
+        """A TRL trainer that takes the rows in their order, ``prompts_per_update`` at a time."""
+
+    def completion_tokens(
+        self, rows: Dataset, parameters: Any, processor: Any, mean_tokens: float
+    ) -> int:
+        """Tokens that the loss was taken over.
+
+        ``mean_tokens``: the mean over an update's completions, summed over the updates.
+        """
+
+
 def train(
+    algorithm: Algorithm,
     name: str,
     model_path: str,
     examples: Dataset,
@@ -139,6 +164,7 @@ def train(
     """Train one cell from the base model.
 
     Args:
+        algorithm: the module ``sft_training`` or ``rl_training``.
         name: the cell's name, for the progress line.
         model_path: the base model: a Hugging Face model folder.
         examples: the train split.
@@ -154,38 +180,29 @@ def train(
         prompt_order(len(examples), parameters.updates * parameters.prompts_per_update, seed)
     )
     watcher = Watcher(name, parameters, processor, log, checkpoint)
-    trainer: DynamicKLTrainer | SFTTrainer
-    if isinstance(parameters, RL):
-        rows = rl_rows(stream, prompt, processor)
-        trainer = build_rl_trainer(
-            model, processor, rows, parameters, compute, seed, folder, [watcher]
-        )
-    else:
-        rows = sft_rows(stream, prompt, parameters)
-        trainer = build_sft_trainer(
-            model, processor, rows, parameters, compute, seed, folder, [watcher]
-        )
+    rows = algorithm.make_rows(stream, prompt, parameters, processor)
+    trainer = algorithm.build_trainer(
+        model, processor, rows, parameters, compute, seed, folder, [watcher]
+    )
     trainer.remove_callback(PrinterCallback)  # the watcher's line says it shorter
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started - watcher.seconds_apart
-    if isinstance(parameters, RL):
-        completions = parameters.prompts_per_update * parameters.completions_per_prompt
-        tokens = round(watcher.completion_tokens * completions)
-    else:
-        targets = [row[0]["content"] for row in rows["completion"]]
-        # Each ends with the chat template's end of turn and line feed, which TRL trains on as well.
-        tokens = sum(len(ids) + 2 for ids in processor.tokenizer(targets)["input_ids"])
     return Trained(
         updates=trainer.state.global_step,
         prompts=len(stream),
-        completion_tokens=tokens,
+        completion_tokens=algorithm.completion_tokens(
+            rows, parameters, processor, watcher.completion_tokens
+        ),
         seconds=seconds,
         weights_changed=_relative_change(before, model.named_parameters()),
     )
 
 
-def _common(parameters: Method, compute: Compute, seed: int, folder: Path) -> dict[str, Any]:
+def trainer_settings(
+    parameters: Method, compute: Compute, seed: int, folder: Path
+) -> dict[str, Any]:
+    """TRL's settings that both algorithms share."""
     return {
         "output_dir": str(folder),
         "max_steps": parameters.updates,
@@ -206,68 +223,6 @@ def _common(parameters: Method, compute: Compute, seed: int, folder: Path) -> di
         "dataloader_pin_memory": torch.cuda.is_available(),
         "dataloader_num_workers": compute.data_workers,
     }
-
-
-def build_rl_trainer(
-    model: Any,
-    processor: Any,
-    rows: Dataset,
-    parameters: RL,
-    compute: Compute,
-    seed: int,
-    folder: Path,
-    callbacks: list[TrainerCallback],
-) -> DynamicKLTrainer:
-    """A GRPO trainer that takes ``rl_rows`` in their order, ``prompts_per_update`` at a time."""
-    config = GRPOConfig(
-        **_common(parameters, compute, seed, folder),
-        per_device_train_batch_size=parameters.prompts_per_update
-        * parameters.completions_per_prompt,
-        num_generations=parameters.completions_per_prompt,
-        max_completion_length=parameters.max_completion_tokens,
-        temperature=parameters.temperature,
-        beta=FLOOR,  # above 0, so that the reference is loaded; set anew before every loss
-        loss_type="grpo",
-        reward_weights=[parameters.rewards.accuracy, parameters.rewards.format],
-        shuffle_dataset=False,
-    )
-    return DynamicKLTrainer(
-        model=model,
-        reward_funcs=[ACCURACY_REWARDS[parameters.rewards.answer], format_reward],
-        args=config,
-        train_dataset=rows,
-        processing_class=processor,
-        callbacks=callbacks,
-        kl=parameters.kl,
-        share_prompts=compute.share_prompts,
-    )
-
-
-def build_sft_trainer(
-    model: Any,
-    processor: Any,
-    rows: Dataset,
-    parameters: SFT,
-    compute: Compute,
-    seed: int,
-    folder: Path,
-    callbacks: list[TrainerCallback],
-) -> SFTTrainer:
-    """An SFT trainer that takes ``rows`` in their order, with the loss on the completion alone."""
-    config = SFTConfig(
-        **_common(parameters, compute, seed, folder),
-        per_device_train_batch_size=parameters.prompts_per_update,
-        completion_only_loss=True,
-        max_length=None,  # TRL's default cuts long examples without a word
-        train_sampling_strategy="sequential",
-    )
-    return SFTTrainer(
-        model=model,
-        args=config,
-        train_dataset=rows,
-        processing_class=processor,
-        callbacks=callbacks,
-    )
 
 
 def _relative_change(

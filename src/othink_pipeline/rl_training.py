@@ -1,0 +1,70 @@
+"""Reinforcement learning of one cell, the KL weight of every update under our control.
+
+GRPO here departs from TRL's defaults where the paper does: ``loss_type="grpo"`` (mean over a
+sequence's tokens, then over sequences), one update a batch, and the KL weight set before each
+loss instead of once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trl import GRPOConfig
+
+from othink_pipeline.dynamic_kl import DynamicKLTrainer
+from othink_pipeline.kl import FLOOR
+from othink_pipeline.rewards import ACCURACY_REWARDS, format_reward
+from othink_pipeline.training import trainer_settings
+from othink_pipeline.training_data import rl_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import TrainerCallback
+
+    from othink_pipeline.parameters import RL, Compute
+
+
+def make_rows(examples: Dataset, prompt: str, parameters: RL, processor: Any) -> Dataset:
+    """See ``training_data.rl_rows``."""
+    return rl_rows(examples, prompt, processor)
+
+
+def build_trainer(
+    model: Any,
+    processor: Any,
+    rows: Dataset,
+    parameters: RL,
+    compute: Compute,
+    seed: int,
+    folder: Path,
+    callbacks: list[TrainerCallback],
+) -> DynamicKLTrainer:
+    """A GRPO trainer that takes ``rl_rows`` in their order, ``prompts_per_update`` at a time."""
+    config = GRPOConfig(
+        **trainer_settings(parameters, compute, seed, folder),
+        per_device_train_batch_size=parameters.prompts_per_update
+        * parameters.completions_per_prompt,
+        num_generations=parameters.completions_per_prompt,
+        max_completion_length=parameters.max_completion_tokens,
+        temperature=parameters.temperature,
+        beta=FLOOR,  # above 0, so that the reference is loaded; set anew before every loss
+        loss_type="grpo",
+        reward_weights=[parameters.rewards.accuracy, parameters.rewards.format],
+        shuffle_dataset=False,
+    )
+    return DynamicKLTrainer(
+        model=model,
+        reward_funcs=[ACCURACY_REWARDS[parameters.rewards.answer], format_reward],
+        args=config,
+        train_dataset=rows,
+        processing_class=processor,
+        callbacks=callbacks,
+        kl=parameters.kl,
+        share_prompts=compute.share_prompts,
+    )
+
+
+def completion_tokens(rows: Dataset, parameters: RL, processor: Any, mean_tokens: float) -> int:
+    """Tokens of all completions."""
+    return round(mean_tokens * parameters.prompts_per_update * parameters.completions_per_prompt)

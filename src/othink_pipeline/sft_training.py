@@ -1,0 +1,56 @@
+"""Supervised fine-tuning of one cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trl import SFTConfig, SFTTrainer
+
+from othink_pipeline.training import trainer_settings
+from othink_pipeline.training_data import sft_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import TrainerCallback
+
+    from othink_pipeline.parameters import SFT, Compute
+
+
+def make_rows(examples: Dataset, prompt: str, parameters: SFT, processor: Any) -> Dataset:
+    """See ``training_data.sft_rows``."""
+    return sft_rows(examples, prompt, parameters)
+
+
+def build_trainer(
+    model: Any,
+    processor: Any,
+    rows: Dataset,
+    parameters: SFT,
+    compute: Compute,
+    seed: int,
+    folder: Path,
+    callbacks: list[TrainerCallback],
+) -> SFTTrainer:
+    """An SFT trainer that takes ``rows`` in their order, with the loss on the completion alone."""
+    config = SFTConfig(
+        **trainer_settings(parameters, compute, seed, folder),
+        per_device_train_batch_size=parameters.prompts_per_update,
+        completion_only_loss=True,
+        max_length=None,  # TRL's default cuts long examples without a word
+        train_sampling_strategy="sequential",
+    )
+    return SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=rows,
+        processing_class=processor,
+        callbacks=callbacks,
+    )
+
+
+def completion_tokens(rows: Dataset, parameters: SFT, processor: Any, mean_tokens: float) -> int:
+    """Tokens of all targets: the loss skips what comes before them."""
+    targets = [row[0]["content"] for row in rows["completion"]]
+    # Each ends with the chat template's end of turn and line feed, which TRL trains on as well.
+    return sum(len(ids) + 2 for ids in processor.tokenizer(targets)["input_ids"])

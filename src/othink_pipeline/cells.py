@@ -1,237 +1,100 @@
-"""Train and evaluate one cell: files, MLflow run and tables around the trainer.
+"""What a cell is on disk: where it lives, the key of its content, and how it may have failed.
 
-Everything a cell needs comes in as data, everything it makes goes out as files and one MLflow run,
-so a cell runs the same in any process. torch is imported inside the functions: the registry
-imports this module.
+A cell's folder is named by its content key: everything that its training depends on. What is
+finished is found again by it, whatever was tried in between; what changed gets a folder of its own.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from othink_pipeline import tracking
-from othink_pipeline.examples import read_examples
 from othink_pipeline.grid import Cell
-from othink_pipeline.matrix import BASE
 from othink_pipeline.parameters import RL, SFT, Compute, Evaluation, Folders
-from othink_pipeline.reuse import digest_folder, publish
+from othink_pipeline.reuse import MANIFEST, content_key, digest_folder, read_json
+from othink_pipeline.source import code_digest, library_versions
 from othink_pipeline.tracking import DatasetRef
 from othink_pipeline.validation import ConfigurationError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
 SAME_ENV = "(with the --env of this run)"
 """Without it a command would change the results of conf/base."""
 
+RESUME = "resume"
+"""The folder, within a cell's, with the states that an interrupted training goes on from."""
 
-def train_cell(
+FAILED = "failed"
+"""Key of a manifest that holds why there is nothing else in it."""
+
+
+def training_key(
     cell: Cell,
     parameters: SFT | RL,
-    base_model: dict[str, Any],
-    examples: tuple[dict[str, Any], ...],
+    base_digest: str,
+    examples: Sequence[dict[str, Any]],
     evaluation: Evaluation,
-    folders: Folders,
     compute: Compute,
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Train a cell; score every checkpoint on the validation split of every task.
+) -> str:
+    """The content key of a cell's training: the same key, the same weights and curves.
+
+    Not in it is what changes nothing: names, folders, batch sizes of the evaluation, how often a
+    state is saved.
 
     Args:
-        base_model: its manifest.
         examples: the manifests of all tasks, the cell's own among them.
-
-    Returns:
-        The manifest of the last checkpoint, which is the one that counts, and the history table:
-        step, metric, value.
-
-    Raises:
-        ConfigurationError: the base model is not the one that its manifest speaks of.
     """
-    import pandas as pd
-
-    from othink_pipeline.evaluation import predict
-    from othink_pipeline.models import save_model
-    from othink_pipeline.training import train
-
-    check_files(base_model, f"Check it again: kedro run --pipelines=data_preparation {SAME_ENV}")
-    folder = Path(folders.checkpoints) / cell.task / cell.method / f"s{cell.seed}"
-    shutil.rmtree(folder, ignore_errors=True)
     own = next(manifest for manifest in examples if manifest["task"] == cell.task)
-    validation = {
-        manifest["task"]: read_examples(manifest["splits"]["validation"]["path"]).take(
-            parameters.validation_examples
-        )
-        for manifest in examples
-    }
-    history: list[dict[str, Any]] = []
-    last: dict[str, Any] = {}
-    name = f"{cell.task}/{cell.method}/s{cell.seed}"
-    tags = {"task": cell.task, "method": cell.method, "seed": str(cell.seed)}
-    settings = {
-        **parameters.model_dump(),
-        "seed": cell.seed,
-        "task": cell.task,
-        "prompt": own["prompt"],
-        "base_model": {"path": base_model["path"], "digest": base_model["digest"]},
-        "compute": compute.model_dump(),
-    }
-    with tracking.child_run(name, "cell", tags, settings) as run_id:
-        tracking.log_dataset(run_id, dataset_ref(own, "train"), "train")
-        for manifest in examples:
-            tracking.log_dataset(run_id, dataset_ref(manifest, "validation"), "validation")
-
-        def log(step: int, metrics: dict[str, float]) -> None:
-            tracking.log_metrics(run_id, metrics, step)
-            history.extend({"step": step, "metric": m, "value": v} for m, v in metrics.items())
-
-        def checkpoint(step: int, model: Any, processor: Any) -> dict[str, float]:
-            if step == 0:  # the base model itself: where every curve starts
-                model_id = base_model["model_id"]
-            else:
-                path = folder / f"update-{step:06d}"
-                with publish(path) as scratch:
-                    save_model(model, processor, scratch)
-                digest = digest_folder(path)
-                model_id = tracking.log_checkpoint(run_id, name, step, path, {"digest": digest})
-                last.update(path=str(path), digest=digest, model_id=model_id)
-            scores = {}
-            for manifest in examples:
-                task = manifest["task"]
-                predictions = predict(
-                    model,
-                    processor,
-                    validation[task],
-                    prompt=manifest["prompt"],
-                    **evaluation.generation,
-                )
-                metrics = {
-                    f"val/{task}": float(predictions["correct"].mean()),
-                    f"val/think_rate/{task}": float(predictions["thought"].mean()),
-                    f"val/format_rate/{task}": float(predictions["format_ok"].mean()),
-                }
-                tracking.log_metrics(
-                    run_id,
-                    metrics,
-                    step,
-                    model_id=model_id,
-                    dataset=dataset_ref(manifest, "validation"),
-                )
-                history.extend({"step": step, "metric": m, "value": v} for m, v in metrics.items())
-                scores[task] = metrics[f"val/{task}"]
-            return scores
-
-        trained = train(
-            import_module(f"othink_pipeline.{parameters.algorithm}_training"),
-            cell.name,
-            base_model["path"],
-            read_examples(own["splits"]["train"]["path"]),
-            own["prompt"],
-            parameters,
-            compute,
-            cell.seed,
-            folder / "trainer",
-            log,
-            checkpoint,
-        )
-        costs = trained._asdict()
-        tracking.log_metrics(run_id, {f"cost/{k}": v for k, v in costs.items()}, trained.updates)
-    manifest = {
-        **cell._asdict(),
-        **last,
-        "run_id": run_id,
-        "parameters": parameters.model_dump(),
-        "data": own["splits"]["train"]["digest"],
-        "base_model": base_model["digest"],
-        **costs,
-    }
-    return manifest, pd.DataFrame(history, columns=["step", "metric", "value"])
-
-
-def evaluate_model(
-    checkpoint: dict[str, Any],
-    examples: dict[str, Any],
-    evaluation: Evaluation,
-    *,
-    task: str,
-    method: str,
-    seed: int | None,
-    base_model: int,
-) -> pd.DataFrame:
-    """Score a checkpoint, or a base model, on a test split.
-
-    Args:
-        checkpoint: manifest with path, digest, run_id, model_id.
-        examples: manifest of the task to test on.
-        task, method, seed: what the checkpoint is: ``none``, ``base``, None for a base model.
-        base_model: the number of the base model that it started from, or is.
-
-    Returns:
-        The predictions table, a row for each test example.
-
-    Raises:
-        ConfigurationError: the checkpoint is not the one that its manifest speaks of.
-    """
-    from othink_pipeline.evaluation import predict
-    from othink_pipeline.models import load_model
-
-    namespace = f"{BASE}.b{base_model}" if seed is None else f"{task}.{method}.s{seed}"
-    check_files(checkpoint, f"Make it again: kedro run --namespaces={namespace} {SAME_ENV}")
-    eval_task = examples["task"]
-    model, processor = load_model(checkpoint["path"])
-    test = read_examples(examples["splits"]["test"]["path"])
-    predictions = predict(
-        model, processor, test, prompt=examples["prompt"], **evaluation.model_dump()
+    return content_key(
+        {
+            "parameters": parameters.model_dump(),
+            "seed": cell.seed,
+            "base_model": base_digest,
+            "train": own["splits"]["train"]["digest"],
+            "prompts": {manifest["task"]: manifest["prompt"] for manifest in examples},
+            "validation": {
+                manifest["task"]: manifest["splits"]["validation"]["digest"]
+                for manifest in examples
+            },
+            "max_completion_tokens": evaluation.max_completion_tokens,
+            "share_prompts": compute.share_prompts,
+            "code": code_digest(
+                f"othink_pipeline.{parameters.algorithm}_training", "othink_pipeline.evaluation"
+            ),
+            "libraries": library_versions(),
+        }
     )
-    identity = {
-        "train_task": task,
-        "method": method,
-        "seed": seed,
-        "base_model": base_model,
-        "eval_task": eval_task,
-    }
-    for position, (column, value) in enumerate(identity.items()):
-        predictions.insert(position, column, value)
-    predictions["seed"] = predictions["seed"].astype("Int64")
-    predictions["checkpoint"] = checkpoint["digest"]
-    predictions["test_data"] = examples["splits"]["test"]["digest"]
-    # A base model's manifest speaks of none but itself.
-    predictions["base_digest"] = checkpoint.get("base_model", checkpoint["digest"])
-    stage = eval_stage(predictions)
-    metrics = {
-        f"{stage}/{eval_task}": predictions["correct"].mean(),
-        f"{stage}/accuracy_any/{eval_task}": predictions["correct_any"].mean(),
-        f"{stage}/format_rate/{eval_task}": predictions["format_ok"].mean(),
-        f"{stage}/think_rate/{eval_task}": predictions["thought"].mean(),
-        f"{stage}/unparseable_rate/{eval_task}": predictions["unparseable"].mean(),
-    }
-    dataset = dataset_ref(examples, "test")
-    tracking.log_dataset(checkpoint["run_id"], dataset, "test")
-    tracking.log_metrics(
-        checkpoint["run_id"],
-        metrics,
-        int(checkpoint.get("updates", 0)),
-        model_id=checkpoint["model_id"],
-        dataset=dataset,
-    )
-    logger.info(
-        "%s -> %s: %.1f %% right (%d items)",
-        namespace,
-        eval_task,
-        100 * metrics[f"{stage}/{eval_task}"],
-        len(predictions),
-    )
-    return predictions
 
 
-def eval_stage(predictions: pd.DataFrame) -> str:
-    """What the metrics of an evaluation begin with in MLflow: what was shown tells them apart."""
-    return "eval_shuffled" if "image_of" in predictions else "eval"
+def cell_folder(folders: Folders, cell: Cell, key: str) -> Path:
+    """Where a cell's training with this content key is kept."""
+    return Path(folders.checkpoints) / cell.task / cell.method / f"s{cell.seed}" / key
+
+
+def find_finished(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished training whose last checkpoint is whole, else None."""
+    manifest = read_json(folder / MANIFEST)
+    if manifest is None:
+        return None
+    checkpoint = Path(manifest["path"])
+    if checkpoint.is_dir() and digest_folder(checkpoint) == manifest["digest"]:
+        return manifest
+    logger.warning("%s: missing, or changed since it was finished; it is made again", checkpoint)
+    return None
+
+
+def resume_state(folder: Path) -> int:
+    """The update that an interrupted training can go on from; 0 where there is none."""
+    updates = (int(path.name.split("-")[1]) for path in (folder / RESUME).glob("checkpoint-*"))
+    return max(updates, default=0)
+
+
+def failure(error: Exception) -> str:
+    """Why something failed, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:500]
 
 
 def check_files(model: dict[str, Any], remedy: str) -> None:

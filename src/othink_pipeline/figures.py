@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from othink_pipeline.matrix import BASE, HOLE, sort_methods
+from othink_pipeline.matrix import BASE, HOLE, sort_methods, tested
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -245,7 +245,7 @@ def _heat_map(matrix: pd.DataFrame) -> _HeatMap:
     rows, accuracy, text = [], [], []
     for (train_task, method), group in matrix.groupby(["train_task", "method"], sort=False):
         rows.append((str(train_task), str(method)))
-        cells = [group[group["eval_task"] == task] for task in tasks]
+        cells = [tested(group[group["eval_task"] == task]) for task in tasks]
         accuracy.append([None if cell.empty else float(cell["accuracy"].mean()) for cell in cells])
         text.append([_cell_text(cell) for cell in cells])
     return _HeatMap(rows, tasks, accuracy, text)

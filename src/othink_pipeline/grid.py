@@ -140,6 +140,7 @@ def training_nodes(grid: Grid, algorithm: str, train: Callable[..., Any]) -> lis
                 "params:evaluation",
                 "params:folders",
                 "params:compute",
+                "params:health",
                 *(f"{task}.examples" for task in grid.tasks),
             ],
             outputs=[f"{cell.name}.checkpoint", f"{cell.name}.history"],
@@ -156,7 +157,13 @@ def evaluation_node(grid: Grid, evaluate: Callable[..., Any], cell: Cell, eval_t
     """A node that tests a cell on ``eval_task``."""
     return Node(
         bind(evaluate, **cell._asdict(), base_model=grid.base_model_of(cell.seed)),
-        inputs=[f"{cell.name}.checkpoint", f"{eval_task}.examples", "params:evaluation"],
+        inputs=[
+            f"{cell.name}.checkpoint",
+            f"{eval_task}.examples",
+            "params:evaluation",
+            "params:folders",
+            "params:compute",
+        ],
         outputs=f"{cell.name}.{eval_task}.predictions",
         name=f"evaluate_on_{eval_task}",
         namespace=cell.name,

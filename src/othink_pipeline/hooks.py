@@ -1,4 +1,4 @@
-"""Kedro hooks: the checks before a run, and the MLflow run that a `kedro run` is.
+"""Kedro hooks: the checks before a run, its plan, its MLflow run, and what failed in it.
 
 kedro-mlflow opens the store when the context is made and the parent run before the pipeline runs.
 The checks come before that, so that a run that cannot work leaves no record; the tracking comes
@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+import click
 from kedro.config import OmegaConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
@@ -27,7 +28,9 @@ from kedro.pipeline.node import Node
 from pydantic import ValidationError
 
 from othink_pipeline import lifecycle, preflight, tracking
-from othink_pipeline.grid import read_grid
+from othink_pipeline.cells import FAILED
+from othink_pipeline.grid import GridConfigLoader, read_grid
+from othink_pipeline.plan import describe_plan, plan_cells
 from othink_pipeline.validation import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -67,11 +70,14 @@ class PreflightHooks:
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Check the runner, the files that the pipeline starts from and the room on the disk."""
+        """Check the runner, the files it starts from and the disk; say what will be trained."""
         preflight.check_runner(run_params["runner"])
         environment = f" --env={run_params['env']}" if run_params["env"] else ""
         preflight.check_inputs(pipeline, catalog, environment)
         preflight.check_disk(Path(run_params["project_path"]))
+        loader = GridConfigLoader.current
+        if loader is not None and (planned := plan_cells(pipeline, loader["parameters"], catalog)):
+            logger.info(describe_plan(planned))
 
 
 class TrackingHooks:
@@ -147,6 +153,49 @@ class TrackingHooks:
             _terminate_as_before()
             tracking.set_parent(None)
         return parent
+
+
+class CellsFailedError(click.ClickException):
+    """Some cells failed and the others went on: shown without a traceback, exit code 1."""
+
+
+class FailureHooks:
+    """A run with failed cells goes on to its end, and then says that it failed."""
+
+    def __init__(self) -> None:
+        self._parent: str | None = None
+        self._failures: dict[str, str] = {}
+
+    @hook_impl(trylast=True)
+    def before_pipeline_run(self) -> None:
+        """Begin with none."""
+        self._parent = lifecycle.active_run_id()
+        self._failures = {}
+
+    @hook_impl
+    def after_node_run(self, node: Node, outputs: dict[str, Any]) -> None:
+        """Take note of a failed cell, by the first of its nodes."""
+        for output in outputs.values():
+            if isinstance(output, dict) and FAILED in output:
+                self._failures.setdefault(str(node.namespace), output[FAILED])
+
+    @hook_impl(trylast=True)
+    def after_pipeline_run(self) -> None:
+        """After kedro-mlflow has ended the parent as FINISHED, and the report is written.
+
+        Raises:
+            CellsFailedError: with every failed cell and its reason.
+        """
+        if not self._failures:
+            return
+        if self._parent is not None:
+            tracking.finish_run(self._parent, "FAILED")
+        lines = [f"  {name}: {reason}" for name, reason in self._failures.items()]
+        raise CellsFailedError(
+            f"{len(lines)} of the cells failed; the others are finished.\n"
+            + "\n".join(lines)
+            + "\nRun the same command again: what is finished is reused, the rest goes on."
+        )
 
 
 def _interrupt(*_: object) -> None:

@@ -16,6 +16,7 @@ from othink_pipeline.statistics import wilson_interval
 BASE = "base"
 HOLE = "—"
 METHOD_ORDER = (BASE, "sft", "sft_cot", "grpo", "grpo_d", "grpo_format")
+KEYS = ["train_task", "method", "seed", "base_model", "eval_task"]
 RATES = {
     "accuracy": "correct",
     "accuracy_any": "correct_any",
@@ -31,19 +32,22 @@ def sort_methods(methods: Iterable[str]) -> list[str]:
     return sorted(set(methods), key=lambda method: (order.get(method, len(order)), method))
 
 
-def transfer_matrix(predictions: pd.DataFrame) -> pd.DataFrame:
+def transfer_matrix(
+    predictions: pd.DataFrame, failures: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """One row for each cell and eval task; rates in [0, 1], ``ci_*`` the Wilson 95 % interval.
 
     Args:
         predictions: one row for each test example of each cell on each eval task.
+        failures: a row for each cell and eval task that has no predictions: it is a row without
+            items (n = 0) and without rates here, so that the hole is seen.
 
     Returns:
         Columns train_task, method, seed, base_model, eval_task, n, correct, accuracy, ci_low,
         ci_high, accuracy_any, format_rate, think_rate, unparseable_rate, completion_tokens_mean;
         the base models first, then by train task, method, seed and eval task.
     """
-    keys = ["train_task", "method", "seed", "base_model", "eval_task"]
-    grouped = predictions.groupby(keys, dropna=False, sort=False, observed=True)
+    grouped = predictions.groupby(KEYS, dropna=False, sort=False, observed=True)
     matrix = grouped.agg(
         n=("correct", "size"),
         correct=("correct", "sum"),
@@ -57,8 +61,15 @@ def transfer_matrix(predictions: pd.DataFrame) -> pd.DataFrame:
     place = list(matrix.columns).index("accuracy_any")
     matrix.insert(place, "ci_low", [interval.low for interval in intervals])
     matrix.insert(place + 1, "ci_high", [interval.high for interval in intervals])
+    if failures is not None and len(failures):
+        matrix = pd.concat([matrix, failures[KEYS].assign(n=0, correct=0)], ignore_index=True)
     matrix["seed"] = matrix["seed"].astype("Int64")
     return sort_rows(matrix)
+
+
+def tested(matrix: pd.DataFrame) -> pd.DataFrame:
+    """The matrix without its holes."""
+    return matrix[matrix["n"] > 0]
 
 
 def matrix_text(matrix: pd.DataFrame) -> str:
@@ -73,7 +84,7 @@ def matrix_text(matrix: pd.DataFrame) -> str:
     keys = ["train_task", "method", "seed", "base_model"]
     for _, group in matrix.groupby(keys, dropna=False, sort=False):
         train_task, method, seed, base_model = group[keys].iloc[0]
-        cells = group.set_index("eval_task")
+        cells = tested(group).set_index("eval_task")
         scores = [HOLE] * len(tasks)
         for place, task in enumerate(tasks):
             if task in cells.index:

@@ -77,6 +77,7 @@ class Folders(Block):
 
     examples: str
     checkpoints: str
+    predictions: str
 
 
 class SplitSizes(Block):
@@ -233,6 +234,8 @@ class Compute(Block):
     """Processes that prepare the next batches of training; 0 prepares them in between."""
     resume_every_updates: Positive
     """An interrupted training goes on from a state that is at most so many updates old."""
+    fresh: bool
+    """Train and test again what is finished or half done."""
 
 
 class Parameters(Block):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from othink_pipeline.comparison import SCOPES, compare
-from othink_pipeline.matrix import BASE, sort_methods
+from othink_pipeline.matrix import BASE, sort_methods, tested
 from othink_pipeline.report_differences import (
     controls_section,
     gains_section,
@@ -26,7 +26,7 @@ from othink_pipeline.report_scores import (
     rates_section,
     samples_section,
 )
-from othink_pipeline.report_training import costs_section, reward_section
+from othink_pipeline.report_training import costs_section, failures_section, reward_section
 
 
 def report_markdown(
@@ -35,6 +35,7 @@ def report_markdown(
     training: pd.DataFrame,
     lineage: Mapping[str, str] | None = None,
     comparisons: Sequence[tuple[str, str]] = (),
+    failures: pd.DataFrame | None = None,
 ) -> str:
     """The whole report.
 
@@ -44,6 +45,7 @@ def report_markdown(
         training: one row for each cell: task, method, seed and what it cost.
         lineage: what to print in the header, such as the parent run, commit and command.
         comparisons: (method, baseline) pairs to test, besides each method with its base model.
+        failures: what the matrix has holes for, and why: as ``transfer_matrix``, with ``reason``.
     """
     against_base = pairs_with_base(predictions)
     trained = [method for method in sort_methods(predictions["method"]) if method != BASE]
@@ -55,6 +57,7 @@ def report_markdown(
         if (comparison := compare(predictions, method, baseline, scope)) is not None
     ]
     sections = {
+        "What failed": failures_section(failures),
         "Accuracy": matrix_section(matrix, predictions),
         "Means": means_section(matrix),
         "Paired tests: differences in points": tests_section(compared),
@@ -66,7 +69,7 @@ def report_markdown(
         "Several samples": samples_section(predictions),
         "Is the reward gamed?": reward_section(training, against_base),
         "Costs": costs_section(training),
-        "What this does and does not say": _limits(matrix),
+        "What this does and does not say": _limits(tested(matrix)),
     }
     header = "\n".join(f"- {key}: {value}" for key, value in (lineage or {}).items())
     body = [f"## {title}\n\n{text}" for title, text in sections.items() if text]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from othink_pipeline.comparison import BOOTSTRAP_SEED
-from othink_pipeline.matrix import BASE, HOLE, RATES, sort_methods, sort_rows
+from othink_pipeline.matrix import BASE, HOLE, RATES, sort_methods, sort_rows, tested
 from othink_pipeline.resampling import Estimate, Floats
 from othink_pipeline.statistics import majority_at_k, mean_score, pass_at_k
 from othink_pipeline.tables import mean_percent, percent, table
@@ -22,7 +22,7 @@ def matrix_section(matrix: pd.DataFrame, predictions: pd.DataFrame) -> str:
     for (train_task, method), group in matrix.groupby(["train_task", "method"], sort=False):
         scores = []
         for task in tasks:
-            cells, text = group[group["eval_task"] == task], HOLE
+            cells, text = tested(group[group["eval_task"] == task]), HOLE
             if not cells.empty:
                 text = _accuracy_text(cells, answers[train_task, method, task])
             scores.append(f"**{text}**" if task == train_task and text != HOLE else text)
@@ -43,7 +43,7 @@ def means_section(matrix: pd.DataFrame) -> str:
     """Same-task and cross-task means."""
     rows = []
     for method in sort_methods(matrix["method"]):
-        cells = matrix[matrix["method"] == method]
+        cells = tested(matrix[matrix["method"] == method])
         is_same = cells["train_task"] == cells["eval_task"]
         groups = (cells, cells) if method == BASE else (cells[is_same], cells[~is_same])
         means = [f"{mean_percent(group['accuracy'])} ({len(group)})" for group in groups]
@@ -57,7 +57,7 @@ def means_section(matrix: pd.DataFrame) -> str:
 
 def rates_section(matrix: pd.DataFrame) -> str:
     """Format, thinking and what does not parse, apart from accuracy."""
-    means = matrix.groupby(KEYS, sort=False)[[*RATES, "completion_tokens_mean"]].mean()
+    means = tested(matrix).groupby(KEYS, sort=False)[[*RATES, "completion_tokens_mean"]].mean()
     rows = [
         [*key, *(f"{100 * value:.1f}" for value in values[:-1]), f"{values[-1]:.1f}"]
         for key, values in zip(means.index, means.to_numpy(), strict=True)

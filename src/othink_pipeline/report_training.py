@@ -1,4 +1,4 @@
-"""Sections of the report about the trainings: was the reward gamed, and what did they cost?"""
+"""Sections of the report about the trainings: what failed, was the reward gamed, the costs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,22 @@ COSTS = (
     *("updates", "prompts", "completion_tokens", "seconds", "learning_rate"),
     *("kl_weight_mean", "kl_weight_end", "kl_last", "kl_term"),
 )
+
+
+def failures_section(failures: pd.DataFrame | None) -> str:
+    """Cells that have no score, and why; empty where there are none."""
+    if failures is None or failures.empty:
+        return ""
+    rows = []
+    keys = ["train_task", "method", "seed", "reason"]
+    for (task, method, seed, reason), group in failures.groupby(keys, sort=False):
+        missing = ", ".join(f"→ {eval_task}" for eval_task in group["eval_task"])
+        rows.append([task, method, seed, missing, str(reason).replace("|", "\\|")])
+    note = (
+        "These are holes (—) in the tables below, and nothing is said about them. Run the same"
+        " command again: it goes on where they stopped."
+    )
+    return table(["trained on", "method", "seed", "no score", "reason"], rows) + f"\n\n{note}"
 
 
 def reward_section(training: pd.DataFrame, against_base: Mapping[Cell, pd.DataFrame]) -> str:

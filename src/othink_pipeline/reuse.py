@@ -56,6 +56,32 @@ def publish(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def publish_file(file: Path) -> Iterator[Path]:
+    """A scratch file beside ``file`` that takes its place when the block ends well."""
+    scratch = file.with_name(f".{file.name}.new")
+    try:
+        yield scratch
+        os.replace(scratch, file)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` so that the file is there as a whole or not at all."""
+    with publish_file(file) as scratch:
+        scratch.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no such file or it holds something else."""
+    try:
+        content = json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Write ``manifest`` with the folder's digest, last of all files; returns what was written."""
     manifest = {**manifest, "digest": digest_folder(folder)}

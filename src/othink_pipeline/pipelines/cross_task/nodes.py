@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from othink_pipeline import tracking
-from othink_pipeline.cells import SAME_ENV, eval_stage, evaluate_model
+from othink_pipeline.cell_evaluation import eval_stage, evaluate_model, read_predictions
+from othink_pipeline.cells import FAILED, SAME_ENV
 from othink_pipeline.figures import (
     heat_map_plotly,
     heat_map_png,
@@ -18,8 +19,8 @@ from othink_pipeline.figures import (
     training_curves_png,
 )
 from othink_pipeline.grid import Cell
-from othink_pipeline.matrix import BASE, matrix_text, transfer_matrix
-from othink_pipeline.parameters import Evaluation, Report
+from othink_pipeline.matrix import BASE, KEYS, matrix_text, transfer_matrix
+from othink_pipeline.parameters import Compute, Evaluation, Folders, Report
 from othink_pipeline.report import report_markdown
 from othink_pipeline.validation import ConfigurationError
 
@@ -40,14 +41,18 @@ def evaluate_base_model(
     checkpoint: dict[str, Any],
     examples: dict[str, Any],
     evaluation: Evaluation,
+    folders: Folders,
+    compute: Compute,
     *,
     base_model: int,
-) -> pd.DataFrame:
+) -> dict[str, Any]:
     """The untrained policy's predictions on one task's test split: the matrix's first row."""
     return evaluate_model(
         checkpoint,
         examples,
         evaluation,
+        folders,
+        compute,
         task="none",
         method=BASE,
         seed=None,
@@ -57,40 +62,47 @@ def evaluate_base_model(
 
 def collect_method(
     *parts: Any, cells: tuple[Cell, ...], eval_tasks: tuple[str, ...]
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Gather all seeds of one method on one task.
 
     Args:
-        parts: for each cell in turn its checkpoint's manifest, its history and its predictions on
-            every one of ``eval_tasks``.
+        parts: for each cell in turn its checkpoint's manifest, its history and the manifests of
+            its predictions on every one of ``eval_tasks``.
 
     Returns:
-        predictions, history and training (one row a cell: what it cost), all with the columns
-        task, method and seed (predictions: train_task).
+        predictions, history, training (one row a cell: what it cost) and failures (one row for
+        each missing score: why), all with the columns task, method and seed (predictions and
+        failures: train_task).
     """
-    predictions, histories, training = [], [], []
+    predictions, histories, training, failures = [], [], [], []
     size = 2 + len(eval_tasks)
     for number, cell in enumerate(cells):
-        checkpoint, history, *tables = parts[number * size : (number + 1) * size]
-        for table in tables:
-            if set(table["checkpoint"]) != {checkpoint["digest"]}:
-                raise ConfigurationError(
-                    f"{cell.name}: its predictions are not those of its last checkpoint. "
-                    f"Run the cell again: kedro run --namespaces={cell.name} {SAME_ENV}"
-                )
+        checkpoint, history, *manifests = parts[number * size : (number + 1) * size]
+        failures += [manifest for manifest in manifests if FAILED in manifest]
+        if FAILED in checkpoint:
+            continue
         histories.append(history.assign(**cell._asdict()))
         costs = {column: checkpoint[column] for column in COST_COLUMNS}
         rate = checkpoint["parameters"]["learning_rate"]
         summary = summarize_history(history, cell.task)
         training.append({**cell._asdict(), **costs, "learning_rate": rate, **summary})
+        for manifest in manifests:
+            if FAILED not in manifest and manifest["checkpoint"] != checkpoint["digest"]:
+                raise ConfigurationError(
+                    f"{cell.name}: its predictions are not those of its last checkpoint. "
+                    f"Run the cell again: kedro run --namespaces={cell.name} {SAME_ENV}"
+                )
+        tables = [read_predictions(manifest) for manifest in manifests if FAILED not in manifest]
         predictions += tables
-        mean = sum(table["correct"].mean() for table in tables) / len(tables)
-        means = {f"{eval_stage(tables[0])}/mean": mean}
-        tracking.log_metrics(checkpoint["run_id"], means, checkpoint["updates"])
+        if len(tables) == len(manifests):
+            mean = sum(table["correct"].mean() for table in tables) / len(tables)
+            means = {f"{eval_stage(tables[0])}/mean": mean}
+            tracking.log_scores(checkpoint["run_id"], means, checkpoint["updates"])
     return (
-        pd.concat(predictions, ignore_index=True),
-        pd.concat(histories, ignore_index=True),
-        pd.DataFrame(training),
+        _together(predictions or [pd.DataFrame(columns=KEYS)]),
+        _together(histories or [pd.DataFrame(columns=["step", "metric", "value", *Cell._fields])]),
+        pd.DataFrame(training) if training else pd.DataFrame(columns=Cell._fields),
+        pd.DataFrame(failures, columns=[*KEYS, FAILED]).rename(columns={FAILED: "reason"}),
     )
 
 
@@ -125,15 +137,24 @@ def summarize_history(history: pd.DataFrame, task: str) -> dict[str, float]:
     }
 
 
-def build_transfer_matrix(*predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All predictions in one table, and their scores: rows trained on, columns tested on."""
-    settings = {(eval_stage(table), _samples(table)) for table in predictions}
+def build_transfer_matrix(
+    failures: pd.DataFrame, *predictions: pd.DataFrame | dict[str, Any]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All predictions in one table, and their scores: rows trained on, columns tested on.
+
+    Args:
+        failures: what has no score, and why.
+        predictions: manifests of the base models', tables of the tasks'.
+    """
+    tables = [read_predictions(part) if isinstance(part, dict) else part for part in predictions]
+    tables = [table for table in tables if len(table)]
+    settings = {(eval_stage(table), _samples(table)) for table in tables}
     if len(settings) > 1:
         raise ConfigurationError(
             "not all predictions were made with the same evaluation.shuffle_images and .samples. "
             f"Test all checkpoints again: kedro run --pipelines=evaluation {SAME_ENV}"
         )
-    together = pd.concat(predictions, ignore_index=True)
+    together = _together(tables)
     for task, table in together.groupby("eval_task"):
         if table["test_data"].nunique() > 1:
             old = sorted(set(table["train_task"] + "." + table["method"]))
@@ -150,7 +171,7 @@ def build_transfer_matrix(*predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.
             "base_model.path: these cells were trained from other base models than it names. Set "
             f"it back, or train them again: kedro run --namespaces={cells} {SAME_ENV}"
         )
-    return together, transfer_matrix(together)
+    return together, transfer_matrix(together, failures)
 
 
 def _samples(predictions: pd.DataFrame) -> int:
@@ -158,25 +179,30 @@ def _samples(predictions: pd.DataFrame) -> int:
     return len(predictions["sampled_correct"].iloc[0]) if "sampled_correct" in predictions else 0
 
 
-def gather_training(*tables: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The histories and the costs of all cells: every task's history, then every task's costs."""
-    history, training = _concatenate(tables, kinds=2)
-    return history, training
+def gather_training(*tables: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Histories, costs and failures of all cells: every task's histories, then its costs, ..."""
+    history, training, failures = _concatenate(tables, kinds=3)
+    return history, training, failures
 
 
-def collect_task(*tables: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Gather all methods on one task: every method's predictions, then histories, then costs."""
-    predictions, history, training = _concatenate(tables, kinds=3)
-    return predictions, history, training
+def collect_task(
+    *tables: pd.DataFrame,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Gather all methods on one task: every method's predictions, then histories, and so on."""
+    predictions, history, training, failures = _concatenate(tables, kinds=4)
+    return predictions, history, training, failures
 
 
 def _concatenate(tables: Sequence[pd.DataFrame], kinds: int) -> list[pd.DataFrame]:
     """``tables`` holds equally many of each kind, kind by kind: one table of each kind."""
     size = len(tables) // kinds
-    return [
-        pd.concat(tables[kind * size : (kind + 1) * size], ignore_index=True)
-        for kind in range(kinds)
-    ]
+    return [_together(tables[kind * size : (kind + 1) * size]) for kind in range(kinds)]
+
+
+def _together(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables below one another; what is empty does not decide a column's type."""
+    filled = [table for table in tables if len(table)]
+    return pd.concat(filled or tables[:1], ignore_index=True)
 
 
 def draw_figures(transfer_matrix: pd.DataFrame, history: pd.DataFrame) -> tuple[Any, Any, Any, Any]:
@@ -193,6 +219,7 @@ def write_report(
     transfer_matrix: pd.DataFrame,
     predictions: pd.DataFrame,
     training: pd.DataFrame,
+    failures: pd.DataFrame,
     report: Report,
     *base_models: dict[str, Any],
 ) -> str:
@@ -204,7 +231,7 @@ def write_report(
     base = transfer_matrix[transfer_matrix["method"] == BASE].groupby("base_model")["accuracy"]
     mean_name = f"{eval_stage(predictions)}/mean"
     for base_model, mean in zip(base_models, base.mean(), strict=True):
-        tracking.log_metrics(base_model["run_id"], {mean_name: float(mean)}, 0)
+        tracking.log_scores(base_model["run_id"], {mean_name: float(mean)}, 0)
     parent = tracking.parent_run_id()
     lineage = {}
     if parent:
@@ -212,7 +239,7 @@ def write_report(
         tracking.log_metrics(parent, _means(transfer_matrix), 0)
     logger.info("transfer matrix: accuracy in %%\n%s", matrix_text(transfer_matrix))
     return report_markdown(
-        transfer_matrix, predictions, training, lineage, comparisons=report.comparisons
+        transfer_matrix, predictions, training, lineage, report.comparisons, failures
     )
 
 

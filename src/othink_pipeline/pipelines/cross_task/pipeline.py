@@ -14,7 +14,7 @@ from othink_pipeline.pipelines.cross_task.nodes import (
 )
 from othink_pipeline.pipelines.same_task_eval.nodes import evaluate_cell
 
-TABLES = ("predictions", "history", "training")
+TABLES = ("predictions", "history", "training", "failures")
 
 
 def create_pipeline(grid: Grid) -> Pipeline:
@@ -24,7 +24,13 @@ def create_pipeline(grid: Grid) -> Pipeline:
             *(
                 Node(
                     bind(evaluate_base_model, base_model=number),
-                    inputs=[f"base.b{number}.checkpoint", f"{task}.examples", "params:evaluation"],
+                    inputs=[
+                        f"base.b{number}.checkpoint",
+                        f"{task}.examples",
+                        "params:evaluation",
+                        "params:folders",
+                        "params:compute",
+                    ],
                     outputs=f"base.b{number}.{task}.predictions",
                     name=f"evaluate_on_{task}",
                     namespace=f"base.b{number}",
@@ -44,6 +50,7 @@ def create_pipeline(grid: Grid) -> Pipeline:
             Node(
                 build_transfer_matrix,
                 inputs=[
+                    "failures",
                     *(
                         f"base.b{number}.{task}.predictions"
                         for number in grid.base_models
@@ -57,11 +64,8 @@ def create_pipeline(grid: Grid) -> Pipeline:
             ),
             Node(
                 gather_training,
-                inputs=[
-                    *(f"{task}.history" for task in grid.tasks),
-                    *(f"{task}.training" for task in grid.tasks),
-                ],
-                outputs=["history", "training"],
+                inputs=[f"{task}.{table}" for table in TABLES[1:] for task in grid.tasks],
+                outputs=list(TABLES[1:]),
                 name="gather_training",
                 namespace="report",
             ),
@@ -78,6 +82,7 @@ def create_pipeline(grid: Grid) -> Pipeline:
                     "transfer_matrix",
                     "predictions",
                     "training",
+                    "failures",
                     "params:report",
                     *(f"base.b{number}.checkpoint" for number in grid.base_models),
                 ],

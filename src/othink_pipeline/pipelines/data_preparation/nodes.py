@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import logging
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from othink_pipeline import examples as examples_module
 from othink_pipeline.examples import draw_examples, find_fault, open_split, update_digest
 from othink_pipeline.parameters import DataPreparation, Folders
 from othink_pipeline.reuse import content_key, publish, read_manifest, write_manifest
+from othink_pipeline.source import code_digest
 from othink_pipeline.validation import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -49,10 +47,7 @@ def prepare_splits(
             ``max_rejected``; those are in ``<folder>_rejected.csv``.
     """
     sizes = {split: getattr(data_preparation.splits, split) for split in splits}
-    code = inspect.getsource(examples_module) + inspect.getsource(
-        import_module(f"othink_pipeline.tasks.{task}")
-    )
-    key = content_key([task, data_preparation.seed, data_preparation.prompt, sizes, code])
+    key = examples_key(data_preparation, task, splits)
     finished = _find_finished(folder, key)
     if finished:
         count = sum(split["examples"] for split in finished["splits"].values())
@@ -86,6 +81,13 @@ def prepare_splits(
     count = sum(part["examples"] for part in parts.values())
     logger.info("%s: %s examples, %s rejected -> %s", task, count, len(rejected), folder)
     return manifest
+
+
+def examples_key(data_preparation: DataPreparation, task: str, splits: tuple[str, ...]) -> str:
+    """The content key of some splits of a task: the same key, the same examples."""
+    sizes = {split: getattr(data_preparation.splits, split) for split in splits}
+    code = code_digest("othink_pipeline.examples", f"othink_pipeline.tasks.{task}")
+    return content_key([task, data_preparation.seed, data_preparation.prompt, sizes, code])
 
 
 def _write_splits(

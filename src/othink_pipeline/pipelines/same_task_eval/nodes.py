@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from othink_pipeline.cells import evaluate_model
+from othink_pipeline.cell_evaluation import evaluate_model, read_predictions
+from othink_pipeline.cells import FAILED
 from othink_pipeline.matrix import matrix_text, transfer_matrix
-from othink_pipeline.parameters import Evaluation
+from othink_pipeline.parameters import Compute, Evaluation, Folders
 
 logger = logging.getLogger(__name__)
 
@@ -18,17 +19,21 @@ def evaluate_cell(
     checkpoint: dict[str, Any],
     examples: dict[str, Any],
     evaluation: Evaluation,
+    folders: Folders,
+    compute: Compute,
     *,
     task: str,
     method: str,
     seed: int,
     base_model: int,
-) -> pd.DataFrame:
-    """The predictions of a cell on one task's test split; see ``cells.evaluate_model``."""
+) -> dict[str, Any]:
+    """The predictions of a cell on one task's test split; see ``evaluate_model``."""
     return evaluate_model(
         checkpoint,
         examples,
         evaluation,
+        folders,
+        compute,
         task=task,
         method=method,
         seed=seed,
@@ -36,8 +41,12 @@ def evaluate_cell(
     )
 
 
-def tabulate_same_task(*predictions: pd.DataFrame) -> pd.DataFrame:
+def tabulate_same_task(*predictions: dict[str, Any]) -> pd.DataFrame:
     """The diagonal of the transfer matrix."""
-    matrix = transfer_matrix(pd.concat(predictions, ignore_index=True))
+    tables = [read_predictions(manifest) for manifest in predictions if FAILED not in manifest]
+    failures = pd.DataFrame([manifest for manifest in predictions if FAILED in manifest])
+    if not tables:
+        return failures
+    matrix = transfer_matrix(pd.concat(tables, ignore_index=True), failures)
     logger.info("same-task accuracy\n%s", matrix_text(matrix))
     return matrix

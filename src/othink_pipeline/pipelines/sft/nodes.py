@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from othink_pipeline.cells import train_cell
+from othink_pipeline.cell_training import train_cell
 from othink_pipeline.grid import Cell
-from othink_pipeline.parameters import Compute, Evaluation, Folders, resolve_method
+from othink_pipeline.parameters import Compute, Evaluation, Folders, Health, resolve_method
 
 
 def train_sft(
@@ -19,10 +19,13 @@ def train_sft(
     evaluation: Evaluation,
     folders: Folders,
     compute: Compute,
+    health: Health,
     *examples: dict[str, Any],
     cell: Cell,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Fine-tune the base model on worked or bare answers; see ``cells.train_cell``."""
+    """Fine-tune the base model on worked or bare answers; see ``train_cell``."""
     blocks = {"training": training, "sft": sft, "methods": {cell.method: method}}
     parameters = resolve_method(blocks, cell.method)
-    return train_cell(cell, parameters, base_model, examples, evaluation, folders, compute)
+    return train_cell(
+        cell, parameters, base_model, examples, evaluation, folders, compute, health
+    )

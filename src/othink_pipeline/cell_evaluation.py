@@ -1,0 +1,189 @@
+"""Score a checkpoint, or a base model, on a test split, or find that it is scored.
+
+torch is imported inside the functions: the registry imports this module.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from othink_pipeline import tracking
+from othink_pipeline.cells import FAILED, SAME_ENV, check_files, dataset_ref, failure
+from othink_pipeline.examples import read_examples
+from othink_pipeline.locks import lock
+from othink_pipeline.matrix import BASE
+from othink_pipeline.parameters import Compute, Evaluation, Folders
+from othink_pipeline.reuse import content_key, publish_file
+from othink_pipeline.source import code_digest, library_versions
+from othink_pipeline.tracking import TrackingUnavailableError
+from othink_pipeline.validation import ConfigurationError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_model(
+    checkpoint: dict[str, Any],
+    examples: dict[str, Any],
+    evaluation: Evaluation,
+    folders: Folders,
+    compute: Compute,
+    *,
+    task: str,
+    method: str,
+    seed: int | None,
+    base_model: int,
+) -> dict[str, Any]:
+    """Score a checkpoint, or a base model, on a test split, unless that was done before.
+
+    Args:
+        checkpoint: manifest with path, digest, run_id; or of a cell that failed.
+        examples: manifest of the task to test on.
+        task, method, seed: what the checkpoint is: ``none``, ``base``, None for a base model.
+        base_model: the number of the base model that it started from, or is.
+
+    Returns:
+        The manifest of the predictions, a table with a row for each test example: its path, and
+        what it is about. Where a cell failed here or before, why it did (``failed``).
+
+    Raises:
+        ConfigurationError: the checkpoint is not the one that its manifest speaks of.
+    """
+    eval_task = examples["task"]
+    about = {
+        "train_task": task,
+        "method": method,
+        "seed": seed,
+        "base_model": base_model,
+        "eval_task": eval_task,
+    }
+    if FAILED in checkpoint:
+        return {**about, FAILED: checkpoint[FAILED]}
+    origin = f"b{base_model}" if seed is None else f"{task}/{method}/s{seed}"
+    name = f"{BASE}.{origin}" if seed is None else origin.replace("/", ".")
+    place = f"{BASE}/{origin}" if seed is None else origin
+    key = content_key(
+        {
+            "checkpoint": checkpoint["digest"],
+            "test": examples["splits"]["test"]["digest"],
+            "prompt": examples["prompt"],
+            "evaluation": evaluation.model_dump(),
+            "about": about,
+            "code": code_digest("othink_pipeline.evaluation"),
+            "libraries": library_versions(),
+        }
+    )
+    file = Path(folders.predictions) / place / eval_task / f"{key}.parquet"
+    file.parent.mkdir(parents=True, exist_ok=True)
+
+    def busy(holder: str) -> None:
+        logger.info("%s -> %s: another run is at it (%s): waiting", name, eval_task, holder)
+
+    with lock(file.with_suffix(".lock"), busy):
+        predictions = None if compute.fresh else _read(file)
+        reused = predictions is not None
+        if predictions is None:
+            check_files(checkpoint, f"Make it again: kedro run --namespaces={name} {SAME_ENV}")
+            try:
+                predictions = _predict(checkpoint, examples, evaluation, about)
+            except Exception as error:
+                if seed is None:
+                    raise  # without the base model's score there is nothing to compare with
+                logger.exception("%s -> %s failed; the rest goes on", name, eval_task)
+                return {**about, FAILED: failure(error)}
+            with publish_file(file) as scratch:
+                write_predictions(predictions, scratch)
+    _log(checkpoint, examples, predictions)
+    logger.info(
+        "%s -> %s: %.1f %% right (%d items)%s",
+        name,
+        eval_task,
+        100 * predictions["correct"].mean(),
+        len(predictions),
+        ", scored before" if reused else "",
+    )
+    return {**about, "key": key, "path": str(file), "checkpoint": checkpoint["digest"]}
+
+
+def read_predictions(manifest: dict[str, Any]) -> pd.DataFrame:
+    """The table of a manifest.
+
+    Raises:
+        ConfigurationError: the file is missing or damaged.
+    """
+    table = _read(Path(manifest["path"]))
+    if table is None:
+        raise ConfigurationError(
+            f"{manifest['path']}: missing or damaged. Make it again: "
+            f"kedro run --pipelines=evaluation {SAME_ENV}"
+        )
+    return table
+
+
+def write_predictions(table: pd.DataFrame, file: Path) -> None:
+    """Write a table so that reading it finds every damage."""
+    table.to_parquet(file, write_page_checksum=True)
+
+
+def eval_stage(predictions: pd.DataFrame) -> str:
+    """What the metrics of an evaluation begin with in MLflow: what was shown tells them apart."""
+    return "eval_shuffled" if "image_of" in predictions else "eval"
+
+
+def _read(file: Path) -> pd.DataFrame | None:
+    """The table in a file; None where there is none, or a damaged one."""
+    import pandas as pd
+    import pyarrow
+
+    try:
+        return pd.read_parquet(file, page_checksum_verification=True)
+    except FileNotFoundError:
+        return None
+    except (pyarrow.ArrowException, OSError) as error:
+        logger.warning("%s is damaged (%s)", file, error)
+        return None
+
+
+def _predict(
+    checkpoint: dict[str, Any],
+    examples: dict[str, Any],
+    evaluation: Evaluation,
+    about: dict[str, Any],
+) -> pd.DataFrame:
+    from othink_pipeline.evaluation import predict
+    from othink_pipeline.models import load_model
+
+    model, processor = load_model(checkpoint["path"])
+    test = read_examples(examples["splits"]["test"]["path"])
+    predictions = predict(
+        model, processor, test, prompt=examples["prompt"], **evaluation.model_dump()
+    )
+    for position, (column, value) in enumerate(about.items()):
+        predictions.insert(position, column, value)
+    predictions["seed"] = predictions["seed"].astype("Int64")
+    predictions["checkpoint"] = checkpoint["digest"]
+    predictions["test_data"] = examples["splits"]["test"]["digest"]
+    # A base model's manifest speaks of none but itself.
+    predictions["base_digest"] = checkpoint.get("base_model", checkpoint["digest"])
+    return predictions
+
+
+def _log(checkpoint: dict[str, Any], examples: dict[str, Any], predictions: pd.DataFrame) -> None:
+    """Put the scores on the run that made the checkpoint, once."""
+    stage, eval_task = eval_stage(predictions), examples["task"]
+    metrics = {
+        f"{stage}/{eval_task}": predictions["correct"].mean(),
+        f"{stage}/accuracy_any/{eval_task}": predictions["correct_any"].mean(),
+        f"{stage}/format_rate/{eval_task}": predictions["format_ok"].mean(),
+        f"{stage}/think_rate/{eval_task}": predictions["thought"].mean(),
+        f"{stage}/unparseable_rate/{eval_task}": predictions["unparseable"].mean(),
+    }
+    run_id, updates = checkpoint["run_id"], int(checkpoint.get("updates", 0))
+    tracking.log_dataset(run_id, dataset_ref(examples, "test"), "test")
+    tracking.log_scores(
+        run_id, metrics, updates, checkpoint=updates, dataset=dataset_ref(examples, "test")
+    )

@@ -1,0 +1,142 @@
+"""What a run is about to train: which cells are finished, half done or still to do, and the cost.
+
+Nothing heavy is imported: keys come from files and parameters alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
+
+from othink_pipeline.cells import cell_folder, resume_state, training_key
+from othink_pipeline.grid import Cell
+from othink_pipeline.parameters import Parameters, resolve_method
+from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
+from othink_pipeline.reuse import MANIFEST, read_json
+
+State = Literal["train", "resume", "reuse"]
+LISTED = 12
+"""More cells than this are counted, not listed."""
+
+
+class Planned(NamedTuple):
+    """What a run will do with one cell."""
+
+    cell: Cell
+    state: State
+    updates: int
+    """Of the whole training."""
+    done: int
+    """Updates that need not be repeated."""
+    seconds: float
+    """Estimate of what is left, from finished trainings of the same kind; NaN without any."""
+
+
+def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog) -> list[Planned]:
+    """What will happen to each cell that a pipeline trains, in the order of its nodes.
+
+    Args:
+        raw: the parameters of the environment.
+        catalog: where the nodes' inputs are, but for those that the pipeline itself makes.
+    """
+    parameters = Parameters.read(raw)
+    made = pipeline.all_outputs()
+    costs = _costs(Path(parameters.folders.checkpoints))
+    planned = []
+    for node in pipeline.nodes:
+        if not node.tags & {"sft", "rl"}:
+            continue
+        cell: Cell = node.func.keywords["cell"]
+        method = resolve_method(raw, cell.method)
+        manifests = {
+            name: _manifest(name, name in made, parameters, catalog)
+            for name in node.inputs
+            if not name.startswith("params:")
+        }
+        state: State = "train"
+        done = 0
+        base, *examples = manifests.values()  # in the order of the node's arguments
+        if base and all(examples) and not parameters.compute.fresh:
+            key = training_key(
+                cell,
+                method,
+                base["digest"],
+                [manifest for manifest in examples if manifest],
+                parameters.evaluation,
+                parameters.compute,
+            )
+            folder = cell_folder(parameters.folders, cell, key)
+            if (folder / MANIFEST).is_file():
+                state, done = "reuse", method.updates
+            elif checkpoint := resume_state(folder):
+                state, done = "resume", checkpoint
+        each = costs.get((method.algorithm, base["digest"] if base else ""), math.nan)
+        planned.append(Planned(cell, state, method.updates, done, each * (method.updates - done)))
+    return planned
+
+
+def describe_plan(planned: Sequence[Planned]) -> str:
+    """The plan for the log: a summary, then the cells that will be trained."""
+    states = Counter(item.state for item in planned)
+    left = [item for item in planned if item.state != "reuse"]
+    text = (
+        f"{len(planned)} cells: {states['train']} to train, {states['resume']} to resume, "
+        f"{states['reuse']} finished and reused"
+    )
+    if not left:
+        return text
+    known = [item.seconds for item in left if not math.isnan(item.seconds)]
+    if known:
+        # Cells of an unknown kind are taken to cost as much as the others on average.
+        text += f"; training takes about {_duration(sum(known) / len(known) * len(left))}"
+    else:
+        text += "; no earlier training tells how long it takes"
+    lines = [
+        f"  {item.state:<7} {item.cell.name:<32} {item.updates - item.done} of {item.updates} "
+        f"updates{'' if math.isnan(item.seconds) else f', about {_duration(item.seconds)}'}"
+        for item in left[:LISTED]
+    ]
+    if len(left) > LISTED:
+        lines.append(f"  ... and {len(left) - LISTED} more")
+    return "\n".join([text, *lines])
+
+
+def _manifest(
+    name: str, made: bool, parameters: Parameters, catalog: DataCatalog
+) -> dict[str, Any] | None:
+    """The manifest that a training node will read; None if it cannot be known yet."""
+    if not made:
+        loaded: dict[str, Any] | None = catalog.load(name) if catalog.exists(name) else None
+        return loaded
+    if name.startswith("base."):
+        number = int(name.split(".")[1].removeprefix("b"))
+        return read_json(Path(parameters.base_model.path[number]) / MANIFEST)
+    task = name.split(".")[0]
+    manifest = read_json(Path(parameters.folders.examples) / task / MANIFEST)
+    key = examples_key(parameters.data_preparation, task, CELL_SPLITS)
+    return manifest if manifest and manifest.get("key") == key else None
+
+
+def _costs(checkpoints: Path) -> dict[tuple[str, str], float]:
+    """Seconds an update took in the finished trainings, the median by algorithm and base model."""
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for file in checkpoints.glob(f"*/*/s*/*/{MANIFEST}"):
+        manifest = read_json(file)
+        if manifest and manifest["updates"]:
+            kind = (manifest["parameters"]["algorithm"], manifest["base_model"])
+            seconds.setdefault(kind, []).append(manifest["seconds"] / manifest["updates"])
+    return {kind: median(values) for kind, values in seconds.items()}
+
+
+def _duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -17,7 +17,6 @@ from othink_pipeline.matrix import BASE
 from othink_pipeline.parameters import Compute, Evaluation, Folders
 from othink_pipeline.reuse import content_key, publish_file
 from othink_pipeline.source import code_digest, library_versions
-from othink_pipeline.tracking import TrackingUnavailableError
 from othink_pipeline.validation import ConfigurationError
 
 if TYPE_CHECKING:
@@ -183,7 +182,8 @@ def _log(checkpoint: dict[str, Any], examples: dict[str, Any], predictions: pd.D
         f"{stage}/unparseable_rate/{eval_task}": predictions["unparseable"].mean(),
     }
     run_id, updates = checkpoint["run_id"], int(checkpoint.get("updates", 0))
-    tracking.log_dataset(run_id, dataset_ref(examples, "test"), "test")
+    dataset = dataset_ref(examples, "test")
+    tracking.log_dataset(run_id, dataset, "test")
     tracking.log_scores(
-        run_id, metrics, updates, checkpoint=updates, dataset=dataset_ref(examples, "test")
+        run_id, metrics, updates, model_id=checkpoint["model_id"], dataset=dataset
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from othink_pipeline import tracking
 from othink_pipeline.cells import (
     FAILED,
+    RESUME,
     SAME_ENV,
     cell_folder,
     check_files,
@@ -27,11 +29,15 @@ from othink_pipeline.cells import (
 )
 from othink_pipeline.examples import read_examples
 from othink_pipeline.grid import Cell
-from othink_pipeline.journal import Journal
+from othink_pipeline.journal import Checkpoint, Journal
 from othink_pipeline.locks import lock
 from othink_pipeline.parameters import RL, SFT, Compute, Evaluation, Folders, Health
-from othink_pipeline.recording import Recorder, TrackingUnavailableError
-from othink_pipeline.reuse import digest_folder, publish, write_json
+from othink_pipeline.recording import (
+    Recorder,
+    TrackingRefusedError,
+    TrackingUnavailableError,
+)
+from othink_pipeline.reuse import MANIFEST, digest_folder, publish, write_json
 from othink_pipeline.source import library_versions
 from othink_pipeline.validation import ConfigurationError
 
@@ -39,6 +45,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+"""The file, within a cell's folder, that remembers its MLflow run."""
 
 
 def train_cell(
@@ -69,42 +78,142 @@ def train_cell(
     """
     key = training_key(cell, parameters, base_model["digest"], examples, evaluation, compute)
     folder = cell_folder(folders, cell, key)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-
-    def busy(holder: str) -> None:
-        logger.info("%s: waiting for another run that works on it (%s)", cell.name, holder)
-
-    with lock(folder.with_name(f"{key}.lock"), busy):
+    with lock(folder.with_name(f"{key}.lock"), partial(_say_busy, cell)):
         if compute.fresh:
             shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(exist_ok=True)
-        settings = {
-            **parameters.model_dump(),
-            "seed": cell.seed,
-            "task": cell.task,
-            "prompts": {manifest["task"]: manifest["prompt"] for manifest in examples},
-            "base_model": {"path": base_model["path"], "digest": base_model["digest"]},
-            "compute": compute.model_dump(),
-            "health": health.model_dump(),
-            "key": key,
-            "libraries": library_versions(),
-        }
-        tags = {"task": cell.task, "method": cell.method, "seed": str(cell.seed)}
         journal = Journal(folder / "journal.jsonl")
-        finished = find_finished(folder)
-        with Recorder(folder / "run.json", run_name(cell), tags, settings, journal) as recorder:
-            if finished is not None:
-                logger.info("%s: trained already, reused from %s", cell.name, folder)
-                return finished, journal.history()
+        manifest = find_finished(folder)
+        run_id = tracking.finished_run(folder / RUN_FILE)
+        if manifest and run_id and journal.delivered(run_id) == len(journal.entries):
+            tracking.join_grid(run_id, "reused")
+            logger.info("%s: trained before, reused from %s", cell.name, folder)
+        else:  # to train, to go on with, or a server never took all of its records
+            settings = {
+                **parameters.model_dump(),
+                "seed": cell.seed,
+                "task": cell.task,
+                "prompts": {part["task"]: part["prompt"] for part in examples},
+                "base_model": {"path": base_model["path"], "digest": base_model["digest"]},
+                "compute": compute.model_dump(),
+                "health": health.model_dump(),
+                "key": key,
+                "libraries": library_versions(),
+            }
+            name = f"{cell.task}/{cell.method}/s{cell.seed}"
+            tags = {"task": cell.task, "method": cell.method, "seed": str(cell.seed)}
+            run_id = tracking.open_run(folder / RUN_FILE, name, "cell", tags, settings)
+            recorder = Recorder(run_id, name, journal, base_model_id=base_model["model_id"])
             try:
-                manifest = _train(
-                    *(cell, parameters, base_model, examples, evaluation, compute, health),
-                    *(folder, recorder),
-                )
-            except (ConfigurationError, TrackingUnavailableError):
+                with tracking.ending(run_id), recorder:
+                    if manifest is None:
+                        manifest = _train(
+                            *(cell, parameters, base_model, examples, evaluation, compute),
+                            *(folder, recorder),
+                        )
+            except (ConfigurationError, TrackingUnavailableError, TrackingRefusedError):
                 raise
             except Exception as error:
                 logger.exception("%s failed; what does not depend on it goes on", cell.name)
-                recorder.fail(failure(error))
+                tracking.set_failure(run_id, failure(error))
                 return {**cell._asdict(), FAILED: failure(error)}, journal.history()
-    return manifest, journal.history()
+        model_id = journal.model_id(run_id, manifest["updates"])
+    return {**manifest, "run_id": run_id, "model_id": model_id}, journal.history()
+
+
+def _train(
+    cell: Cell,
+    parameters: SFT | RL,
+    base_model: dict[str, Any],
+    examples: Sequence[dict[str, Any]],
+    evaluation: Evaluation,
+    compute: Compute,
+    folder: Path,
+    recorder: Recorder,
+) -> dict[str, Any]:
+    """Train a cell in its folder, from where it was left, and write its manifest last of all."""
+    from othink_pipeline.evaluation import predict
+    from othink_pipeline.models import save_model
+    from othink_pipeline.training import train
+
+    check_files(base_model, f"Check it again: kedro run --pipelines=data_preparation {SAME_ENV}")
+    own = next(manifest for manifest in examples if manifest["task"] == cell.task)
+    validation = {
+        manifest["task"]: read_examples(manifest["splits"]["validation"]["path"]).take(
+            parameters.validation_examples
+        )
+        for manifest in examples
+    }
+    recorder.dataset(dataset_ref(own, "train"), "train")
+    for manifest in examples:
+        recorder.dataset(dataset_ref(manifest, "validation"), "validation")
+    known = {
+        (step, metric): value
+        for step, metric, value in recorder.history().itertuples(index=False, name=None)
+    }
+    digests = {
+        entry.checkpoint: entry.digest
+        for entry in recorder.journal.entries
+        if isinstance(entry, Checkpoint)
+    }
+
+    def checkpoint(step: int, model: Any, processor: Any) -> dict[str, float]:
+        """Keep and score a checkpoint; what was kept or scored before a crash stays as it is."""
+        if step:  # else it is the base model itself: where every curve starts
+            path = folder / f"update-{step:06d}"
+            if not path.is_dir() or digest_folder(path) != digests.get(step):
+                with publish(path) as scratch:
+                    save_model(model, processor, scratch)
+                digests[step] = digest_folder(path)
+            recorder.checkpoint(step, path, digests[step])
+        scores = {}
+        for manifest in examples:
+            task = manifest["task"]
+            if (step, f"val/{task}") not in known:
+                predictions = predict(
+                    model,
+                    processor,
+                    validation[task],
+                    prompt=manifest["prompt"],
+                    **evaluation.generation,
+                )
+                metrics = {
+                    f"val/{task}": float(predictions["correct"].mean()),
+                    f"val/think_rate/{task}": float(predictions["thought"].mean()),
+                    f"val/format_rate/{task}": float(predictions["format_ok"].mean()),
+                }
+                recorder.metrics(step, metrics, step, dataset_ref(manifest, "validation"))
+                known[step, f"val/{task}"] = metrics[f"val/{task}"]
+            scores[task] = known[step, f"val/{task}"]
+        return scores
+
+    trained = train(
+        import_module(f"othink_pipeline.{parameters.algorithm}_training"),
+        cell.name,
+        base_model["path"],
+        read_examples(own["splits"]["train"]["path"]),
+        own["prompt"],
+        parameters,
+        compute,
+        cell.seed,
+        folder / RESUME,
+        recorder.metrics,
+        checkpoint,
+    )
+    costs = trained._asdict()
+    recorder.metrics(trained.updates, {f"cost/{name}": value for name, value in costs.items()})
+    manifest = {
+        **cell._asdict(),
+        "path": str(folder / f"update-{trained.updates:06d}"),
+        "digest": digests[trained.updates],
+        "parameters": parameters.model_dump(),
+        "data": own["splits"]["train"]["digest"],
+        "base_model": base_model["digest"],
+        **costs,
+    }
+    write_json(folder / MANIFEST, manifest)
+    shutil.rmtree(folder / RESUME, ignore_errors=True)
+    return manifest
+
+
+def _say_busy(cell: Cell, holder: str) -> None:
+    logger.info("%s: another run works on it (%s); waiting until it is done", cell.name, holder)

@@ -1,0 +1,79 @@
+"""A `kedro run` that dies, or has its server die, at a chosen call of a chosen function.
+
+python -m tests.faults.victim WOUND STEPS [options of kedro run]
+
+WOUND is JSON: {} for none, else {"point": a key of POINTS, "call": 1.., "after": before or after
+that call, "signal": 9, "pid": whom to send it to; null: this process itself}. STEPS is a file that
+grows by one byte with every optimizer step; {"count": FILE} writes how often each point was passed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+POINTS = {
+    "drawing examples": "othink_pipeline.examples:update_digest",
+    "generation": "othink_pipeline.grpo:sample",
+    "reward": "othink_pipeline.rewards:score",
+    "optimizer step": "torch.optim:AdamW.step",
+    "state write": "transformers:Trainer._save_optimizer_and_scheduler",
+    "checkpoint write": "othink_pipeline.models:save_model",
+    "publish": "os:replace",
+    "journal write": "othink_pipeline.journal:Journal._append",
+    "evaluation": "othink_pipeline.evaluation:complete",
+    "MLflow write": "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.log_batch",
+    "report": "othink_pipeline.pipelines.cross_task.nodes:report_markdown",
+}
+
+
+def main(wound: dict[str, Any], steps: Path, options: list[str]) -> None:
+    """Wrap every point, then run Kedro in this process."""
+    passed: Counter[str] = Counter()
+
+    def strike() -> None:
+        os.kill(wound.get("pid") or os.getpid(), wound["signal"])
+
+    def wrap(point: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            passed[point] += 1
+            hit = (point, passed[point]) == (wound.get("point"), wound.get("call"))
+            if hit and not wound["after"]:
+                strike()
+            result = function(*args, **kwargs)
+            if point == "optimizer step":
+                with steps.open("ab") as file:
+                    file.write(b".")
+            if hit and wound["after"]:
+                strike()
+            return result
+
+        return counted
+
+    for point, place in POINTS.items():
+        module, _, path = place.partition(":")
+        *owners, name = path.split(".")
+        owner = import_module(module)
+        for part in owners:
+            owner = getattr(owner, part)
+        setattr(owner, name, wrap(point, getattr(owner, name)))
+
+    from othink_pipeline.__main__ import main as kedro_run
+
+    try:
+        kedro_run(options)
+    finally:
+        if "count" in wound:
+            Path(wound["count"]).write_text(json.dumps(passed))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
+    main(json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -1,4 +1,4 @@
-"""The KL weight in a training: one an update, of this batch, in checkpoints, on all processes.
+"""The KL weight in a training: one an update, of this batch, on all processes.
 
 Run as a script this file is one process of a distributed training: see the last test.
 """
@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import PROMPT, MiniModel, grpo_config
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
 
 from othink_pipeline.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.kl import Accuracy, Adaptive, KLController, KLSchedule, Linear, Seen
@@ -49,7 +47,6 @@ def trainer_of(
     examples: Dataset,
     folder: Path,
     kl: KLSchedule,
-    adapter: bool = False,
     **changes: Any,
 ) -> Recording:
     settings: dict[str, Any] = {
@@ -61,9 +58,6 @@ def trainer_of(
         "learning_rate": 2.0e-2,
     }
     model, processor = load_model(str(model_path))
-    if adapter:
-        torch.manual_seed(0)
-        model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     return Recording(
         model=model,
         reward_funcs=[accuracy_reward],
@@ -130,25 +124,6 @@ def test_an_update_has_one_weight_however_many_losses_it_has(
     for update, kl_of_update in enumerate(curve(trainer, "kl")):
         assert of_updates[update] == pytest.approx(controller.next_weight(update, 0.0), rel=1e-5)
         controller.measured(kl_of_update)
-
-
-@pytest.mark.parametrize(
-    ("kl", "adapter"),
-    [(ADAPTIVE, False), (ACCURACY, False), (LINEAR, False), (ADAPTIVE, True)],
-    ids=["adaptive", "accuracy", "linear", "adaptive-lora"],
-)
-def test_a_resumed_training_applies_the_weights_of_an_uninterrupted_one(
-    mini_model: MiniModel, splits: Splits, tmp_path: Path, kl: KLSchedule, adapter: bool
-) -> None:
-    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "adapter": adapter}
-    examples = splits["counting"]["train"]
-    whole = trainer_of(mini_model.path, examples, tmp_path, kl, **settings)
-    whole.train()
-    resumed = trainer_of(mini_model.path, examples, tmp_path, kl, **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert [update for update, _ in resumed.applied] == [3, 4, 5]
-    assert resumed.applied == whole.applied[3:]
-    assert len({weight for _, weight in whole.applied}) > 2
 
 
 def test_an_evaluation_by_trl_is_refused(

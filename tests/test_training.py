@@ -187,7 +187,7 @@ def test_every_method_sees_the_same_prompts_in_the_same_order(
     examples = splits["geometry"]["train"]
     ids = [examples["id"][row] for row in prompt_order(12, UPDATES * PROMPTS, seed=3)]
     for parameters in (sft_parameters(), rl_parameters(CONSTANT)):
-        run = run_cell(mini_model, examples, parameters, tmp_path)
+        run = run_cell(mini_model, examples, parameters, tmp_path / parameters.algorithm)
         assert run.trained.prompts == UPDATES * PROMPTS
         assert run.trained.updates == UPDATES
     assert seen == {"sft": ids, "rl": ids}
@@ -384,7 +384,8 @@ def test_checkpoints_come_first_when_due_and_after_the_last_update(
 ) -> None:
     for updates, due in {5: [0, 2, 4, 5], 4: [0, 2, 4], 1: [0, 1]}.items():
         parameters = sft_parameters(updates=updates, prompts_per_update=2)
-        run = run_cell(mini_model, splits["counting"]["train"], parameters, tmp_path)
+        folder = tmp_path / str(updates)
+        run = run_cell(mini_model, splits["counting"]["train"], parameters, folder)
         assert run.checkpoints == due
 
 
@@ -401,8 +402,8 @@ def test_scoring_a_checkpoint_changes_nothing_in_the_training(
         return {"geometry": 0.5}
 
     often = rl_parameters(LINEAR, checkpoint_every_updates=1)
-    scored = run_cell(mini_model, examples, often, tmp_path, score)
-    plain = run_cell(mini_model, examples, rl_parameters(LINEAR), tmp_path)
+    scored = run_cell(mini_model, examples, often, tmp_path / "scored", score)
+    plain = run_cell(mini_model, examples, rl_parameters(LINEAR), tmp_path / "plain")
     assert scored.checkpoints == [0, 1, 2, 3]
     for name in ("loss", "reward", "entropy"):
         assert scored.curve(f"train/{name}") == plain.curve(f"train/{name}")

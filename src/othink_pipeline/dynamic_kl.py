@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from othink_pipeline.grpo import SharedPromptTrainer
 from othink_pipeline.kl import KLController, KLSchedule
@@ -18,15 +15,13 @@ class DynamicKLTrainer(SharedPromptTrainer):
 
     TRL reads its weight (``beta``) in every loss, so it is enough to set it there: once an update,
     after its completions were scored and before its first loss. The weight that was applied is
-    logged as ``kl_weight``. Checkpoints hold the controller's state. The first of the reward
-    functions is the accuracy that a schedule may go by.
+    logged as ``kl_weight``. The first of the reward functions is the accuracy that a schedule may
+    go by.
     """
-
-    STATE_FILE = "kl_controller.json"
 
     def __init__(self, *args: Any, kl: KLSchedule, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._controller = KLController(kl, self.args.max_steps)
+        self._controller = self.parts["kl"] = KLController(kl, self.args.max_steps)
         self._weighted_update: int | None = None  # the update that `beta` was last set for
         self._accuracy = float("nan")  # of the completions that are learnt from
 
@@ -47,25 +42,10 @@ class DynamicKLTrainer(SharedPromptTrainer):
         self._controller.measured(metrics["kl"][-1])  # TRL's mean over all processes
         return loss
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load weights by the names that they were saved under.
+    def _own_state(self) -> dict[str, Any]:
+        # Completions of this accuracy may serve several updates.
+        return {**super()._own_state(), "accuracy": self._accuracy}
 
-        Transformers saves Qwen2-VL's under the names of the hub's checkpoints, and on resuming
-        looks for those of the module: it finds none, warns, and goes on from the base model.
-        """
-        model = model or self.model
-        if not isinstance(model, PreTrainedModel):  # an adapter: PEFT knows its names
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved = type(model).from_pretrained(resume_from_checkpoint, local_files_only=True)
-        model.load_state_dict(saved.state_dict())
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            Path(output_dir, self.STATE_FILE).write_text(json.dumps(self._controller.state()))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[no-untyped-call]
-        if checkpoint is not None:
-            self._controller.restore(json.loads(Path(checkpoint, self.STATE_FILE).read_text()))
+    def _restore_own_state(self, state: dict[str, Any]) -> None:
+        super()._restore_own_state(state)
+        self._accuracy = state["accuracy"]

@@ -21,6 +21,7 @@ from trl.trainer.utils import split_tensor_dict
 
 from othink_pipeline.packing import pack
 from othink_pipeline.prompts import CannotShareError, Prompt, base_of, collate
+from othink_pipeline.resume import Resumable
 from othink_pipeline.sampling import Samples, sample
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """Differences of log-probabilities that are rounding in any case."""
 
 
-class SharedPromptTrainer(GRPOTrainer):
+class SharedPromptTrainer(Resumable, GRPOTrainer):
     """GRPO on rows that bring their ``Prompt`` in the column ``encoded``.
 
     The rows of a group hold the same object, and keep it through TRL's shuffling and splitting.
@@ -50,10 +51,7 @@ class SharedPromptTrainer(GRPOTrainer):
         ValueError: tools, environments or a rollout function, whose prompts grow on the way.
     """
 
-    # Typed too narrowly, or not at all, where they are inherited from.
-    args: Any
-    model: Any
-    _buffered_inputs: Any
+    _buffered_inputs: Any  # not typed where it is inherited from
 
     def __init__(self, *args: Any, share_prompts: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -64,7 +62,47 @@ class SharedPromptTrainer(GRPOTrainer):
         self._prompts: Sequence[Prompt] = ()  # of the rows that TRL's methods are called with
         self._grouped: list[dict[str, Any]] | None = None
 
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._sampler = super()._get_train_sampler(dataset)
+        return self._sampler
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        passes, batches = super()._init_training_state(max_steps, *args, **kwargs)
+        for _ in range(passes):
+            next(iter(self._sampler), None)  # its generator draws the order of one pass
+        return passes, batches
+
+    def _own_state(self) -> dict[str, Any]:
+        if self.args.sync_ref_model:
+            raise ValueError("a reference model that moves (sync_ref_model) is not saved")
+        state = {
+            **super()._own_state(),
+            "step": self._step,
+            "share_prompts": self.share_prompts,
+            "entropy": (self.entropy_coef, self._last_world_entropy),
+        }
+        if self._step % (self.args.steps_per_generation * self.num_iterations):
+            # Later updates learn from these completions, too. Their prompts come with the data.
+            state["completions"] = [
+                {name: value for name, value in batch.items() if name != "encoded"}
+                for batch in self._buffered_inputs
+            ]
+        return state
+
+    def _restore_own_state(self, state: dict[str, Any]) -> None:
+        super()._restore_own_state(state)
+        self._step = state["step"]
+        self._checked = True
+        self.share_prompts = self.share_prompts and state["share_prompts"]
+        self.entropy_coef, self._last_world_entropy = state["entropy"]
+        self._grouped = self._buffered_inputs = state.get("completions")
+
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        if self.model.training and self._buffered_inputs is not None:
+            for batch in self._buffered_inputs:
+                if "encoded" not in batch:  # restored: the data has come to the same rows again
+                    places = batch["place"].tolist()
+                    batch["encoded"] = [generation_batch[place]["encoded"] for place in places]
         inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
         if not self.model.training or self._buffered_inputs is self._grouped:
             return inputs

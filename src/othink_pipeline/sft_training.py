@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl import SFTConfig, SFTTrainer
 
+from othink_pipeline.resume import Resumable
 from othink_pipeline.training import trainer_settings
 from othink_pipeline.training_data import sft_rows
 
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
     from othink_pipeline.parameters import SFT, Compute
+
+
+class ResumableSFTTrainer(Resumable, SFTTrainer):
+    """TRL's supervised fine-tuning, which also goes on counting tokens where it was killed."""
+
+    def _own_state(self) -> dict[str, Any]:
+        return {**super()._own_state(), "tokens": self._total_train_tokens}
+
+    def _restore_own_state(self, state: dict[str, Any]) -> None:
+        super()._restore_own_state(state)
+        self._total_train_tokens = state["tokens"]
 
 
 def make_rows(examples: Dataset, prompt: str, parameters: SFT, processor: Any) -> Dataset:
@@ -31,7 +43,7 @@ def build_trainer(
     seed: int,
     folder: Path,
     callbacks: list[TrainerCallback],
-) -> SFTTrainer:
+) -> ResumableSFTTrainer:
     """An SFT trainer that takes ``rows`` in their order, with the loss on the completion alone."""
     config = SFTConfig(
         **trainer_settings(parameters, compute, seed, folder),
@@ -40,7 +52,7 @@ def build_trainer(
         max_length=None,  # TRL's default cuts long examples without a word
         train_sampling_strategy="sequential",
     )
-    return SFTTrainer(
+    return ResumableSFTTrainer(
         model=model,
         args=config,
         train_dataset=rows,

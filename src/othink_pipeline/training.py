@@ -16,6 +16,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from othink_pipeline.models import load_model
+from othink_pipeline.resume import newest_checkpoint, update_of
 from othink_pipeline.training_data import prompt_order
 
 if TYPE_CHECKING:
@@ -56,13 +57,44 @@ class Trained(NamedTuple):
     completion_tokens: int
     """Tokens that the loss was taken over."""
     seconds: float
-    """Without the time that scoring checkpoints took."""
+    """Of all attempts, without what was lost and what scoring and saving took."""
     weights_changed: float
     """Euclidean norm of all weights' change, relative to that of the weights; above 0."""
 
 
+class Stopwatch:
+    """Seconds, while it runs."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._since: float | None = None
+
+    def start(self) -> None:
+        """Go on, if it does not run."""
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Stand still."""
+        self._before, self._since = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        """In which it has run so far."""
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return self._before + running
+
+    def set(self, seconds: float) -> None:
+        """Go on from there."""
+        self._before = seconds
+
+
 class Watcher(TrainerCallback):
-    """Hands every update's metrics and every due checkpoint on, and keeps a line on the screen."""
+    """Hands every update's metrics and every due checkpoint on, and keeps a line on the screen.
+
+    Both are handed on before the state of that update is saved: a training that is resumed hands
+    on nothing but what came after.
+    """
 
     def __init__(
         self,
@@ -74,50 +106,71 @@ class Watcher(TrainerCallback):
     ) -> None:
         self.name, self.parameters = name, parameters
         self.processor, self.log, self.checkpoint = processor, log, checkpoint
-        self.seconds_apart = 0.0
+        self.training = Stopwatch()
         self.completion_tokens = 0.0  # mean over an update's completions, summed over updates
-        self.started = time.perf_counter()
+        self.started, self.updates_before = time.perf_counter(), 0
+
+    def state(self) -> dict[str, Any]:
+        """All that changes, fit for JSON."""
+        return {"seconds": self.training.seconds, "completion_tokens": self.completion_tokens}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.training.set(state["seconds"])
+        self.completion_tokens = state["completion_tokens"]
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
         """Score the base model, update 0."""
-        self._take_checkpoint(0, model)
-        self.started = time.perf_counter()
+        if state.global_step == 0:
+            self._take_checkpoint(0, model)
+        self.started, self.updates_before = time.perf_counter(), state.global_step
+        self.training.start()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """One call an update."""
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **_: Any
+    ) -> None:
+        """One call an update; take a checkpoint when one is due, and after the last update."""
         metrics = {ours: float(logs[theirs]) for theirs, ours in CURVES.items() if theirs in logs}
         if not metrics or "train_runtime" in logs:
             return
+        self.training.stop()
         self.log(state.global_step, metrics)
         self.completion_tokens += metrics.get("train/completion_tokens", 0.0)
         if state.global_step % 10 == 0 or state.global_step == 1:
-            done, total = state.global_step, state.max_steps
-            left = (time.perf_counter() - self.started) / done * (total - done)
-            shown = {
-                key: metrics[f"train/{key}"]
-                for key in ("loss", "reward", "kl_weight")
-                if f"train/{key}" in metrics
-            }
-            text = "  ".join(f"{key} {value:.3g}" for key, value in shown.items())
-            logger.info("%s  update %d/%d  %s  %.0f s left", self.name, done, total, text, left)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Take a checkpoint when one is due, and after the last update."""
+            self._show(state.global_step, state.max_steps, metrics)
         every = self.parameters.checkpoint_every_updates
-        if state.global_step % every and state.global_step < state.max_steps:
-            return
-        self._take_checkpoint(state.global_step, model)
+        if state.global_step % every == 0 or state.global_step == state.max_steps:
+            self._take_checkpoint(state.global_step, model)
+        if not control.should_save:  # saving is not training: `on_save` comes after it
+            self.training.start()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The state of an update was saved."""
+        self.training.start()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The last update is behind."""
+        self.training.stop()
+
+    def _show(self, done: int, total: int, metrics: dict[str, float]) -> None:
+        an_update = (time.perf_counter() - self.started) / (done - self.updates_before)
+        shown = {
+            key: metrics[f"train/{key}"]
+            for key in ("loss", "reward", "kl_weight")
+            if f"train/{key}" in metrics
+        }
+        text = "  ".join(f"{key} {value:.3g}" for key, value in shown.items())
+        left = an_update * (total - done)
+        logger.info("%s  update %d/%d  %s  %.0f s left", self.name, done, total, text, left)
 
     def _take_checkpoint(self, update: int, model: Any) -> None:
-        before = time.perf_counter()
         rng = torch.get_rng_state()
         scores = self.checkpoint(update, model, self.processor)
         torch.set_rng_state(rng)  # so that scoring leaves no trace in what is sampled next
         shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
         logger.info("%s  update %d  validation: %s", self.name, update, shown)
-        self.seconds_apart += time.perf_counter() - before
 
 
 class Algorithm(Protocol):
@@ -161,7 +214,10 @@ def train(
     log: Log,
     checkpoint: Checkpoint,
 ) -> Trained:
-    """Train one cell from the base model.
+    """Train one cell from the base model, or go on from the newest checkpoint in ``folder``.
+
+    A training that was killed and is started again ends as an uninterrupted one: with the same
+    weights, and on a CPU with the same bits.
 
     Args:
         algorithm: the module ``sft_training`` or ``rl_training``.
@@ -169,10 +225,16 @@ def train(
         model_path: the base model: a Hugging Face model folder.
         examples: the train split.
         prompt: template with ``{question}``.
-        folder: for whatever TRL wants to write; nothing there is needed afterwards.
-        log: called with (update, metrics) after every update.
+        folder: for checkpoints to go on from; of this training alone, not needed afterwards.
+        log: called with (update, metrics) after every update, once more for those that are repeated
+            after a crash, with the same metrics.
         checkpoint: called with (update, model, processor) before the first update (update 0), when
-            one is due and after the last update; returns scores by name.
+            one is due and after the last update, and once more if that is repeated; returns scores
+            by name.
+
+    Raises:
+        ConfigurationError: the checkpoint to go on from is of another number of processes, or holds
+            more than numbers.
     """
     model, processor = load_model(model_path)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
@@ -185,16 +247,18 @@ def train(
         model, processor, rows, parameters, compute, seed, folder, [watcher]
     )
     trainer.remove_callback(PrinterCallback)  # the watcher's line says it shorter
-    started = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - started - watcher.seconds_apart
+    trainer.parts["watcher"] = watcher
+    newest = newest_checkpoint(folder)
+    if newest is not None:
+        logger.info("%s goes on from update %d: %s", name, update_of(newest), newest)
+    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     return Trained(
         updates=trainer.state.global_step,
         prompts=len(stream),
         completion_tokens=algorithm.completion_tokens(
             rows, parameters, processor, watcher.completion_tokens
         ),
-        seconds=seconds,
+        seconds=watcher.training.seconds,
         weights_changed=_relative_change(before, model.named_parameters()),
     )
 
@@ -214,7 +278,8 @@ def trainer_settings(
         "seed": seed,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
-        "save_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": compute.resume_every_updates,
         "report_to": "none",
         "disable_tqdm": True,
         "activation_checkpointing": False,

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -12,8 +14,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
 
-from othink_pipeline import tracking
+from othink_pipeline import lifecycle, tracking
+from othink_pipeline.runs import open_run, run_exists
 from othink_pipeline.tracking import DatasetRef
+from othink_pipeline.validation import ConfigurationError
 
 TEST_SPLIT = DatasetRef("counting_test", digest="ab" * 32, source="data/test", examples=1000)
 
@@ -168,6 +172,18 @@ def test_a_checkpoint_is_a_model_by_reference_and_an_output_of_its_run(
     assert [(output.model_id, output.step) for output in outputs] == [(model_id, 60)]
 
 
+def test_a_checkpoint_registered_again_is_the_same_model(
+    client: MlflowClient, cell: str, tmp_path: Path
+) -> None:
+    first = tracking.log_checkpoint(cell, "counting/grpo/s0", 60, tmp_path, {"digest": "beef"})
+    other = tracking.log_checkpoint(cell, "counting/grpo/s0", 6, tmp_path, {})
+    again = tracking.log_checkpoint(cell, "counting/grpo/s0", 60, tmp_path, {"digest": "f00d"})
+    assert first == again != other
+    assert logged_model(client, first).tags["digest"] == "f00d"
+    outputs = client.get_run(cell).outputs.model_outputs
+    assert sorted((output.step, output.model_id) for output in outputs) == [(6, other), (60, first)]
+
+
 def test_scores_stand_on_the_run_the_checkpoint_and_the_dataset(
     client: MlflowClient, cell: str, tmp_path: Path
 ) -> None:
@@ -185,18 +201,144 @@ def test_scores_stand_on_the_run_the_checkpoint_and_the_dataset(
     assert not logged_model(client, other_id).metrics
 
 
-def test_the_link_filters_by_parent_and_sorts_by_mean_score(
-    client: MlflowClient, parent: str, cell: str
+def test_the_link_filters_by_kedro_run_and_sorts_by_mean_score(
+    client: MlflowClient, parent: str, cell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    experiment_id = client.get_run(parent).info.experiment_id
+    earlier: str = client.create_run(experiment_id).info.run_id
+    monkeypatch.setenv(tracking.PARENT_VARIABLE, earlier)
+    reused, stranger = (tracking.start_run(name, "cell", {}, {}) for name in ("a", "b"))
+    monkeypatch.setenv(tracking.PARENT_VARIABLE, parent)
+    tracking.join_grid(reused, "reused")
+    assert stranger not in (cell, reused)
+
     address = urlsplit(tracking.comparison_link(parent))
     path, _, query = address.fragment.partition("?")
-    experiment_id = client.get_run(parent).info.experiment_id
     assert (address.scheme, address.netloc) == ("http", "127.0.0.1:5000")
     assert path == f"/experiments/{experiment_id}/runs"
     values = {key: value for key, (value,) in parse_qs(query).items()}
     assert values["orderByKey"] == "metrics.`eval/mean`"
     assert values["orderByAsc"] == "false"
-    # The filter is one that MLflow understands, and it finds the child and nothing else.
+    # The filter is one that MLflow understands, and it finds what took part and nothing else.
     found = client.search_runs([experiment_id], values["searchFilter"])
-    assert [run.info.run_id for run in found] == [cell]
+    assert {run.info.run_id for run in found} == {cell, reused}
+    tags = {run.info.run_id: run.data.tags for run in found}
+    assert tags[cell][f"grid.{parent}"] == "trained"
+    assert tags[reused][f"grid.{parent}"] == "reused"
     assert " " not in tracking.comparison_link(parent)
+
+
+def test_without_a_parent_there_is_nothing_to_join(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(tracking.PARENT_VARIABLE, raising=False)
+    run_id = tracking.start_run("a", "cell", {}, {})
+    tracking.join_grid(run_id, "reused")
+    assert not [tag for tag in client.get_run(run_id).data.tags if tag.startswith("grid")]
+
+
+def test_a_run_is_remembered_and_goes_on(
+    client: MlflowClient, parent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "s0" / "run.json"
+    run_id = open_run(file, "counting/grpo/s0", "cell", {"task": "counting"}, {"a": 1})
+    client.set_tag(run_id, "pid", "1")
+    client.set_tag(run_id, "opened_ms", "1")
+    client.set_tag(run_id, "ended_by", "process gone")
+    tracking.finish_run(run_id, "KILLED")
+    experiment_id = client.get_run(parent).info.experiment_id
+    later: str = client.create_run(experiment_id).info.run_id
+    monkeypatch.setenv(tracking.PARENT_VARIABLE, later)
+    for resumed in ("1", "2"):
+        changed = {"a": 2, "b": 3}  # what MLflow has of the parameters cannot change
+        assert open_run(file, "counting/grpo/s0", "cell", {}, changed) == run_id
+        run = client.get_run(run_id)
+        assert run.info.status == "RUNNING"
+        assert not run.info.end_time
+        assert run.data.tags["resumed"] == resumed
+    assert run.data.params == {"a": "1", "b": "3"}
+    assert run.data.tags["pid"] == str(os.getpid())
+    assert int(run.data.tags["opened_ms"]) >= run.info.start_time
+    assert "ended_by" not in run.data.tags
+    grids = {tag: value for tag, value in run.data.tags.items() if tag.startswith("grid.")}
+    assert grids == {f"grid.{parent}": "trained", f"grid.{later}": "resumed"}
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    other = open_run(tmp_path / "other.json", "b", "cell", {}, {})
+    client.set_tag(other, f"grid.{later}", "reused")  # and another process goes on with it
+    assert lifecycle.end_children(later, "FAILED") == [run_id]  # though another's child
+    assert client.get_run(run_id).info.status == "FAILED"
+    assert client.get_run(run_id).info.end_time
+
+
+def test_a_run_that_is_older_than_its_process_is_not_taken_for_dead(
+    client: MlflowClient, parent: str, tmp_path: Path
+) -> None:
+    experiment_id = client.get_run(parent).info.experiment_id
+    run_id: str = client.create_run(experiment_id, start_time=1000).info.run_id
+    (tmp_path / "run.json").write_text(json.dumps({"run_id": run_id}))
+    assert open_run(tmp_path / "run.json", "a", "cell", {}, {}) == run_id
+    assert run_id not in lifecycle.reap_dead_runs(parent)
+    client.set_tag(run_id, "opened_ms", "1000")  # its process id belongs to a later process now
+    assert run_id in lifecycle.reap_dead_runs(parent)
+
+
+@pytest.mark.parametrize("gone", ["deleted", "another store"])
+def test_a_run_that_the_store_does_not_know_is_replaced(
+    client: MlflowClient, parent: str, tmp_path: Path, gone: str
+) -> None:
+    file = tmp_path / "run.json"
+    first = open_run(file, "a", "cell", {"task": "counting"}, {})
+    assert run_exists(first)
+    if gone == "deleted":
+        client.delete_run(first)
+    else:
+        first = "0" * 32
+        file.write_text(json.dumps({"run_id": first}))
+    assert not run_exists(first)
+    second = open_run(file, "a", "cell", {"task": "counting"}, {})
+    tags = client.get_run(second).data.tags
+    assert second != first
+    assert (tags["replaces"], tags["task"]) == (first, "counting")
+    assert open_run(file, "a", "cell", {}, {}) == second
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null"])
+def test_a_file_without_a_run_id_is_named(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(content)
+    with pytest.raises(ConfigurationError, match=r"run\.json: holds no run id"):
+        open_run(file, "a", "cell", {}, {})
+
+
+def test_who_ended_the_run_of_a_dead_process_is_told(client: MlflowClient, parent: str) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    run_id = tracking.start_run("a", "cell", {}, {})
+    client.set_tag(run_id, "pid", str(dead.pid))
+    assert run_id in lifecycle.reap_dead_runs(parent)
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags["ended_by"]) == ("KILLED", "process gone")
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("http://ada:secret@host:5000/path", "http://***@host:5000/path"),
+        ("postgresql+psycopg2://u:p@ss/w@db/mlflow", "postgresql+psycopg2://***@db/mlflow"),
+        ("http://token@host", "http://***@host"),
+        ("mssql://h/d?user=u&password=p%20w&x=1", "mssql://h/d?user=u&password=***&x=1"),
+        ("http://host:5000", "http://host:5000"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+        ("to http://a:b@h/api failed: x@y", "to http://***@h/api failed: x@y"),
+    ],
+)
+def test_no_password_is_shown(text: str, redacted: str) -> None:
+    assert tracking.redact_uri(text) == redacted
+
+
+def test_the_link_to_a_server_holds_no_password(
+    parent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://ada:secret@host:5000/")
+    assert tracking.comparison_link(parent).startswith("http://host:5000/#/")

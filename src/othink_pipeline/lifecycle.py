@@ -8,10 +8,14 @@ MLflow is imported inside the functions: `kedro registry list` imports this modu
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import socket
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +24,8 @@ from othink_pipeline import __version__
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+logger = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -45,16 +51,29 @@ def active_run_id() -> str | None:
     return None if run is None else str(run.info.run_id)
 
 
-def end_children(parent_id: str, status: Status) -> list[str]:
-    """End a parent's children that still run, and return their ids."""
+def end_run(run_id: str, status: Status) -> None:
+    """End a run that failed or was stopped; a server that is away is not waited for."""
     from mlflow import MlflowClient
 
-    client = MlflowClient()
-    experiment_id = client.get_run(parent_id).info.experiment_id
-    children = _running(client, experiment_id, f"tags.`{PARENT_TAG}` = '{parent_id}'")
-    for run in children:
-        client.set_terminated(run.info.run_id, status)
-    return [run.info.run_id for run in children]
+    with _last_words(run_id):
+        MlflowClient().set_terminated(run_id, status)
+
+
+def end_children(parent_id: str, status: Status) -> list[str]:
+    """End the runs that one `kedro run` began or went on with and that still run; their ids.
+
+    One that it went on with has an earlier `kedro run` as its parent, so the tag counts.
+    """
+    from mlflow import MlflowClient
+
+    ended: list[str] = []
+    with _last_words(parent_id):
+        client = MlflowClient()
+        experiment_id = client.get_run(parent_id).info.experiment_id
+        for run in _running(client, experiment_id, f"tags.`{grid_tag(parent_id)}` != 'reused'"):
+            client.set_terminated(run.info.run_id, status)
+            ended.append(run.info.run_id)
+    return ended
 
 
 def end_parent(parent_id: str, status: Status) -> None:
@@ -63,16 +82,17 @@ def end_parent(parent_id: str, status: Status) -> None:
 
     end_children(parent_id, status)
     # MLflow's own exit handler ends whatever is active as FINISHED: leave nothing to it.
-    while mlflow.active_run() is not None:
-        mlflow.end_run(status)
-    mlflow.MlflowClient().set_terminated(parent_id, status)
+    while (active := mlflow.active_run()) is not None:
+        with _last_words(active.info.run_id):
+            mlflow.end_run(status)  # forgets it first
+    end_run(parent_id, status)
 
 
 def reap_dead_runs(parent_id: str) -> list[str]:
     """Mark as KILLED the runs whose process on this machine is gone, and return their ids.
 
-    A process ended by SIGKILL or a power cut cannot say so; its runs stay RUNNING for ever.
-    Only the experiment of `parent_id` is looked at.
+    A process ended by SIGKILL or a power cut cannot say so; its runs stay RUNNING for ever. Only
+    the experiment of `parent_id` is looked at. Their tag ``ended_by`` says who ended them.
     """
     from mlflow import MlflowClient
 
@@ -81,13 +101,29 @@ def reap_dead_runs(parent_id: str) -> list[str]:
     runs = _running(client, experiment_id, f"tags.host = '{socket.gethostname()}'")
     dead = [run for run in runs if not _process_lives(run)]
     for run in dead:
+        client.set_tag(run.info.run_id, "ended_by", "process gone")
         client.set_terminated(run.info.run_id, "KILLED")
     return [run.info.run_id for run in dead]
 
 
 def process_tags() -> dict[str, str]:
-    """Which process writes a run: what `reap_dead_runs` goes by."""
-    return {"host": socket.gethostname(), "pid": str(os.getpid())}
+    """Which process writes a run, and since when: what `reap_dead_runs` goes by."""
+    return {
+        "host": socket.gethostname(),
+        "pid": str(os.getpid()),
+        "opened_ms": str(int(time.time() * 1000)),
+    }
+
+
+def grid_tag(parent_id: str) -> str:
+    """Name of the tag that a run carries for each `kedro run` that it is a part of."""
+    return f"grid.{parent_id}"
+
+
+def redact_uri(text: str) -> str:
+    """A URI, or a message with URIs in it, with every user, password and token as ``***``."""
+    text = re.sub(r"://[^\s'\"]*@", "://***@", text)
+    return re.sub(r"(?i)((?:password|passwd|pwd|token|secret)=)[^&\s'\"]+", r"\1***", text)
 
 
 def code_tags(project: Path) -> dict[str, str]:
@@ -115,7 +151,35 @@ def _process_lives(run: Run) -> bool:
     except psutil.NoSuchProcess:
         return False
     gone = process.status() == psutil.STATUS_ZOMBIE
-    return not gone and bool(process.create_time() * 1000 <= run.info.start_time)
+    # The start time of a reopened run is older than its process; runs of former versions have
+    # nothing else.
+    opened_ms = int(run.data.tags.get("opened_ms", run.info.start_time))
+    return not gone and bool(process.create_time() * 1000 <= opened_ms)
+
+
+@contextmanager
+def _last_words(run_id: str) -> Iterator[None]:
+    """Send the block's requests once each; a store that does not take them is a warning.
+
+    Whoever presses Ctrl-C must not wait the minutes for which MLflow repeats a request.
+    """
+    from mlflow.exceptions import MlflowException
+
+    quick = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+    before = {name: os.environ.get(name) for name in quick}
+    os.environ.update(quick)
+    try:
+        yield
+    except MlflowException as error:
+        logger.warning(
+            "MLflow does not take the end of run %s (%s): it stays RUNNING there until the next "
+            "`kedro run` on this machine marks it as KILLED",
+            run_id,
+            redact_uri(str(error)).partition("\n")[0][:200],
+        )
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _git(project: Path, *arguments: str) -> str:

@@ -1,8 +1,12 @@
 """All that the nodes say to MLflow; `lifecycle.py` begins and ends the run above theirs.
 
 One `kedro run` is one parent run (kedro-mlflow opens it, `hooks.py` hands its id on); each cell
-and the base model is one child run. Every call names its run by id: MLflow's "active run" belongs
-to a thread, and in a worker process it would silently be another run.
+and the base model is one run, the child of the `kedro run` that started it. A later `kedro run`
+reopens it, or uses it as it is, and joins it to its own by a tag. Every call names its run by id:
+MLflow's "active run" belongs to a thread, and in a worker process it would silently be another.
+
+A training says nothing to MLflow directly but through `recording.py`, so that it neither waits for
+a server nor dies of it.
 
 MLflow is imported inside the functions: `kedro registry list` imports this module.
 """
@@ -12,15 +16,23 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, urlencode
 
-from othink_pipeline.lifecycle import PARENT_TAG, Status, code_tags, process_tags
+from othink_pipeline.lifecycle import (
+    PARENT_TAG,
+    Status,
+    code_tags,
+    end_run,
+    grid_tag,
+    process_tags,
+)
+from othink_pipeline.lifecycle import redact_uri as redact_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,9 +40,10 @@ if TYPE_CHECKING:
 PARENT_VARIABLE = "OTHINK_PARENT_RUN_ID"
 """Environment variable with the parent's run id: the one thing that worker processes inherit."""
 
-T = TypeVar("T")
 Kind = Literal["cell", "base_model"]
 Context = Literal["train", "validation", "test"]
+Part = Literal["trained", "resumed", "reused"]
+"""What a `kedro run` did with a run: made it, went on with it, or used it as it is."""
 
 # What a child shares with its parent: who ran which code.
 _INHERITED_TAGS = (
@@ -44,8 +57,6 @@ _INHERITED_TAGS = (
 # Limits of one MLflow request (mlflow/utils/validation.py).
 _MAX_PARAMETER_CHARACTERS = 6000
 _MAX_PARAMETERS_PER_BATCH = 100
-_MAX_METRICS_PER_BATCH = 1000
-_MAX_DIGEST_CHARACTERS = 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +111,19 @@ def start_run(
         run = client.get_run(parent)
         experiment_id = run.info.experiment_id
         shared = {tag: run.data.tags[tag] for tag in _INHERITED_TAGS if tag in run.data.tags}
-        shared[PARENT_TAG] = parent
+        shared |= {PARENT_TAG: parent, grid_tag(parent): "trained"}
     run_id: str = client.create_run(
         experiment_id, run_name=name, tags={**shared, **process_tags(), "kind": kind, **tags}
     ).info.run_id
-    _log_parameters(client, run_id, parameters)
+    log_parameters(client, run_id, parameters)
     return run_id
+
+
+def join_grid(run_id: str, how: Part) -> None:
+    """Make a run part of this `kedro run`'s comparison; without a parent there is none."""
+    parent = parent_run_id()
+    if parent is not None:
+        _client().set_tag(run_id, grid_tag(parent), how)
 
 
 def finish_run(run_id: str, status: Status = "FINISHED") -> None:
@@ -114,20 +132,30 @@ def finish_run(run_id: str, status: Status = "FINISHED") -> None:
 
 
 @contextmanager
+def ending(run_id: str) -> Iterator[None]:
+    """End a run with the block: FINISHED, FAILED (error) or KILLED (interrupt).
+
+    After an error or an interrupt a server that is away is not waited for.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        end_run(run_id, "KILLED")
+        raise
+    except BaseException:
+        end_run(run_id, "FAILED")
+        raise
+    finish_run(run_id)
+
+
+@contextmanager
 def child_run(
     name: str, kind: Kind, tags: Mapping[str, str], parameters: Mapping[str, object]
 ) -> Iterator[str]:
-    """Yield the id of a started run; it ends FINISHED, FAILED (error) or KILLED (interrupt)."""
+    """Yield the id of a started run, which ends as with `ending`."""
     run_id = start_run(name, kind, tags, parameters)
-    try:
+    with ending(run_id):
         yield run_id
-    except KeyboardInterrupt:
-        finish_run(run_id, "KILLED")
-        raise
-    except BaseException:
-        finish_run(run_id, "FAILED")
-        raise
-    finish_run(run_id)
 
 
 def log_metrics(
@@ -150,53 +178,44 @@ def log_metrics(
             on that logged model as well.
         dataset: what it was scored on.
     """
-    from mlflow.entities import Metric
+    from othink_pipeline.mlflow_store import metric_entities, patient_store, write_metrics
 
     now_ms = int(time.time() * 1000)
-    entities = [
-        Metric(
-            key=name,
-            value=float(value),
-            timestamp=now_ms,
-            step=step,
-            model_id=None if isnan(value) else model_id,
-            dataset_name=dataset.name if dataset else None,
-            dataset_digest=_short_digest(dataset) if dataset else None,
-            run_id=run_id,
-        )
-        for name, value in metrics.items()
-    ]
-    client = _client()
-    for batch in _batches(entities, _MAX_METRICS_PER_BATCH):
-        client.log_batch(run_id, metrics=batch)
+    entities = metric_entities(run_id, metrics, step, now_ms, model_id, dataset)
+    write_metrics(patient_store(), run_id, entities)
+
+
+def log_scores(
+    run_id: str,
+    scores: Mapping[str, float],
+    step: int,
+    *,
+    model_id: str | None = None,
+    dataset: DatasetRef | None = None,
+) -> None:
+    """Log those of ``scores`` whose latest value on the run is another: repeats leave no trace."""
+    known = _client().get_run(run_id).data.metrics
+    new = {
+        name: float(value)
+        for name, value in scores.items()
+        if name not in known or not (known[name] == value or isnan(known[name]) and isnan(value))
+    }
+    if new:
+        log_metrics(run_id, new, step, model_id=model_id, dataset=dataset)
 
 
 def log_dataset(run_id: str, dataset: DatasetRef, context: Context) -> None:
     """Log which examples a run used, and for what."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from othink_pipeline.mlflow_store import patient_store, write_dataset
 
-    entity = Dataset(
-        name=dataset.name,
-        digest=_short_digest(dataset),
-        source_type="local",
-        source=json.dumps({"uri": dataset.source}),
-        profile=json.dumps({"num_rows": dataset.examples, "digest": dataset.digest}),
-    )
-    _client().log_inputs(
-        run_id, [DatasetInput(entity, tags=[InputTag("mlflow.data.context", context)])]
-    )
+    write_dataset(patient_store(), run_id, dataset, context)
 
 
-def log_checkpoint(
-    run_id: str,
-    name: str,
-    step: int,
-    path: Path,
-    tags: Mapping[str, str],
-) -> str:
+def log_checkpoint(run_id: str, name: str, step: int, path: Path, tags: Mapping[str, str]) -> str:
     """Register a checkpoint as a logged model by reference and return its model id.
 
-    The weights stay where they are: the model's tag ``checkpoint`` holds their URI.
+    The weights stay where they are: the model's tag ``checkpoint`` holds their URI. One that the
+    run registered at this step before is found again.
 
     Args:
         run_id: the run that made it; its page lists the model among its outputs.
@@ -206,24 +225,14 @@ def log_checkpoint(
         path: the checkpoint's directory.
         tags: e.g. the manifest's digest.
     """
-    import mlflow
-    from mlflow.entities import LoggedModelOutput
+    from othink_pipeline.mlflow_store import patient_store, write_checkpoint
 
-    client = _client()
-    model = mlflow.create_external_model(
-        name=f"{name.replace('/', '-').replace('.', '-')}-step{step}",
-        source_run_id=run_id,
-        experiment_id=client.get_run(run_id).info.experiment_id,
-        model_type="checkpoint",
-        tags={"checkpoint": path.resolve().as_uri(), "step": str(step), **tags},
-    )
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
-    model_id: str = model.model_id
-    return model_id
+    tags = {"checkpoint": path.resolve().as_uri(), **tags}
+    return write_checkpoint(patient_store(), run_id, name, step, tags)
 
 
 def comparison_link(parent_id: str, server: str = "http://127.0.0.1:5000") -> str:
-    """Address of the page that compares a parent's child runs, best mean score first.
+    """Address of the page that compares the runs of one `kedro run`, best mean score first.
 
     The UI itself opens on a page without child runs, and in its view for agents.
 
@@ -234,10 +243,10 @@ def comparison_link(parent_id: str, server: str = "http://127.0.0.1:5000") -> st
     import mlflow
 
     if mlflow.get_tracking_uri().startswith("http"):
-        server = mlflow.get_tracking_uri().rstrip("/")
+        server = redact_uri(mlflow.get_tracking_uri()).replace("***@", "").rstrip("/")
     experiment_id = _client().get_run(parent_id).info.experiment_id
     query = {
-        "searchFilter": f"tags.`{PARENT_TAG}` = '{parent_id}'",
+        "searchFilter": f"tags.`{grid_tag(parent_id)}` != ''",
         "orderByKey": "metrics.`eval/mean`",
         "orderByAsc": "false",
         "compareRunsMode": "CHART",
@@ -247,21 +256,28 @@ def comparison_link(parent_id: str, server: str = "http://127.0.0.1:5000") -> st
     return f"{server}/#/experiments/{experiment_id}/runs?{search}"
 
 
+def log_parameters(
+    client: MlflowClient,
+    run_id: str,
+    parameters: Mapping[str, object],
+    known: Mapping[str, str] | None = None,
+) -> None:
+    """Log the parameters that the run does not have yet: MLflow refuses to change one."""
+    from mlflow.entities import Param
+
+    flat = _flatten(parameters)
+    new = [Param(key, _cut(value)) for key, value in flat.items() if key not in (known or {})]
+    for start in range(0, len(new), _MAX_PARAMETERS_PER_BATCH):
+        client.log_batch(run_id, params=new[start : start + _MAX_PARAMETERS_PER_BATCH])
+    if new and any(len(str(value)) > _MAX_PARAMETER_CHARACTERS for value in flat.values()):
+        client.log_text(run_id, json.dumps(parameters, indent=2, default=str), "parameters.json")
+
+
 def _client() -> MlflowClient:
     """A client of the current store: mlflow caches the store itself, clients are cheap."""
     from mlflow import MlflowClient
 
     return MlflowClient()
-
-
-def _log_parameters(client: MlflowClient, run_id: str, parameters: Mapping[str, object]) -> None:
-    from mlflow.entities import Param
-
-    flat = _flatten(parameters)
-    for batch in _batches(list(flat.items()), _MAX_PARAMETERS_PER_BATCH):
-        client.log_batch(run_id, params=[Param(key, _cut(value)) for key, value in batch])
-    if any(len(str(value)) > _MAX_PARAMETER_CHARACTERS for value in flat.values()):
-        client.log_text(run_id, json.dumps(parameters, indent=2, default=str), "parameters.json")
 
 
 def _flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -280,12 +296,3 @@ def _cut(value: object) -> str:
     if len(text) <= _MAX_PARAMETER_CHARACTERS:
         return text
     return text[: _MAX_PARAMETER_CHARACTERS - 1] + "…"
-
-
-def _short_digest(dataset: DatasetRef) -> str:
-    return dataset.digest[:_MAX_DIGEST_CHARACTERS]
-
-
-def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

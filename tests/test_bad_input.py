@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import MiniModel
 
 from othink_pipeline.reuse import write_manifest
 
@@ -91,4 +92,24 @@ def test_a_corrupt_base_model(project: Path) -> None:
     message = kedro_run(project, "--pipelines=rl")
     assert f"{MODEL}: its files differ from the digest in manifest.json" in message
     assert all(remedy in message for remedy in REMEDIES)
+    assert not any("06_models" in path for path in left_behind(project))
+
+
+def test_preflight_shows_every_fault(project: Path, mini_model: MiniModel) -> None:
+    folder = project / "data/01_raw/tiny"
+    shutil.copytree(mini_model.path, folder)
+    processor = folder / "processor_config.json"
+    processor.write_text(processor.read_text().replace('"merge_size": 2', '"merge_size": 1'))
+    write_manifest(folder, {})
+    (project / "taken").write_text("")
+    message = kedro_run(
+        project,
+        "--pipelines=preflight",
+        base_model={"path": [str(folder.relative_to(project)), "data/nowhere"]},
+        folders={"examples": "taken/03_primary", "checkpoints": "data/06_models"},
+    )
+    assert "checks that failed: 5" in message
+    assert message.count("tokens: 64, features: 16") == 2  # a task each
+    assert message.count("data/nowhere") >= 2  # the disk's estimate and the model
+    assert "folders.examples = 'taken/03_primary': cannot write" in message
     assert not any("06_models" in path for path in left_behind(project))

@@ -1,7 +1,7 @@
 """All pipelines of the project.
 
 Each holds everything that it needs, from the data onwards; ``evaluation`` alone starts from
-checkpoints that are there, and tests them again.
+checkpoints that are there, and tests them again; ``preflight`` makes nothing.
 """
 
 from kedro.pipeline import Pipeline
@@ -11,6 +11,7 @@ from othink_pipeline.pipelines import (
     base_model,
     cross_task,
     data_preparation,
+    preflight,
     rl,
     same_task_eval,
     sft,
@@ -30,6 +31,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     same_task = cells + same_task_eval.create_pipeline(grid) + same_task_eval.create_table(grid)
     whole = cells + tests
     return {
+        "preflight": preflight.create_pipeline(),
         "data_preparation": start,
         "base_model": data_preparation.create_pipeline(grid) + base_model.create_pipeline(grid),
         "sft": start + sft_cells,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +13,55 @@ from othink_pipeline import tracking
 from othink_pipeline.cells import SAME_ENV
 from othink_pipeline.examples import read_examples
 from othink_pipeline.lifecycle import code_tags
-from othink_pipeline.parameters import BaseModel, DataPreparation, Evaluation, Folders, Rebuild
+from othink_pipeline.parameters import (
+    RL,
+    SFT,
+    BaseModel,
+    DataPreparation,
+    Evaluation,
+    Experiment,
+    Folders,
+    Rebuild,
+)
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_splits
-from othink_pipeline.reuse import publish, read_manifest, write_manifest
+from othink_pipeline.preflight import refuse, resolve_methods
+from othink_pipeline.reuse import content_key, publish, read_manifest, write_manifest
+from othink_pipeline.source import code_digest, library_versions
 from othink_pipeline.validation import ConfigurationError
 
 logger = logging.getLogger(__name__)
+
+CHECKED = "checked.json"
+"""Holds the content key of the last checks that a base model passed: they are not repeated."""
 
 LIMIT_MB = 8
 """A shipped model, everything in its folder, is at most this large."""
 
 
-def check_base_model(base_model: BaseModel, *, number: int) -> dict[str, Any]:
-    """Verify a base model's files, load it once, and open its MLflow run.
+def check_base_model(
+    base_model: BaseModel,
+    experiment: Experiment,
+    training: dict[str, Any],
+    sft: dict[str, Any],
+    rl: dict[str, Any],
+    methods: dict[str, Any],
+    evaluation: Evaluation,
+    folders: Folders,
+    *examples: dict[str, Any],
+    number: int,
+) -> dict[str, Any]:
+    """Verify a base model's files, check that it fits what it is for, and open its MLflow run.
 
     Args:
         base_model: all that there are.
+        examples: the manifests of all tasks.
         number: which of them.
 
     Returns:
         Its manifest with ``path``, and the ids of its run and of its MLflow logged model.
 
     Raises:
-        ConfigurationError: no model there, changed files, or a model that does not load.
+        ConfigurationError: no model there, changed files, or all that does not fit.
     """
     path = base_model.path[number]
     folder = Path(path)
@@ -41,13 +70,57 @@ def check_base_model(base_model: BaseModel, *, number: int) -> dict[str, Any]:
         "Set base_model.path to a model folder, restore the shipped one (git checkout), or make "
         f"one: kedro run --pipelines=base_model --params=rebuild.path={path} {SAME_ENV}",
     )
-    from othink_pipeline.models import load_model
-
-    load_model(path)
+    resolved = resolve_methods(experiment, training, sft, rl, methods)
+    checked = Path(folders.checkpoints) / "base" / f"b{number}" / CHECKED
+    _check_fit(path, manifest["digest"], resolved, evaluation, examples, checked)
     name, tags = f"base/b{number}", {"method": "base", "base_model": str(number)}
     with tracking.child_run(name, "base_model", tags, manifest) as run_id:
         model_id = tracking.log_checkpoint(run_id, name, 0, folder, {"digest": manifest["digest"]})
     return {**manifest, "path": path, "run_id": run_id, "model_id": model_id}
+
+
+def _check_fit(
+    path: str,
+    digest: str,
+    methods: dict[str, SFT | RL],
+    evaluation: Evaluation,
+    examples: tuple[dict[str, Any], ...],
+    checked: Path,
+) -> None:
+    """Run the checks of ``fit``, unless ``checked`` says that the same passed on this machine."""
+    key = content_key(
+        {
+            "model": [path, digest],
+            "methods": {name: method.model_dump() for name, method in methods.items()},
+            "evaluation": evaluation.model_dump(),
+            "examples": [
+                [manifest["task"], manifest["prompt"], manifest["splits"]] for manifest in examples
+            ],
+            "code": code_digest("othink_pipeline.fit"),
+            "versions": library_versions(),
+            "machine": [platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES")],
+        }
+    )
+    record = json.dumps({"passed": key}).encode()
+    if checked.is_file() and checked.read_bytes() == record:
+        return
+    from othink_pipeline import fit
+
+    tasks = {
+        manifest["task"]: {
+            split: read_examples(part["path"]) for split, part in manifest["splits"].items()
+        }
+        for manifest in examples
+    }
+    rows = [row for task, splits in tasks.items() for row in fit.check_examples(task, splits)]
+    refuse(rows)  # the model is run on sound examples only
+    rows = fit.check_model(path, tasks, examples[0]["prompt"], methods, evaluation)
+    refuse(rows)
+    for row in rows:
+        if row.outcome == "note":
+            logger.warning("%s: %s", row.check, row.detail)
+    checked.parent.mkdir(parents=True, exist_ok=True)
+    checked.write_bytes(record)
 
 
 def prepare_base_examples(

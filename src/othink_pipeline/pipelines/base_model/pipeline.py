@@ -41,12 +41,22 @@ def create_pipeline(grid: Grid) -> Pipeline:
 
 
 def create_check(grid: Grid) -> Pipeline:
-    """Verify the base models that the grid starts from."""
+    """Verify the base models that the grid starts from, on the examples that it uses."""
     return Pipeline(
         [
             Node(
                 bind(check_base_model, number=number),
-                inputs="params:base_model",
+                inputs=[
+                    "params:base_model",
+                    "params:experiment",
+                    "params:training",
+                    "params:sft",
+                    "params:rl",
+                    "params:methods",
+                    "params:evaluation",
+                    "params:folders",
+                    *(f"{task}.examples" for task in grid.tasks),
+                ],
                 outputs=f"base.b{number}.checkpoint",
                 name="check_base_model",
                 namespace=f"base.b{number}",

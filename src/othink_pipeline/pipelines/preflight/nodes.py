@@ -1,0 +1,168 @@
+"""What a run needs and costs, checked without a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from othink_pipeline.examples import read_examples
+from othink_pipeline.parameters import (
+    RL,
+    SFT,
+    BaseModel,
+    DataPreparation,
+    Evaluation,
+    Experiment,
+    Folders,
+)
+from othink_pipeline.preflight import (
+    Row,
+    check_disk,
+    check_folders,
+    check_store,
+    needed_disk_bytes,
+    read_weights,
+    refuse,
+    resolve_methods,
+)
+from othink_pipeline.reuse import read_manifest
+from othink_pipeline.validation import ConfigurationError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def check_places(
+    experiment: Experiment,
+    training: dict[str, Any],
+    sft: dict[str, Any],
+    rl: dict[str, Any],
+    methods: dict[str, Any],
+    base_model: BaseModel,
+    folders: Folders,
+) -> list[Row]:
+    """Check what a run writes to, and say what it costs."""
+    from mlflow import get_tracking_uri
+
+    resolved = resolve_methods(experiment, training, sft, rl, methods)
+    rows = _estimate_costs(experiment, resolved)
+    try:
+        check_store(get_tracking_uri(), None, Path.cwd())
+    except ConfigurationError as error:
+        rows.append(Row("MLflow store", "FAILED", error.message))
+    else:
+        rows.append(Row("MLflow store", "ok", "can be written"))
+    places = {f"folders.{key}": Path(folder) for key, folder in folders}
+    rows += check_folders({**places, "project folder": Path.cwd()})
+    rows.append(_check_room(experiment, resolved, base_model, Path(folders.checkpoints)))
+    return rows
+
+
+def check_fit(
+    experiment: Experiment,
+    training: dict[str, Any],
+    sft: dict[str, Any],
+    rl: dict[str, Any],
+    methods: dict[str, Any],
+    base_model: BaseModel,
+    folders: Folders,
+    data_preparation: DataPreparation,
+    evaluation: Evaluation,
+) -> list[Row]:
+    """Check examples and base models; see ``fit``."""
+    from othink_pipeline import fit
+
+    rows = [Row("device", "note", "{}, {:,} bytes".format(*fit.find_device()))]
+    tasks: dict[str, Mapping[str, Dataset]] = {}
+    for task in experiment.tasks:
+        found, splits = _read_task(task, data_preparation, Path(folders.examples) / task)
+        if splits is None:
+            try:
+                splits = fit.draw_splits(task, data_preparation.seed)
+            except ConfigurationError as error:
+                found.append(Row(f"{task} examples", "FAILED", error.message))
+                splits = {}
+        found += fit.check_examples(task, splits)
+        if all(row.outcome != "FAILED" for row in found):
+            tasks[task] = splits
+        rows += found
+    resolved = resolve_methods(experiment, training, sft, rl, methods)
+    for path in base_model.path:
+        try:
+            read_manifest(Path(path), "Set base_model.path to a model folder, or restore this one.")
+        except ConfigurationError as error:
+            rows.append(Row(f"model {path}", "FAILED", error.message))
+        else:
+            rows += fit.check_model(path, tasks, data_preparation.prompt, resolved, evaluation)
+    return rows
+
+
+def report_checks(places: list[Row], fit: list[Row]) -> None:
+    """Print a line a check.
+
+    Raises:
+        ConfigurationError: with every check that failed and its remedy.
+    """
+    rows = [*places, *fit]
+    width = max(len(row.check) for row in rows)
+    for row in rows:
+        click.echo(f"{row.check:<{width}}  {row.outcome:<6}  {row.detail}")
+    refuse(rows)
+
+
+def _estimate_costs(experiment: Experiment, methods: Mapping[str, SFT | RL]) -> list[Row]:
+    """What each method's cells cost, and the whole grid: updates, prompts, completions, tokens."""
+    cells = len(experiment.tasks) * len(experiment.seeds)
+    rows, updates, completions, tokens = [], 0, 0, 0
+    for name, method in methods.items():
+        prompts = method.updates * method.prompts_per_update
+        detail = f"{cells} cells, each {method.updates:,} updates, {prompts:,} prompts"
+        if isinstance(method, RL):
+            made = prompts * method.completions_per_prompt
+            most = made * method.max_completion_tokens
+            detail += f", {made:,} completions, {most:,} tokens at most"
+            completions, tokens = completions + cells * made, tokens + cells * most
+        updates += cells * method.updates
+        rows.append(Row(f"method {name}", "note", detail))
+    whole = (
+        f"{cells * len(methods)} cells, in all {updates:,} updates, {completions:,} completions, "
+        f"{tokens:,} tokens at most"
+    )
+    return [*rows, Row("grid", "note", whole)]
+
+
+def _check_room(
+    experiment: Experiment, methods: Mapping[str, SFT | RL], base_model: BaseModel, folder: Path
+) -> Row:
+    """Is there room for the whole grid, nothing of it trained yet?"""
+    cells = list(methods.values()) * len(experiment.tasks) * len(experiment.seeds)
+    try:
+        largest = max(read_weights(Path(path)) for path in base_model.path)
+        needed = needed_disk_bytes(largest, cells)
+        check_disk(folder, needed)
+    except ConfigurationError as error:
+        return Row("disk", "FAILED", error.message)
+    return Row("disk", "ok", f"{folder}: room for {needed / 1024**3:.1f} GiB, the whole grid")
+
+
+def _read_task(
+    task: str, settings: DataPreparation, folder: Path
+) -> tuple[list[Row], Mapping[str, Dataset] | None]:
+    """A task's prepared examples by split; None where there are none made with these settings."""
+    name, remedy = f"{task} examples", "Make them: kedro run --pipelines=data_preparation"
+    if not folder.exists():
+        return [Row(name, "note", f"not prepared yet, some are drawn. {remedy}")], None
+    try:
+        manifest = read_manifest(folder, f"{remedy} (it replaces them).")
+    except ConfigurationError as error:
+        return [Row(name, "FAILED", error.message)], None
+    counts = [part["examples"] for part in manifest["splits"].values()]
+    made = (manifest["seed"], manifest["prompt"], sum(counts) + manifest["rejected"])
+    asked = sum(getattr(settings.splits, split) for split in manifest["splits"])
+    if made != (settings.seed, settings.prompt, asked):
+        return [Row(name, "note", f"prepared with other settings, some are drawn. {remedy}")], None
+    splits = {split: read_examples(part["path"]) for split, part in manifest["splits"].items()}
+    return [Row(name, "ok", f"{folder}: whole")], splits

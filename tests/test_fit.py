@@ -1,0 +1,326 @@
+"""Model, examples, parameters and machine: what does not fit is found without a training."""
+
+import json
+import shutil
+from collections import namedtuple
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import PROMPT, TASKS, MiniModel
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+
+from othink_pipeline import fit
+from othink_pipeline.examples import find_fault
+from othink_pipeline.models import load_model, render_prompt
+from othink_pipeline.parameters import RL, SFT, Evaluation, resolve_method
+from othink_pipeline.preflight import Row, Weights
+from othink_pipeline.prompts import encode
+from othink_pipeline.training_data import sft_rows
+
+ROOT = Path(__file__).parents[1]
+EVALUATION = Evaluation(
+    batch_size=8,
+    max_completion_tokens=24,
+    samples=0,
+    sample_temperature=1.0,
+    shuffle_images=False,
+    seed=0,
+)
+Tasks = Mapping[str, Mapping[str, Dataset]]
+Check = Callable[..., list[Row]]
+
+
+def method(name: str, **changes: Any) -> SFT | RL:
+    """A method of the shipped configuration, with other keys."""
+    raw: dict[str, Any] = {}
+    for file in (ROOT / "conf" / "base").glob("parameters*.yml"):
+        raw |= yaml.safe_load(file.read_text())
+    raw["methods"][name] |= changes
+    return resolve_method(raw, name)
+
+
+@pytest.fixture(scope="module")
+def tasks(splits: Mapping[str, Mapping[str, Any]]) -> Tasks:
+    return {task: {name: splits[task][name] for name in ("train", "test")} for task in TASKS}
+
+
+@pytest.fixture
+def folder(mini_model: MiniModel, tmp_path: Path) -> Path:
+    """A copy of the mini model, to spoil."""
+    return Path(shutil.copytree(mini_model.path, tmp_path / "model"))
+
+
+@pytest.fixture
+def check(folder: Path, tasks: Tasks) -> Check:
+    def run(methods: Mapping[str, Any] | None = None, prompt: str = PROMPT) -> list[Row]:
+        return fit.check_model(str(folder), tasks, prompt, methods or {}, EVALUATION)
+
+    return run
+
+
+def edit(file: Path, *keys: str, value: Any) -> None:
+    """Change an entry of a JSON file, deep in it."""
+    content = block = json.loads(file.read_text())
+    for key in keys[:-1]:
+        block = block[key]
+    assert keys[-1] in block
+    block[keys[-1]] = value
+    file.write_text(json.dumps(content))
+
+
+def faults(rows: list[Row]) -> str:
+    return "\n".join(f"{r.check}: {r.detail} {r.remedy}" for r in rows if r.outcome == "FAILED")
+
+
+def row_of(rows: list[Row], part: str) -> Row:
+    (found,) = [row for row in rows if part in row.check]
+    return found
+
+
+def test_a_sound_model_passes_every_check(check: Check, mini_model: MiniModel) -> None:
+    rows = check({"grpo": method("grpo"), "sft": method("sft")})
+    assert [row.outcome for row in rows] == ["ok"] * len(rows)
+    for task in TASKS:
+        assert "16 of them the image" in row_of(rows, task).detail
+    assert f"{mini_model.manifest['facts']['parameters']:,} parameters" in " ".join(
+        row.detail for row in rows
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("merge_size", 1), ("patch_size", 4), ("patch_size", 16), ("temporal_patch_size", 1)],
+)
+def test_a_processor_of_another_model_is_found(
+    check: Check, folder: Path, key: str, value: int
+) -> None:
+    edit(folder / "processor_config.json", "image_processor", key, value=value)
+    message = faults(check())
+    assert message.count("do not belong together") == len(TASKS)
+    for part in (str(folder), "processor_config.json", key):
+        assert part in message
+    if key == "merge_size":
+        assert "tokens: 64, features: 16" in message
+
+
+def test_a_template_without_the_picture_is_found(check: Check, folder: Path) -> None:
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|image_pad|>", ""))
+    message = faults(check())
+    assert message.count("do not belong together") == len(TASKS)
+    assert "chat_template" in message
+
+
+def test_weights_that_are_not_numbers_are_found(check: Check, folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (name,) = [name for name in weights if name.endswith("embed_tokens.weight")]
+    weights[name][6] = float("nan")  # of a token that no prompt holds: one output alone is wrong
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert "outputs are not finite" in faults(check())
+
+
+@pytest.mark.parametrize("token", ["eos_token", "pad_token"])
+def test_a_special_token_that_is_missing_is_named(check: Check, folder: Path, token: str) -> None:
+    edit(folder / "tokenizer_config.json", token, value=None)
+    assert f"the tokenizer has no {token}" in faults(check())
+
+
+def test_tokens_without_an_embedding_are_found(check: Check, folder: Path) -> None:
+    _, processor = load_model(str(folder))
+    tokens = len(processor.tokenizer)
+    processor.tokenizer.add_tokens(["<new>"])
+    processor.save_pretrained(folder)
+    message = faults(check())
+    assert f"the tokenizer has {tokens + 1:,} tokens, the model embeds {tokens:,}" in message
+
+
+def test_another_image_token_is_found(check: Check, folder: Path) -> None:
+    edit(folder / "config.json", "image_token_id", value=6)
+    assert "image token '<|image_pad|>' is 5, config.json says 6" in faults(check())
+
+
+def test_weights_cut_short_or_only_pickled_are_found_before_they_are_read(
+    check: Check, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "load_model", lambda path: pytest.fail("the weights were read"))
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    assert f"{weights}: {len(whole) - 1:,} bytes, its header speaks of {len(whole):,}" in faults(
+        check()
+    )
+    weights.rename(folder / "pytorch_model.bin")
+    assert f"{weights}: not there; pytorch_model.bin is no substitute" in faults(check())
+
+
+def test_weights_that_do_not_load_are_one_fault(check: Check, folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    assert faults(check()).count("does not load") == 1
+
+
+def exact_lengths(path: Path, tasks: Tasks, sft: SFT) -> tuple[int, int]:
+    """The longest prompt, and what TRL makes of the longest prompt with its target."""
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+    _, processor = load_model(str(path))
+    examples = [split for splits in tasks.values() for split in splits.values()]
+    prompts = [
+        encode(processor, [render_prompt(processor, PROMPT, row["question"])], [[row["image"]]])[0]
+        for split in examples
+        for row in split
+    ]
+    collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
+    rows = [
+        {**row, "images": [row["image"]]}
+        for splits in tasks.values()
+        for row in sft_rows(splits["train"], PROMPT, sft)
+    ]
+    made = [collate([row])["input_ids"].shape[1] for row in rows]
+    return max(len(prompt.ids) for prompt in prompts), max(made)
+
+
+def test_the_context_is_compared_with_the_longest_prompt_to_the_token(
+    check: Check, folder: Path, tasks: Tasks
+) -> None:
+    sft = method("sft_cot")
+    assert isinstance(sft, SFT)
+    prompt, target = exact_lengths(folder, tasks, sft)
+    methods = {"grpo": method("grpo", max_completion_tokens=30), "sft_cot": sft}
+    context = max(prompt + 30, target)
+    edit(folder / "config.json", "text_config", "max_position_embeddings", value=context)
+    assert faults(check(methods)) == ""
+    edit(folder / "config.json", "text_config", "max_position_embeddings", value=prompt + 29)
+    rows = check(methods)
+    failed = row_of(rows, "for grpo")
+    assert f"{prompt + 30} tokens needed, the model has {prompt + 29}" in failed.detail
+    assert "Lower max_completion_tokens of rl or methods.grpo" in failed.remedy
+    assert row_of(rows, "for evaluation").outcome == "ok"
+    edit(folder / "config.json", "text_config", "max_position_embeddings", value=target - 1)
+    failed = row_of(check(methods), "for sft_cot")
+    assert f"{target} tokens needed, the model has {target - 1}" in failed.detail
+    edit(folder / "config.json", "text_config", "max_position_embeddings", value=prompt + 23)
+    assert "Lower evaluation.max_completion_tokens" in faults(check())
+
+
+def test_memory_that_training_alone_takes_must_be_there(
+    check: Check, mini_model: MiniModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = 4 * mini_model.manifest["facts"]["parameters"]
+    device = {"bytes": 0}
+    monkeypatch.setattr(fit, "find_device", lambda: ("GPU toy", device["bytes"]))
+    for name, copies in {"sft": 5, "grpo": 6}.items():  # RL has a reference model as well
+        device["bytes"] = copies * stored
+        assert faults(check({name: method(name)})) == ""
+        device["bytes"] -= 1
+        with monkeypatch.context() as patch:
+            patch.setattr(fit, "load_model", lambda path: pytest.fail("loaded what cannot fit"))
+            message = faults(check({name: method(name)}))
+        assert "GPU toy has" in message
+        assert "Take a smaller base model" in message
+
+
+def test_a_tight_memory_is_noted(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "find_device", lambda: ("GPU toy", 10**12))
+    methods = {"grpo": method("grpo")}
+    assert row_of(check(methods), "peak").outcome == "ok"
+    monkeypatch.setattr(fit, "find_device", lambda: ("GPU toy", 10**8))
+    noted = row_of(check(methods), "peak")
+    assert noted.outcome == "note"
+    assert "rl.completions_per_prompt" in noted.detail
+
+
+def test_the_peak_counts_what_its_rule_says() -> None:
+    rl = method("grpo", prompts_per_update=10, completions_per_prompt=4, max_completion_tokens=50)
+    config = SimpleNamespace(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=300,
+    )
+
+    def peak(**changes: Any) -> str:
+        evaluation = EVALUATION.model_copy(update=changes)
+        lengths, weights = fit.Lengths(30, {"sft": 60}), Weights(100, 400)
+        methods = {"grpo": rl, "sft": method("sft", prompts_per_update=1)}
+        return fit._check_peak_memory("m", config, weights, lengths, methods, evaluation).detail
+
+    backward = 40 * (80 * 17 * 4 * 2 * 64 + 50 * 3 * 4 * 300)
+    assert f"about {(6 * 400 + backward) / 1e9:.3g} GB" in peak()
+    cache = 10_000 * (30 + 24) * 2 * 4 * 2 * 2 * 16  # keys and values, 2 layers, 2 heads of 16
+    assert f"about {(6 * 400 + cache) / 1e9:.3g} GB" in peak(batch_size=10_000)
+
+
+def test_the_memory_of_a_container_is_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    usage = namedtuple("usage", "total")
+    monkeypatch.setattr(fit.psutil, "virtual_memory", lambda: usage(1000))
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(fit, "CGROUP_LIMITS", (tmp_path / "none", limit))
+    for text, memory in {"max\n": 1000, "300\n": 300, "9223372036854771712\n": 1000}.items():
+        limit.write_text(text)
+        assert fit.find_device()[1] == memory
+    assert fit.find_device()[0].startswith("CPU")
+
+
+def test_a_gpu_is_named_with_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    toy = SimpleNamespace(name="Toy", total_memory=7)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: toy)
+    assert fit.find_device() == ("GPU Toy", 7)
+
+
+# --- The examples
+
+
+def spoiled(examples: Dataset, row: int, **fields: Any) -> Dataset:
+    rows = [dict(example) for example in examples]
+    rows[row] |= fields
+    return Dataset.from_list(rows, examples.features)
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "message"),
+    [
+        (0, {"image": None}, "field 'image' is NoneType"),
+        (0, {"image": {"bytes": b"no picture", "path": None}}, "the image does not decode"),
+        (5, {"answer": "about 7"}, "the answer 'about 7' would never be right"),
+        (7, {"question": "  "}, "the question is empty"),
+    ],
+)
+def test_a_faulty_example_is_named(
+    tasks: Tasks, row: int, fields: dict[str, Any], message: str
+) -> None:
+    from datasets import Image
+
+    test = tasks["counting"]["test"].cast_column("image", Image(decode=False))
+    bad = spoiled(test, row, **fields).cast_column("image", Image())
+    rows = fit.check_examples("counting", {"train": tasks["counting"]["train"], "test": bad})
+    assert [r.outcome for r in rows] == ["ok", "FAILED"]
+    assert f"example counting-test-{row:06d}: " in faults(rows)
+    assert message in faults(rows)
+    assert "tasks/counting.py" in faults(rows)
+
+
+def test_a_missing_column_and_an_empty_split_are_named(tasks: Tasks) -> None:
+    train = tasks["counting"]["train"]
+    assert "columns missing: steps" in faults(
+        fit.check_examples("counting", {"train": train.remove_columns("steps")})
+    )
+    assert "no examples" in faults(fit.check_examples("counting", {"train": train.select([])}))
+
+
+def test_a_task_that_is_not_prepared_is_drawn() -> None:
+    splits = fit.draw_splits("geometry", 0)
+    assert {split: len(rows) for split, rows in splits.items()} == fit.DRAWN
+    assert {row.outcome for row in fit.check_examples("geometry", splits)} == {"ok"}
+    assert splits["train"][0]["image"].size == (64, 64)
+    assert find_fault({**splits["train"][0], "image": b""}) is not None

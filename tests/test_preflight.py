@@ -1,0 +1,433 @@
+"""Checks that need no torch, the gate before the first training, and the preflight pipeline."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import PROMPT, TASKS, MiniModel
+from kedro.io import DataCatalog
+from kedro.pipeline import Node, Pipeline
+from safetensors.torch import load_file, save_file
+
+from othink_pipeline import fit, preflight, tracking
+from othink_pipeline.examples import draw_examples, write_examples
+from othink_pipeline.parameters import (
+    Parameters,
+)
+from othink_pipeline.pipelines.base_model import nodes as base_model_nodes
+from othink_pipeline.pipelines.base_model.nodes import CHECKED, check_base_model
+from othink_pipeline.pipelines.preflight.nodes import check_fit, check_places, report_checks
+from othink_pipeline.preflight import Row, Weights, needed_disk_bytes, read_weights
+from othink_pipeline.reuse import write_manifest
+from othink_pipeline.validation import ConfigurationError
+
+ROOT = Path(__file__).parents[1]
+SIZES = {"train": 6, "validation": 4, "test": 5}
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def raw() -> dict[str, Any]:
+    """The shipped parameters, for a grid of two cells a task."""
+    merged: dict[str, Any] = {}
+    for file in (ROOT / "conf" / "base").glob("parameters*.yml"):
+        merged |= yaml.safe_load(file.read_text())
+    merged["experiment"] = {"tasks": list(TASKS), "methods": ["sft", "grpo"], "seeds": [0]}
+    merged["folders"] = {"examples": "data/03_primary", "checkpoints": "data/06_models"}
+    merged["rebuild"]["path"] = "data/06_models/rebuilt"
+    merged["base_model"]["path"] = "model"
+    merged["data_preparation"] |= {"prompt": PROMPT, "splits": {"base": 9, **SIZES}}
+    merged["training"]["validation_examples"] = SIZES["validation"]
+    return merged
+
+
+@pytest.fixture
+def project(tmp_path: Path, mini_model: MiniModel, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a base model, and MLflow out of the way."""
+    shutil.copytree(mini_model.path, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mlflow.get_tracking_uri", lambda: "sqlite:///mlflow.db")
+    return tmp_path
+
+
+def prepare(folder: Path, task: str) -> dict[str, Any]:
+    """Prepared examples of a task, as the data_preparation pipeline leaves them."""
+    (folder / task).mkdir(parents=True)
+    examples = list(draw_examples(task, SIZES, seed=0))
+    splits = {}
+    for split, size in SIZES.items():
+        file = folder / task / f"{split}.parquet"
+        write_examples([row for row in examples if row["split"] == split], file)
+        splits[split] = {"path": str(file), "examples": size, "digest": f"digest of {split}"}
+    content = {"task": task, "seed": 0, "prompt": PROMPT, "rejected": 0, "splits": splits}
+    return write_manifest(folder / task, content)
+
+
+def of(rows: list[Row], check: str) -> Row:
+    (row,) = [row for row in rows if row.check == check]
+    return row
+
+
+# --- Sizes: weights, disk
+
+
+def test_parameters_are_counted_without_loading(mini_model: MiniModel) -> None:
+    parameters = mini_model.manifest["facts"]["parameters"]
+    assert read_weights(mini_model.path) == Weights(parameters, 4 * parameters)
+
+
+def test_weights_in_several_files_are_counted_by_their_index(
+    mini_model: MiniModel, tmp_path: Path
+) -> None:
+    weights = load_file(mini_model.path / "model.safetensors")
+    names = sorted(weights)
+    parts = {"one.safetensors": names[::2], "two.safetensors": names[1::2]}
+    for file, some in parts.items():
+        save_file({name: weights[name] for name in some}, tmp_path / file)
+    save_file(weights, tmp_path / "adapter.safetensors")  # not in the index
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {n: f for f, some in parts.items() for n in some}}))
+    assert read_weights(tmp_path) == read_weights(mini_model.path)
+    (tmp_path / "two.safetensors").unlink()
+    with pytest.raises(ConfigurationError, match=r"two\.safetensors: not there"):
+        read_weights(tmp_path)
+    index.write_text("[]")
+    with pytest.raises(ConfigurationError, match="not an index of weights"):
+        read_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x01",
+        b"\xff" * 100,
+        bytes(100),
+        b"\x02" + bytes(7) + b"{}",
+        b"\x04" + bytes(7) + b"null",
+    ],
+)
+def test_what_is_no_safetensors_file_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"model\.safetensors: no safetensors file"):
+        read_weights(tmp_path)
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
+    with pytest.raises(ConfigurationError, match=r"pytorch_model\.bin is no substitute") as error:
+        read_weights(tmp_path)
+    assert "safe_serialization=True" in error.value.message
+
+
+def test_the_disk_holds_checkpoints_of_all_cells_and_the_states_of_one(
+    raw: dict[str, Any],
+) -> None:
+    raw["training"] |= {"updates": 10, "checkpoint_every_updates": 4}  # 4, 8 and the last
+    raw["methods"]["sft"]["updates"] = 8  # 4 and 8
+    rl, sft = (preflight.resolve_method(raw, name) for name in ("grpo", "sft"))
+    rest = needed_disk_bytes(Weights(100, 200), [])
+    assert rest == 2 * 1024**3
+    need = needed_disk_bytes(Weights(100, 200), [rl, sft, rl])
+    assert need - rest == (3 + 2 + 3) * 200 + 3 * (100 * 4 + 2 * 100 * 4)
+
+
+# --- Where a run writes
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    text = {"type": "text.TextDataset"}
+    (tmp_path / "taken").write_text("")
+    catalog = DataCatalog.from_config(
+        {
+            "fine": {**text, "filepath": str(tmp_path / "new/folder/a.txt")},
+            "bad_{name}": {**text, "filepath": str(tmp_path / "taken/{name}.txt")},
+            "far": {**text, "filepath": "memory://nowhere/c.txt"},
+        }
+    )
+    makes = [Node(list, None, name, name=name) for name in ("fine", "far", "unknown")]
+    preflight.check_outputs(Pipeline(makes), catalog)
+    assert [file.name for file in tmp_path.iterdir()] == ["taken"]
+    with pytest.raises(ConfigurationError, match=r"catalog\.yml: bad_a") as error:
+        preflight.check_outputs(Pipeline([*makes, Node(list, None, "bad_a", name="bad")]), catalog)
+    assert str(tmp_path / "taken") in error.value.message
+
+
+def test_room_is_measured_where_the_folder_will_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def usage(folder: Path) -> Usage:
+        asked.append(folder)
+        return Usage(9, 9, 5 * 1024**3)
+
+    monkeypatch.setattr(preflight.shutil, "disk_usage", usage)
+    preflight.check_disk(tmp_path / "not" / "there")
+    assert asked == [tmp_path]
+
+
+def test_a_silent_server_is_named_without_its_password(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for scheme in ("http", "postgresql"):
+        with pytest.raises(ConfigurationError, match="does not answer") as error:
+            preflight.check_store(f"{scheme}://me:secret@127.0.0.1:{port}/x", None, tmp_path)
+        assert "secret" not in error.value.message
+        assert f"127.0.0.1:{port}" in error.value.message
+
+
+# --- The pipeline
+
+
+def places(raw: dict[str, Any], **folders: str) -> list[Row]:
+    p = Parameters.read(raw)
+    blocks = (raw["training"], raw["sft"], raw["rl"], raw["methods"])
+    chosen = p.folders.model_copy(update=folders)
+    return check_places(p.experiment, *blocks, p.base_model, chosen)
+
+
+def fits(raw: dict[str, Any]) -> list[Row]:
+    p = Parameters.read(raw)
+    blocks = (raw["training"], raw["sft"], raw["rl"], raw["methods"])
+    return check_fit(
+        p.experiment, *blocks, p.base_model, p.folders, p.data_preparation, p.evaluation
+    )
+
+
+def test_what_the_grid_costs_is_said(raw: dict[str, Any], project: Path) -> None:
+    raw["experiment"]["seeds"] = 3
+    raw["training"] |= {"updates": 10, "prompts_per_update": 5}
+    raw["rl"] |= {"completions_per_prompt": 4, "max_completion_tokens": 20}
+    rows = places(raw)
+    assert of(rows, "method sft").detail == "6 cells, each 10 updates, 50 prompts"
+    assert of(rows, "method grpo").detail == (
+        "6 cells, each 10 updates, 50 prompts, 200 completions, 4,000 tokens at most"
+    )
+    assert of(rows, "grid").detail == (
+        "12 cells, in all 120 updates, 1,200 completions, 24,000 tokens at most"
+    )
+    assert {row.outcome for row in rows} == {"note", "ok"}
+    assert sorted(path.name for path in project.iterdir()) == ["model"]  # nothing is made
+
+
+def test_every_place_that_cannot_be_written_is_shown(
+    raw: dict[str, Any], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "taken").write_text("")
+    monkeypatch.setattr("mlflow.get_tracking_uri", lambda: "sqlite:///taken/mlflow.db")
+    rows = places(raw, examples="taken/03", checkpoints="taken/06")
+    failed = {row.check: row.detail for row in rows if row.outcome == "FAILED"}
+    assert set(failed) == {"MLflow store", "folders.examples", "folders.checkpoints"}
+    assert "folders.examples = 'taken/03': cannot write to" in failed["folders.examples"]
+
+
+def test_a_grid_that_the_disk_cannot_hold_fails(
+    raw: dict[str, Any], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = read_weights(project / "model").stored_bytes
+    cells = 4
+    need = 2 * 1024**3 + cells * 3 * stored + 3 * 3 * stored  # three checkpoints a cell
+    free = {"bytes": need}
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: Usage(9, 9, free["bytes"]))
+    assert of(places(raw), "disk").outcome == "ok"
+    free["bytes"] -= 1
+    assert of(places(raw), "disk").outcome == "FAILED"
+    raw["base_model"]["path"] = ["model", "nowhere"]
+    assert "nowhere/model.safetensors: not there" in of(places(raw), "disk").detail
+
+
+def test_examples_that_are_not_there_yet_are_a_note(raw: dict[str, Any], project: Path) -> None:
+    prepare(project / "data/03_primary", "geometry")
+    rows = fits(raw)
+    assert of(rows, "counting examples").outcome == "note"
+    assert of(rows, "counting test").detail.startswith(f"{fit.DRAWN['test']} examples")
+    assert of(rows, "geometry examples").outcome == "ok"
+    assert of(rows, "geometry test").detail.startswith(f"{SIZES['test']} examples")
+    assert "FAILED" not in {row.outcome for row in rows}
+    for key, value in {
+        "seed": 1,
+        "prompt": "{question}",
+        "splits": {"base": 9, **SIZES, "test": 6},
+    }.items():
+        changed = {**raw, "data_preparation": {**raw["data_preparation"], key: value}}
+        assert "other settings" in of(fits(changed), "geometry examples").detail
+
+
+def test_every_fault_is_shown_whatever_the_others_are(
+    raw: dict[str, Any], project: Path, mini_model: MiniModel
+) -> None:
+    """Damaged examples, a damaged model, a model that cannot take the prompts."""
+    prepare(project / "data/03_primary", "counting")
+    with (project / "data/03_primary/counting/test.parquet").open("ab") as file:
+        file.write(b"more")
+    shutil.copytree(mini_model.path, project / "damaged")
+    with (project / "damaged/config.json").open("a") as file:
+        file.write("\n")
+    raw["base_model"]["path"] = ["damaged", "model"]
+    raw["evaluation"]["max_completion_tokens"] = 1000
+    rows = fits(raw)
+    failed = {row.check: row for row in rows if row.outcome == "FAILED"}
+    assert set(failed) == {"counting examples", "model damaged", "context of model for evaluation"}
+    assert "kedro run --pipelines=data_preparation" in failed["counting examples"].detail
+    assert "differ from the digest" in failed["model damaged"].detail
+
+
+def test_the_report_prints_all_and_fails_with_what_failed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good = [Row("disk", "ok", "room"), Row("long name", "note", "by the way")]
+    report_checks(good, [])
+    assert capsys.readouterr().out == ("disk       ok      room\nlong name  note    by the way\n")
+    bad = [Row("model", "FAILED", "is broken.", "Mend it."), Row("task", "FAILED", "is wrong.")]
+    with pytest.raises(ConfigurationError) as error:
+        report_checks(good, bad)
+    assert error.value.message == (
+        "checks that failed: 2\n  model: is broken. Mend it.\n  task: is wrong."
+    )
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+# --- The gate before the first training
+
+
+@pytest.fixture
+def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def child_run(*_: Any) -> Iterator[str]:
+        yield "run"
+
+    monkeypatch.setattr(tracking, "child_run", child_run)
+    monkeypatch.setattr(tracking, "log_checkpoint", lambda *_: "model id")
+
+
+def gate(raw: Mapping[str, Any], examples: list[dict[str, Any]]) -> dict[str, Any]:
+    p = Parameters.read(raw)
+    return check_base_model(
+        p.base_model,
+        p.experiment,
+        raw["training"],
+        raw["sft"],
+        raw["rl"],
+        raw["methods"],
+        p.evaluation,
+        p.folders,
+        *examples,
+        number=0,
+    )
+
+
+@pytest.fixture
+def examples(project: Path) -> list[dict[str, Any]]:
+    return [prepare(project / "data/03_primary", task) for task in TASKS]
+
+
+def test_the_gate_checks_once_and_again_after_any_change(
+    raw: dict[str, Any],
+    examples: list[dict[str, Any]],
+    untracked: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checked = []
+    check_model = fit.check_model
+    monkeypatch.setattr(
+        fit, "check_model", lambda *given: checked.append(given[0]) or check_model(*given)
+    )
+    first = gate(raw, examples)
+    assert first["path"] == "model"
+    assert (first["run_id"], first["model_id"]) == ("run", "model id")
+    assert Path(f"data/06_models/base/b0/{CHECKED}").is_file()
+    assert gate(raw, examples) == first
+    assert len(checked) == 1
+    changes: list[dict[str, Any]] = [
+        {"rl": {**raw["rl"], "max_completion_tokens": 73}},
+        {"evaluation": {**raw["evaluation"], "max_completion_tokens": 73}},
+        {"training": {**raw["training"], "prompts_per_update": 3}},
+    ]
+    for number, change in enumerate(changes, start=2):
+        gate({**raw, **change}, examples)
+        assert len(checked) == number
+    gate(raw, examples)  # only the last outcome is kept
+    count = len(checked)
+    examples[1]["splits"]["test"]["digest"] = "other"
+    gate(raw, examples)
+    monkeypatch.setattr(base_model_nodes, "library_versions", lambda: {"torch": "99"})
+    gate(raw, examples)
+    monkeypatch.setattr(base_model_nodes, "code_digest", lambda *_: "changed")
+    gate(raw, examples)
+    assert len(checked) == count + 3
+    assert {"model"} == set(checked)
+    gate(raw, examples)
+    assert len(checked) == count + 3
+
+
+def test_methods_outside_the_grid_do_not_matter_to_the_gate(
+    raw: dict[str, Any],
+    examples: list[dict[str, Any]],
+    untracked: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate(raw, examples)
+    raw["methods"]["grpo_d"]["max_completion_tokens"] = 10_000
+    monkeypatch.setattr(fit, "check_model", lambda *_: pytest.fail("checked again"))
+    gate(raw, examples)
+
+
+def test_the_gate_tells_all_faults_and_forgets_none(
+    raw: dict[str, Any], examples: list[dict[str, Any]], untracked: None
+) -> None:
+    raw["rl"]["max_completion_tokens"] = raw["evaluation"]["max_completion_tokens"] = 500
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="checks that failed: 2") as error:
+            gate(raw, examples)
+        assert "for grpo: " in error.value.message
+        assert "for evaluation: " in error.value.message
+    assert not Path("data/06_models").exists()
+
+
+def test_the_gate_refuses_examples_that_it_cannot_use(
+    raw: dict[str, Any], project: Path, untracked: None
+) -> None:
+    manifests = [prepare(project / "data/03_primary", task) for task in TASKS]
+    rows = list(draw_examples("counting", {"test": 3}, seed=0))
+    rows[2]["answer"] = "seven"
+    write_examples(rows, Path(manifests[0]["splits"]["test"]["path"]))
+    with pytest.raises(ConfigurationError, match="the answer 'seven' would never be right"):
+        gate(raw, manifests)
+
+
+def test_a_second_run_imports_no_torch(
+    raw: dict[str, Any], examples: list[dict[str, Any]], untracked: None, project: Path
+) -> None:
+    gate(raw, examples)
+    (project / "raw.json").write_text(json.dumps([raw, examples]))
+    code = """
+import json, sys
+from contextlib import nullcontext
+from othink_pipeline import tracking
+from othink_pipeline.parameters import Parameters
+from othink_pipeline.pipelines.base_model.nodes import check_base_model
+tracking.child_run = lambda *_: nullcontext("run")
+tracking.log_checkpoint = lambda *_: "model id"
+raw, examples = json.load(open("raw.json"))
+p = Parameters.read(raw)
+blocks = [raw[name] for name in ("training", "sft", "rl", "methods")]
+check_base_model(
+    p.base_model, p.experiment, *blocks, p.evaluation, p.folders, *examples, number=0
+)
+print({"torch", "transformers", "datasets", "mlflow"} & set(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout.endswith("set()\n")

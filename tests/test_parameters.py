@@ -231,6 +231,11 @@ def test_a_block_is_a_block(block: str, wrong: object) -> None:
         ("methods.grpo_d.kl.start", 0, 1e-6),
         ("methods.grpo_d.kl.end", -0.1, 2),
         ("experiment.seeds", [-1], [0]),
+        ("health.reward_timeout_s", 0, 0.5),
+        ("health.patience_updates", 0, 1),
+        ("health.endless_share", 0, 1),
+        ("health.format_learnt", 1.1, 1),
+        ("health.format_lost", -0.1, 0),
     ],
 )
 def test_bounds(path: str, wrong: Any, right: Any) -> None:
@@ -306,6 +311,28 @@ def test_even_a_method_that_is_not_in_the_grid_is_checked() -> None:
 def test_rewards_that_are_all_zero_teach_nothing() -> None:
     message = fault(changed("rl.rewards", {"accuracy": 0.0, "format": 0.0, "answer": "any"}))
     assert "all rewards have weight 0" in message
+
+
+@pytest.mark.parametrize("policy", ["skip", "Stop", None, True])
+def test_an_unknown_policy_is_told_with_those_there_are(policy: object) -> None:
+    message = fault(changed("health.kl_overflow", policy))
+    assert f"health.kl_overflow = {policy!r}: " in message
+    assert "'stop', 'skip_batch' or 'go_on'" in message
+
+
+def test_a_format_is_lost_below_where_it_was_learnt() -> None:
+    message = fault(changed("health.format_lost", 0.81))
+    assert "health" in message and "format_lost = 0.81, format_learnt = 0.8" in message
+    Parameters.read(changed("health.format_lost", 0.8))
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_what_would_ruin_weights_or_scores_in_silence_stops_the_run(environment: str) -> None:
+    policies = Parameters.read(load(environment)).health
+    for name in ("loss_not_finite", "gradient_not_finite", "kl_overflow", "reward_failed"):
+        assert getattr(policies, name) == "stop"
+    assert policies.reward_timeout == "stop"
+    assert policies.no_advantage == "go_on"  # grpo_format has none, and is to have none
 
 
 @pytest.mark.parametrize("prompt", ["", "no place", "{question} and {question}", "{Question}"])

@@ -20,6 +20,8 @@ Positive = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Weight = Annotated[float, Field(ge=0)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+FaultPolicy = Literal["stop", "skip_batch", "go_on"]
 
 MAX_SEEDS = 1000
 """A larger count is a mistake, and its grid would not fit into memory."""
@@ -238,6 +240,37 @@ class Compute(Block):
     """Train and test again what is finished or half done."""
 
 
+class Health(Block):
+    """What is done about numbers that go wrong; each fault has its policy."""
+
+    loss_not_finite: FaultPolicy
+    gradient_not_finite: FaultPolicy
+    kl_overflow: FaultPolicy
+    reward_failed: FaultPolicy
+    reward_timeout: FaultPolicy
+    reward_timeout_s: Annotated[float, Field(gt=0, le=86400)]
+    patience_updates: Positive
+    """Updates in a row that make a lasting fault; so many skipped ones in a row are borne."""
+    no_advantage: FaultPolicy
+    endless_completions: FaultPolicy
+    endless_share: Annotated[float, Field(gt=0, le=1)]
+    """Completions that reach the most tokens, from which on they are endless."""
+    format_collapse: FaultPolicy
+    format_learnt: Share
+    """Mean format reward that once reached can be lost."""
+    format_lost: Share
+    """Mean format reward below which it is."""
+
+    @model_validator(mode="after")
+    def _check_format(self) -> Health:
+        if self.format_lost > self.format_learnt:
+            raise ValueError(
+                f"format_lost <= format_learnt is asked, got format_lost = {self.format_lost}, "
+                f"format_learnt = {self.format_learnt}"
+            )
+        return self
+
+
 class Parameters(Block):
     """All of ``conf/<env>/parameters*.yml``; ``methods`` holds each method's own block."""
 
@@ -252,6 +285,7 @@ class Parameters(Block):
     methods: dict[Name, dict[str, Any]]
     evaluation: Evaluation
     compute: Compute
+    health: Health
     report: Report
 
     @classmethod

@@ -184,6 +184,4 @@ def _log(checkpoint: dict[str, Any], examples: dict[str, Any], predictions: pd.D
     run_id, updates = checkpoint["run_id"], int(checkpoint.get("updates", 0))
     dataset = dataset_ref(examples, "test")
     tracking.log_dataset(run_id, dataset, "test")
-    tracking.log_scores(
-        run_id, metrics, updates, model_id=checkpoint["model_id"], dataset=dataset
-    )
+    tracking.log_scores(run_id, metrics, updates, model_id=checkpoint["model_id"], dataset=dataset)

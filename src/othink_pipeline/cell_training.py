@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from othink_pipeline import tracking
+from othink_pipeline import runs, tracking
 from othink_pipeline.cells import (
     FAILED,
     RESUME,
@@ -27,16 +28,13 @@ from othink_pipeline.cells import (
     find_finished,
     training_key,
 )
+from othink_pipeline.delivery import TrackingRefusedError, TrackingUnavailableError
 from othink_pipeline.examples import read_examples
 from othink_pipeline.grid import Cell
 from othink_pipeline.journal import Checkpoint, Journal
 from othink_pipeline.locks import lock
 from othink_pipeline.parameters import RL, SFT, Compute, Evaluation, Folders, Health
-from othink_pipeline.recording import (
-    Recorder,
-    TrackingRefusedError,
-    TrackingUnavailableError,
-)
+from othink_pipeline.recording import Recorder
 from othink_pipeline.reuse import MANIFEST, digest_folder, publish, write_json
 from othink_pipeline.source import library_versions
 from othink_pipeline.validation import ConfigurationError
@@ -79,11 +77,11 @@ def train_cell(
     key = training_key(cell, parameters, base_model["digest"], examples, evaluation, compute)
     folder = cell_folder(folders, cell, key)
     with lock(folder.with_name(f"{key}.lock"), partial(_say_busy, cell)):
-        if compute.fresh:
-            shutil.rmtree(folder, ignore_errors=True)
+        manifest = None if compute.fresh else find_finished(folder)
+        if compute.fresh or (manifest is None and (folder / MANIFEST).exists()):
+            shutil.rmtree(folder, ignore_errors=True)  # to be made anew, under a new MLflow run
         journal = Journal(folder / "journal.jsonl")
-        manifest = find_finished(folder)
-        run_id = tracking.finished_run(folder / RUN_FILE)
+        run_id = runs.finished_run(folder / RUN_FILE)
         if manifest and run_id and journal.delivered(run_id) == len(journal.entries):
             tracking.join_grid(run_id, "reused")
             logger.info("%s: trained before, reused from %s", cell.name, folder)
@@ -101,20 +99,19 @@ def train_cell(
             }
             name = f"{cell.task}/{cell.method}/s{cell.seed}"
             tags = {"task": cell.task, "method": cell.method, "seed": str(cell.seed)}
-            run_id = tracking.open_run(folder / RUN_FILE, name, "cell", tags, settings)
+            run_id = runs.open_run(folder / RUN_FILE, name, "cell", tags, settings)
             recorder = Recorder(run_id, name, journal, base_model_id=base_model["model_id"])
             try:
-                with tracking.ending(run_id), recorder:
+                with tracking.ending(run_id), recorder, _failure_tagged(recorder):
                     if manifest is None:
                         manifest = _train(
                             *(cell, parameters, base_model, examples, evaluation, compute),
-                            *(folder, recorder),
+                            *(folder, journal, recorder),
                         )
             except (ConfigurationError, TrackingUnavailableError, TrackingRefusedError):
                 raise
             except Exception as error:
                 logger.exception("%s failed; what does not depend on it goes on", cell.name)
-                tracking.set_failure(run_id, failure(error))
                 return {**cell._asdict(), FAILED: failure(error)}, journal.history()
         model_id = journal.model_id(run_id, manifest["updates"])
     return {**manifest, "run_id": run_id, "model_id": model_id}, journal.history()
@@ -128,6 +125,7 @@ def _train(
     evaluation: Evaluation,
     compute: Compute,
     folder: Path,
+    journal: Journal,
     recorder: Recorder,
 ) -> dict[str, Any]:
     """Train a cell in its folder, from where it was left, and write its manifest last of all."""
@@ -148,12 +146,10 @@ def _train(
         recorder.dataset(dataset_ref(manifest, "validation"), "validation")
     known = {
         (step, metric): value
-        for step, metric, value in recorder.history().itertuples(index=False, name=None)
+        for step, metric, value in journal.history().itertuples(index=False, name=None)
     }
     digests = {
-        entry.checkpoint: entry.digest
-        for entry in recorder.journal.entries
-        if isinstance(entry, Checkpoint)
+        entry.checkpoint: entry.digest for entry in journal.entries if isinstance(entry, Checkpoint)
     }
 
     def checkpoint(step: int, model: Any, processor: Any) -> dict[str, float]:
@@ -213,6 +209,15 @@ def _train(
     write_json(folder / MANIFEST, manifest)
     shutil.rmtree(folder / RESUME, ignore_errors=True)
     return manifest
+
+
+@contextmanager
+def _failure_tagged(recorder: Recorder) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        recorder.tag(FAILED, failure(error))
+        raise
 
 
 def _say_busy(cell: Cell, holder: str) -> None:

@@ -30,7 +30,7 @@ from pydantic import ValidationError
 from othink_pipeline import lifecycle, preflight, tracking
 from othink_pipeline.cells import FAILED
 from othink_pipeline.grid import GridConfigLoader, read_grid
-from othink_pipeline.plan import describe_plan, plan_cells
+from othink_pipeline.plan import check_room, describe_plan, plan_cells
 from othink_pipeline.validation import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,10 @@ class PreflightHooks:
         try:
             config = KedroMlflowConfig.model_validate(settings)
         except ValidationError as error:
-            raise ConfigurationError(f"mlflow.yml: {error}") from None
+            faults = [  # without the values: one may be a URI with a password
+                f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+            ]
+            raise ConfigurationError("mlflow.yml:\n" + "\n".join(faults)) from None
         uri = config.server.mlflow_tracking_uri
         if uri is None:
             return  # the environment names the store
@@ -74,10 +77,12 @@ class PreflightHooks:
         preflight.check_runner(run_params["runner"])
         environment = f" --env={run_params['env']}" if run_params["env"] else ""
         preflight.check_inputs(pipeline, catalog, environment)
+        preflight.check_outputs(pipeline, catalog)
         preflight.check_disk(Path(run_params["project_path"]))
         loader = GridConfigLoader.current
         if loader is not None and (planned := plan_cells(pipeline, loader["parameters"], catalog)):
             logger.info(describe_plan(planned))
+            check_room(planned, loader["parameters"])
 
 
 class TrackingHooks:
@@ -108,7 +113,9 @@ class TrackingHooks:
         tags = {
             "pipeline": name,
             "env": run_params["env"] or "base",
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": tracking.redact_uri(
+                shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+            ),
             **lifecycle.code_tags(Path(run_params["project_path"])),
         }
         title = f"{name.strip('_')} {time.strftime('%Y-%m-%d %H:%M')}"

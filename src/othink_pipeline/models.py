@@ -47,9 +47,11 @@ def load_model(path: str) -> tuple[Any, Any]:
     if not Path(path).is_dir():
         raise ConfigurationError(f"model {path}: no such folder")
     try:
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+        # Left unsaid, transformers asks on the terminal whether to run a checkpoint's own code.
+        safely = {"local_files_only": True, "trust_remote_code": False}
+        processor = AutoProcessor.from_pretrained(path, **safely)
         model: Any = AutoModelForImageTextToText.from_pretrained(
-            path, local_files_only=True, use_safetensors=True
+            path, use_safetensors=True, **safely
         )
     except Exception as error:  # transformers raises whatever its many readers raise
         raise ConfigurationError(f"model {path} does not load: {error}") from error

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
@@ -19,6 +19,7 @@ from othink_pipeline.cells import cell_folder, resume_state, training_key
 from othink_pipeline.grid import Cell
 from othink_pipeline.parameters import Parameters, resolve_method
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
+from othink_pipeline.preflight import check_disk, needed_disk_bytes, read_weights
 from othink_pipeline.reuse import MANIFEST, read_json
 
 State = Literal["train", "resume", "reuse"]
@@ -53,7 +54,7 @@ def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog)
     for node in pipeline.nodes:
         if not node.tags & {"sft", "rl"}:
             continue
-        cell: Cell = node.func.keywords["cell"]
+        cell: Cell = cast(Any, node.func).keywords["cell"]  # see `grid.bind`
         method = resolve_method(raw, cell.method)
         manifests = {
             name: _manifest(name, name in made, parameters, catalog)
@@ -106,6 +107,20 @@ def describe_plan(planned: Sequence[Planned]) -> str:
     if len(left) > LISTED:
         lines.append(f"  ... and {len(left) - LISTED} more")
     return "\n".join([text, *lines])
+
+
+def check_room(planned: Sequence[Planned], raw: Mapping[str, Any]) -> None:
+    """Check that the disk has room for what the cells that are not finished will write.
+
+    Raises:
+        ConfigurationError: with the folder, what is free and what is needed.
+    """
+    parameters = Parameters.read(raw)
+    left = [resolve_method(raw, item.cell.method) for item in planned if item.state != "reuse"]
+    models = [Path(path) for path in parameters.base_model.path if Path(path).is_dir()]
+    if left and models:  # a missing model is told, with its remedy, when it is looked for
+        needed = needed_disk_bytes(max(read_weights(model) for model in models), left)
+        check_disk(Path(parameters.folders.checkpoints), needed)
 
 
 def _manifest(

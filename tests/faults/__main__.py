@@ -72,10 +72,11 @@ def main() -> int:
         folder = Path(place)
         model = make_model(folder)
         undisturbed = scenarios.run_undisturbed(folder / "undisturbed", model)
-        for name, scenario in list_scenarios(undisturbed).items():
+        for number, (name, scenario) in enumerate(list_scenarios(undisturbed).items()):
             if only not in name:
                 continue
-            project = make_project(folder / "project", model)
+            # A folder of its own: MLflow's client keeps the store of an address open.
+            project = make_project(folder / f"project_{number}", model)
             found = scenario(project)
             verdict = "; ".join(found.faults) or "the same result"
             print(f"{name}: {found.happened}: {verdict}; {found.lost_steps} lost", flush=True)

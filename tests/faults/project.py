@@ -22,7 +22,7 @@ PARAMETERS: dict[str, Any] = {
     "experiment": {"tasks": list(TASKS), "methods": list(METHODS), "seeds": [0]},
     "data_preparation": {
         "seed": 0,
-        "splits": {"base": 16, "train": 9, "validation": 4, "test": 8},
+        "splits": {"base": 16, "train": 9, "validation": 4, "test": 16},
         "prompt": "{question}  Answer in <think> </think> and <answer> </answer> tags.",
         "max_rejected": 0,
     },
@@ -48,7 +48,7 @@ PARAMETERS: dict[str, Any] = {
         "fresh": False,
     },
     "rl": {
-        "learning_rate": 1.0e-2,
+        "learning_rate": 2.0e-3,
         "lr_schedule": "cosine",
         "warmup_ratio": 0.0,
         "max_grad_norm": 1.0,
@@ -59,7 +59,7 @@ PARAMETERS: dict[str, Any] = {
         "rewards": {"accuracy": 1.0, "format": 1.0, "answer": "any"},
     },
     "methods": {
-        "sft": {"algorithm": "sft", "target": "steps", "learning_rate": 1.0e-2},
+        "sft": {"algorithm": "sft", "target": "steps", "learning_rate": 2.0e-3},
         "grpo_d": {
             "algorithm": "rl",
             "kl": {
@@ -88,7 +88,7 @@ class Outcome(NamedTuple):
     costs: list[tuple[Any, ...]]
     """Updates, prompts, tokens and change of each cell."""
     records: dict[str, dict[str, list[tuple[int, float]]]]
-    """Run name -> metric -> (step, value), as MLflow has them; doubles would show."""
+    """Cell -> metric -> (step, value), as MLflow has them; doubles would show."""
     ends: dict[str, str]
     """Run name -> status, of the cells and base models."""
 
@@ -109,8 +109,10 @@ def start(project: Path, wound: dict[str, Any] | None = None) -> subprocess.Pope
     """`kedro run` in a process of its own; its output goes to ``log.txt`` in the project."""
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")},
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
         "OMP_NUM_THREADS": "1",
+        "DO_NOT_TRACK": "true",
+        "KEDRO_DISABLE_TELEMETRY": "true",
         "OTHINK_PARENT_RUN_ID": "",
     }
     command = [sys.executable, "-m", "tests.faults.victim", json.dumps(wound or {})]
@@ -142,35 +144,38 @@ def read_outcome(project: Path, store: str | None = None) -> Outcome:
 
     reports = project / "data/08_reporting"
     history = pd.read_csv(reports / "history.csv")
+    history = history[history["metric"] != "cost/seconds"]
     training = pd.read_csv(reports / "training.csv")
     client = MlflowClient(store or f"sqlite:///{project}/mlflow.db")
     experiment = client.get_experiment_by_name("othink-pipeline")
-    runs = client.search_runs([experiment.experiment_id], "tags.kind != 'grid'")
-    records: dict[str, dict[str, list[tuple[int, float]]]] = {}
     ends: dict[str, str] = {}
-    for record in runs:
+    for record in client.search_runs([experiment.experiment_id], "tags.kind != 'grid'"):
         name = record.info.run_name
         while name in ends:  # a second run of a cell must not hide behind the first
             name += " again"
         ends[name] = record.info.status
-        records[name] = {
+    manifests = {
+        f"{task}.{method}": json.loads(
+            (project / f"data/06_models/{task}/{method}/s0.json").read_text()
+        )
+        for task in TASKS
+        for method in METHODS
+    }
+    records = {
+        cell: {
             metric: sorted(
                 (point.step, point.value)
-                for point in client.get_metric_history(record.info.run_id, metric)
+                for point in client.get_metric_history(manifest["run_id"], metric)
             )
-            for metric in record.data.metrics
+            for metric in client.get_run(manifest["run_id"]).data.metrics
+            if metric != "cost/seconds"
         }
-        assert records[name] == {key: sorted(set(value)) for key, value in records[name].items()}
+        for cell, manifest in manifests.items()
+    }
     return Outcome(
         matrix=(reports / "transfer_matrix.csv").read_text(),
         history=_rows(history, ["task", "method", "seed", "step", "metric", "value"]),
-        weights={
-            f"{task}.{method}": json.loads(
-                (project / f"data/06_models/{task}/{method}/s0.json").read_text()
-            )["digest"]
-            for task in TASKS
-            for method in METHODS
-        },
+        weights={cell: manifest["digest"] for cell, manifest in manifests.items()},
         costs=_rows(
             training,
             ["task", "method", "updates", "prompts", "completion_tokens", "weights_changed"],

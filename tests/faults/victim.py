@@ -3,14 +3,16 @@
 python -m tests.faults.victim WOUND STEPS [options of kedro run]
 
 WOUND is JSON: {} for none, else {"point": a key of POINTS, "call": 1.., "after": before or after
-that call, "signal": 9, "pid": whom to send it to; null: this process itself}. STEPS is a file that
-grows by one byte with every optimizer step; {"count": FILE} writes how often each point was passed.
+that call, "signal": 9, "pid": whom to send it to; null: this process itself, or "fill": a file that
+takes what room the disk has instead}. STEPS is a file that grows by one byte with every optimizer
+step; {"count": FILE} writes how often each point was passed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -39,7 +41,12 @@ def main(wound: dict[str, Any], steps: Path, options: list[str]) -> None:
     passed: Counter[str] = Counter()
 
     def strike() -> None:
-        os.kill(wound.get("pid") or os.getpid(), wound["signal"])
+        if "fill" in wound:
+            free_bytes = shutil.disk_usage(Path(wound["fill"]).parent).free
+            with open(wound["fill"], "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, free_bytes - 20_000)
+        else:
+            os.kill(wound.get("pid") or os.getpid(), wound["signal"])
 
     def wrap(point: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:

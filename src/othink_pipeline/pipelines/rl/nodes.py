@@ -26,6 +26,4 @@ def train_rl(
     """Reinforce the base model's own right answers; see ``train_cell``."""
     blocks = {"training": training, "rl": rl, "methods": {cell.method: method}}
     parameters = resolve_method(blocks, cell.method)
-    return train_cell(
-        cell, parameters, base_model, examples, evaluation, folders, compute, health
-    )
+    return train_cell(cell, parameters, base_model, examples, evaluation, folders, compute, health)

@@ -26,6 +26,4 @@ def train_sft(
     """Fine-tune the base model on worked or bare answers; see ``train_cell``."""
     blocks = {"training": training, "sft": sft, "methods": {cell.method: method}}
     parameters = resolve_method(blocks, cell.method)
-    return train_cell(
-        cell, parameters, base_model, examples, evaluation, folders, compute, health
-    )
+    return train_cell(cell, parameters, base_model, examples, evaluation, folders, compute, health)

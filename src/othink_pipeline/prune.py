@@ -1,0 +1,247 @@
+"""Free the disk of what nothing uses: ``python -m othink_pipeline.prune [--delete]``.
+
+Trainings and predictions stand under the key of what they were made from. After a change of
+settings the former ones stay, to be used again when the settings return; the JSON file beside them
+names the ones in use. This command lists the others and, with ``--delete``, deletes them;
+interrupted trainings, which could go on, only with ``--unfinished``. Kept is what a run holds or
+held a minute ago, and what stands beside a JSON file that does not read. Links are not followed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISDIR
+
+import click
+
+from othink_pipeline.locks import is_locked, lock
+from othink_pipeline.reuse import MANIFEST
+
+MODELS, OUTPUT = "06_models", "07_model_output"
+
+RECENT_S = 60.0
+"""A run that has just made or taken something has yet to name it in the JSON file."""
+
+_KEY = re.compile(r"([0-9a-f]{16})(\.parquet)?")
+_PRUNED = re.compile(r"\.[0-9a-f]{16}(\.parquet)?\.pruned")
+"""The name of what is being deleted: nothing takes it for a checkpoint any more."""
+
+_UPDATE = re.compile(r"(?:update|checkpoint)-(\d+)")
+
+
+class KeptError(Exception):
+    """What was to be deleted is in somebody's hands."""
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A training or a predictions file that nothing uses, or what an earlier call left of one."""
+
+    path: Path
+    what: str
+    """Who made it, and how far it came."""
+    finished: bool
+    size_bytes: int
+    changed_s: float
+    """When a file in it was last changed, in seconds since 1970."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path("data"),
+    show_default=True,
+    help="Where to look: the data folder, with those of all environments in it.",
+)
+@click.option("--delete", is_flag=True, help="Delete what is listed.")
+@click.option("--unfinished", is_flag=True, help="With --delete: interrupted trainings as well.")
+def main(data: Path, delete: bool, unfinished: bool) -> None:
+    """List the trainings and predictions that nothing uses; delete them with --delete."""
+    if unfinished and not delete:
+        raise click.UsageError("--unfinished goes with --delete; without, all is listed anyway")
+    data = data.resolve()
+    deleted, left, faults = [], [], []
+    for unused in sorted(find_unused(data), key=lambda unused: -unused.size_bytes):
+        days = max(0.0, time.time() - unused.changed_s) / 86_400
+        click.echo(f"{_size(unused.size_bytes):>9}  {days:6.1f} days  {unused.what}: {unused.path}")
+        if not delete or not (unused.finished or unfinished):
+            left.append(unused)
+            continue
+        try:
+            remove(unused.path)
+        except KeptError as reason:
+            click.echo(f"{'':9}  kept: {reason}")
+        except (OSError, click.ClickException) as error:
+            faults.append(f"{unused.path}: {error}")
+        else:
+            deleted.append(unused)
+    if delete:
+        click.echo(f"{data}: {_sum(deleted)} deleted")
+    if left:
+        interrupted = [unused for unused in left if not unused.finished]
+        click.echo(f"{data}: {_sum(left)} unused, of them unfinished: {_sum(interrupted)}")
+        click.echo(f"To delete: --delete{', all of it: --delete --unfinished' * bool(interrupted)}")
+    elif not deleted:
+        click.echo(f"{data}: nothing to delete")
+    if faults:
+        raise click.ClickException("not deleted\n  " + "\n  ".join(faults))
+
+
+def find_unused(data: Path) -> Iterator[Unused]:
+    """What stands below ``data`` and nothing uses; says why the doubtful stays."""
+    for place, subfolders, _ in os.walk(data):
+        folder = Path(place)
+        for name in sorted({MODELS, OUTPUT} & set(subfolders)):
+            if (folder / name).is_symlink():
+                click.echo(f"{folder / name} is a link: not followed")
+        if folder.name not in (MODELS, OUTPUT):
+            continue
+        subfolders.clear()
+        for home, maker in _homes(folder):
+            for path in sorted(home.iterdir()):
+                if path.is_symlink() or path.is_dir() != (folder.name == MODELS):
+                    continue
+                if _PRUNED.fullmatch(path.name):
+                    yield _describe(path, f"{maker}, half deleted")
+                elif _KEY.fullmatch(path.name) and not _in_use(path):
+                    if reason := _why_keep(path):
+                        click.echo(f"{path} is kept: {reason}")
+                    else:
+                        yield _describe(path, maker)
+
+
+def remove(path: Path) -> None:
+    """Delete something unused, or what is left of it.
+
+    Raises:
+        KeptError: a run has come to use it.
+        OSError: it cannot be deleted.
+    """
+    if _PRUNED.fullmatch(path.name):
+        _delete(path)
+        return
+    if reason := _why_keep(path):
+        raise KeptError(reason)
+    # Predictions that no run ever locked get no lock file for the sake of their end.
+    locked = path.is_dir() or _lock_file(path).exists()
+    with lock(_lock_file(path), _give_up) if locked else nullcontext():
+        if _in_use(path):
+            raise KeptError("a run has come to use it")
+        hidden = path.with_name(f".{path.name}.pruned")
+        if hidden.exists():  # of an earlier one with the same key
+            _delete(hidden)
+        path.rename(hidden)  # at once, so that it is never taken for whole
+    _delete(hidden)
+
+
+def _homes(folder: Path) -> Iterator[tuple[Path, str]]:
+    """The folders that hold trainings, or predictions, and who made them."""
+    cells = [
+        seed
+        for task in _subfolders(folder)
+        for method in _subfolders(task)
+        for seed in _subfolders(method)
+        if re.fullmatch(r"s\d+", seed.name)
+    ]
+    if folder.name == MODELS:
+        yield from ((cell, cell.relative_to(folder).as_posix()) for cell in cells)
+        return
+    base_models = [b for b in _subfolders(folder / "base") if re.fullmatch(r"b\d+", b.name)]
+    for model in (*base_models, *cells):
+        for task in _subfolders(model):
+            yield task, f"{model.relative_to(folder).as_posix()} on {task.name}"
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def _in_use(path: Path) -> bool:
+    """Whether the JSON file beside names it, or cannot be read and may do so."""
+    file = path.parent.with_name(f"{path.parent.name}.json")
+    try:
+        named = json.loads(file.read_text())["path"]
+        # Not compared as paths: those in the file are relative to a folder that nobody told us.
+        return _key(path) in {part.partition(".")[0] for part in Path(named).parts}
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        click.echo(f"{path} is kept: {file} does not say what is in use ({error!r})")
+        return True
+
+
+def _why_keep(path: Path) -> str:
+    """Why something unused must stay for now; empty when it need not."""
+    file = _lock_file(path)
+    if is_locked(file):
+        return f"a run is at work on it ({file})"
+    # To take and to leave a lock changes its file.
+    touched_s = max(each.stat().st_mtime for each in (path, file) if each.exists())
+    if time.time() - touched_s < RECENT_S:
+        return "a run was at work on it a minute ago"
+    return ""
+
+
+def _describe(path: Path, maker: str) -> Unused:
+    files = [path]
+    for folder, _, names in os.walk(path):
+        files += [Path(folder, name) for name in names]
+    stats = [file.lstat() for file in files]
+    finished = not path.is_dir() or (path / MANIFEST).exists() or path.name.startswith(".")
+    if not finished:
+        found = [_UPDATE.fullmatch(at.name) for at in (*path.iterdir(), *path.glob("resume/*"))]
+        update = max((int(match[1]) for match in found if match), default=0)
+        maker = f"{maker}, unfinished at update {update}"
+    return Unused(
+        path,
+        maker,
+        finished,
+        sum(stat.st_size for stat in stats if not S_ISDIR(stat.st_mode)),
+        max(stat.st_mtime for stat in stats),
+    )
+
+
+def _key(path: Path) -> str:
+    return path.name.partition(".")[0]
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f"{_key(path)}.lock")
+
+
+def _give_up(holder: str) -> None:
+    raise KeptError(f"a run is at work on it ({holder})")
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _sum(items: list[Unused]) -> str:
+    return f"{len(items)} ({_size(sum(unused.size_bytes for unused in items))})"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.{0 if unit == 'B' else 1}f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m othink_pipeline.prune")

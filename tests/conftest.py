@@ -55,6 +55,16 @@ def tiny_rebuild(**changes: Any) -> Any:
     return Rebuild(**{**sizes, **changes})
 
 
+def shipped_health() -> Any:
+    """The policies for numbers that go wrong, as the project ships them."""
+    import yaml
+
+    from othink_pipeline.parameters import Health
+
+    file = Path(__file__).parents[1] / "conf/base/parameters_health.yml"
+    return Health(**yaml.safe_load(file.read_text())["health"])
+
+
 @pytest.fixture(scope="session")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str, "Dataset"]]:
     """Task -> split -> examples, from parquet files as the nodes read them."""

@@ -22,7 +22,9 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from othink_pipeline.dynamic_kl import DynamicKLTrainer
-from othink_pipeline.health import MAX_KL_EXPONENT, Guarded, GuardedRL, Monitor, TrainingFault
+from othink_pipeline.guard import MAX_KL_EXPONENT, Guarded
+from othink_pipeline.guard_rl import GuardedRL
+from othink_pipeline.health import Monitor, TrainingFault
 from othink_pipeline.kl import Linear
 from othink_pipeline.models import load_model
 from othink_pipeline.parameters import SFT, Health

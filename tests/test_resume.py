@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPT, MiniModel, grpo_config
+from conftest import PROMPT, MiniModel, grpo_config, shipped_health
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 from trl import SFTConfig
@@ -62,7 +62,7 @@ RL_PARAMETERS = RL(
     rewards={"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
     kl=ADAPTIVE,
 )
-COMPUTE = Compute(share_prompts=True, data_workers=0, resume_every_updates=2)
+COMPUTE = Compute(share_prompts=True, data_workers=0, resume_every_updates=2, fresh=False)
 TIMES = {
     "step_time",
     "train_runtime",
@@ -498,18 +498,23 @@ def train_cell(
             weights.update({name: value.clone() for name, value in model.state_dict().items()})
             return {}
 
+        job = training.Job(
+            name="a cell",
+            model_path=str(mini_model.path),
+            examples=splits["counting"]["train"],
+            prompt=PROMPT,
+            parameters=parameters,
+            compute=COMPUTE,
+            health=shipped_health(),
+            seed=3,
+            folder=tmp_path / folder,
+        )
         trained = training.train(
             rl_training if isinstance(parameters, RL) else sft_training,
-            "a cell",
-            str(mini_model.path),
-            splits["counting"]["train"],
-            PROMPT,
-            parameters,
-            COMPUTE,
-            3,
-            tmp_path / folder,
+            job,
             log,
             checkpoint,
+            lambda *_: None,
         )
         return Cell(list(events), curve, trained, weights)
 

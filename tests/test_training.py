@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import PROMPT, MiniModel, stock_rows
+from conftest import PROMPT, MiniModel, shipped_health, stock_rows
 from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 
 from othink_pipeline import rl_training, sft_training
@@ -16,7 +16,7 @@ from othink_pipeline.kl import Constant, KLSchedule, Linear
 from othink_pipeline.models import load_model, render_prompt, save_model, user_message
 from othink_pipeline.parameters import RL, SFT, Compute
 from othink_pipeline.rewards import ACCURACY_REWARDS, accuracy_reward, format_reward
-from othink_pipeline.training import Trained, train
+from othink_pipeline.training import Job, Trained, train
 from othink_pipeline.training_data import prompt_order, rl_rows, sft_rows
 
 Splits = Mapping[str, Mapping[str, Any]]
@@ -36,7 +36,8 @@ BUDGET: dict[str, Any] = {
 }
 LINEAR = Linear(schedule="linear", start=0.1, end=0.7)
 CONSTANT = Constant(schedule="constant", weight=0.5)
-COMPUTE = Compute(share_prompts=True, data_workers=0, resume_every_updates=2)
+COMPUTE = Compute(share_prompts=True, data_workers=0, resume_every_updates=2, fresh=False)
+HEALTH = shipped_health()
 
 
 def rl_parameters(kl: KLSchedule, **changes: Any) -> RL:
@@ -53,6 +54,22 @@ def rl_parameters(kl: KLSchedule, **changes: Any) -> RL:
 
 def sft_parameters(target: str = "answer", **changes: Any) -> SFT:
     return SFT(**{**BUDGET, **changes}, algorithm="sft", target=target)
+
+
+def job_of(
+    mini_model: MiniModel, examples: Any, parameters: SFT | RL, folder: Path, seed: int = 3
+) -> Job:
+    return Job(
+        name="a cell",
+        model_path=str(mini_model.path),
+        examples=examples,
+        prompt=PROMPT,
+        parameters=parameters,
+        compute=COMPUTE,
+        health=HEALTH,
+        seed=seed,
+        folder=folder,
+    )
 
 
 class Run(NamedTuple):
@@ -83,18 +100,13 @@ def run_cell(
         weights.update({name: value.clone() for name, value in model.state_dict().items()})
         return at_checkpoint(update, model, processor)
 
+    job = job_of(mini_model, examples, parameters, folder, seed)
     trained = train(
         rl_training if isinstance(parameters, RL) else sft_training,
-        "a cell",
-        str(mini_model.path),
-        examples,
-        PROMPT,
-        parameters,
-        COMPUTE,
-        seed,
-        folder,
+        job,
         lambda update, metrics: history.append((update, metrics)),
         checkpoint,
+        lambda *_: None,
     )
     return Run(trained, history, checkpoints, weights)
 
@@ -250,9 +262,8 @@ def test_the_sft_loss_is_taken_over_the_whole_completion_and_nothing_else(
     # A prompt far longer than TRL's default limit of 1024 tokens, which cuts from the end.
     prompt = "{question} " + "Think. " * 600
     rows = sft_rows(splits["geometry"]["train"], prompt, sft_parameters(target))
-    trainer = sft_training.build_trainer(
-        model, processor, rows, sft_parameters(target), COMPUTE, 0, tmp_path, []
-    )
+    job = job_of(mini_model, None, sft_parameters(target), tmp_path)
+    trainer = sft_training.build_trainer(model, processor, rows, job, lambda *_: None, [])
     number = 0
     for batch in trainer.get_train_dataloader():
         assert batch["input_ids"].shape[1] > 1024

@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE = "run.json"
-"""The file, within a cell's folder, that remembers its MLflow run."""
-
 
 def train_cell(
     cell: Cell,
@@ -77,11 +74,11 @@ def train_cell(
     key = training_key(cell, parameters, base_model["digest"], examples, evaluation, compute)
     folder = cell_folder(folders, cell, key)
     with lock(folder.with_name(f"{key}.lock"), partial(_say_busy, cell)):
-        manifest = None if compute.fresh else find_finished(folder)
+        manifest = None if compute.fresh else find_finished(folder, health)
         if compute.fresh or (manifest is None and (folder / MANIFEST).exists()):
             shutil.rmtree(folder, ignore_errors=True)  # to be made anew, under a new MLflow run
         journal = Journal(folder / "journal.jsonl")
-        run_id = runs.finished_run(folder / RUN_FILE)
+        run_id = runs.finished_run(folder / runs.FILE)
         if manifest and run_id and journal.delivered(run_id) == len(journal.entries):
             tracking.join_grid(run_id, "reused")
             logger.info("%s: trained before, reused from %s", cell.name, folder)
@@ -99,14 +96,14 @@ def train_cell(
             }
             name = f"{cell.task}/{cell.method}/s{cell.seed}"
             tags = {"task": cell.task, "method": cell.method, "seed": str(cell.seed)}
-            run_id = runs.open_run(folder / RUN_FILE, name, "cell", tags, settings)
+            run_id = runs.open_run(folder / runs.FILE, name, "cell", tags, settings)
             recorder = Recorder(run_id, name, journal, base_model_id=base_model["model_id"])
             try:
                 with tracking.ending(run_id), recorder, _failure_tagged(recorder):
                     if manifest is None:
                         manifest = _train(
                             *(cell, parameters, base_model, examples, evaluation, compute),
-                            *(folder, journal, recorder),
+                            *(health, folder, journal, recorder),
                         )
             except (ConfigurationError, TrackingUnavailableError, TrackingRefusedError):
                 raise
@@ -124,6 +121,7 @@ def _train(
     examples: Sequence[dict[str, Any]],
     evaluation: Evaluation,
     compute: Compute,
+    health: Health,
     folder: Path,
     journal: Journal,
     recorder: Recorder,
@@ -131,7 +129,7 @@ def _train(
     """Train a cell in its folder, from where it was left, and write its manifest last of all."""
     from othink_pipeline.evaluation import predict
     from othink_pipeline.models import save_model
-    from othink_pipeline.training import train
+    from othink_pipeline.training import Job, train
 
     check_files(base_model, f"Check it again: kedro run --pipelines=data_preparation {SAME_ENV}")
     own = next(manifest for manifest in examples if manifest["task"] == cell.task)
@@ -182,19 +180,23 @@ def _train(
             scores[task] = known[step, f"val/{task}"]
         return scores
 
-    trained = train(
-        import_module(f"othink_pipeline.{parameters.algorithm}_training"),
-        cell.name,
-        base_model["path"],
-        read_examples(own["splits"]["train"]["path"]),
-        own["prompt"],
-        parameters,
-        compute,
-        cell.seed,
-        folder / RESUME,
-        recorder.metrics,
-        checkpoint,
+    def report(fault: str, update: int, figures: str) -> None:
+        logger.warning("%s  update %d: %s: %s", cell.name, update, fault, figures)
+        recorder.tag(f"fault/{fault}", f"update {update}: {figures}")
+
+    job = Job(
+        name=cell.name,
+        model_path=base_model["path"],
+        examples=read_examples(own["splits"]["train"]["path"]),
+        prompt=own["prompt"],
+        parameters=parameters,
+        compute=compute,
+        health=health,
+        seed=cell.seed,
+        folder=folder / RESUME,
     )
+    algorithm = import_module(f"othink_pipeline.{parameters.algorithm}_training")
+    trained = train(algorithm, job, recorder.metrics, checkpoint, report)
     costs = trained._asdict()
     recorder.metrics(trained.updates, {f"cost/{name}": value for name, value in costs.items()})
     manifest = {
@@ -202,6 +204,7 @@ def _train(
         "path": str(folder / f"update-{trained.updates:06d}"),
         "digest": digests[trained.updates],
         "parameters": parameters.model_dump(),
+        "health": health.model_dump(),
         "data": own["splits"]["train"]["digest"],
         "base_model": base_model["digest"],
         **costs,

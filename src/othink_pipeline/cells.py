@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from othink_pipeline.grid import Cell
-from othink_pipeline.parameters import RL, SFT, Compute, Evaluation, Folders
+from othink_pipeline.parameters import RL, SFT, Compute, Evaluation, Folders, Health
 from othink_pipeline.reuse import MANIFEST, content_key, digest_folder, read_json
 from othink_pipeline.source import code_digest, library_versions
 from othink_pipeline.tracking import DatasetRef
@@ -73,15 +73,22 @@ def cell_folder(folders: Folders, cell: Cell, key: str) -> Path:
     return Path(folders.checkpoints) / cell.task / cell.method / f"s{cell.seed}" / key
 
 
-def find_finished(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished training whose last checkpoint is whole, else None."""
+def find_finished(folder: Path, health: Health) -> dict[str, Any] | None:
+    """The manifest of a finished training that is still what it says, else None.
+
+    The policies for numbers that go wrong are not in the content key, for mostly nothing does.
+    Where batches were skipped by them, only the same policies make the same training.
+    """
     manifest = read_json(folder / MANIFEST)
     if manifest is None:
+        return None
+    if manifest["skipped_batches"] and manifest["health"] != health.model_dump():
+        logger.warning("%s: batches were skipped by other policies of 'health'; made anew", folder)
         return None
     checkpoint = Path(manifest["path"])
     if checkpoint.is_dir() and digest_folder(checkpoint) == manifest["digest"]:
         return manifest
-    logger.warning("%s: missing, or changed since it was finished; it is made again", checkpoint)
+    logger.warning("%s: missing, or changed since it was finished; made anew", checkpoint)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ class DynamicKLTrainer(SharedPromptTrainer):
 
     def _calculate_rewards(self, *args: Any) -> torch.Tensor:
         rewards: torch.Tensor = super()._calculate_rewards(*args)  # [all processes' rows x rewards]
-        self._accuracy = rewards[:, 0].mean().item()
+        # NaN: rewards that failed. Where all did, the accuracy before is the best guess.
+        accuracy = rewards[:, 0].nanmean().item()
+        self._accuracy = self._accuracy if math.isnan(accuracy) else accuracy
         return rewards
 
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
@@ -39,7 +42,9 @@ class DynamicKLTrainer(SharedPromptTrainer):
             self.beta = self._controller.next_weight(self._weighted_update, self._accuracy)
         metrics["kl_weight"].append(self.beta)
         loss = super()._compute_loss(model, inputs)
-        self._controller.measured(metrics["kl"][-1])  # TRL's mean over all processes
+        kl = metrics["kl"][-1]  # TRL's mean over all processes
+        if math.isfinite(kl):
+            self._controller.measured(kl)
         return loss
 
     def _own_state(self) -> dict[str, Any]:

@@ -81,7 +81,8 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
             "share_prompts": self.share_prompts,
             "entropy": (self.entropy_coef, self._last_world_entropy),
         }
-        if self._step % (self.args.steps_per_generation * self.num_iterations):
+        spanned = self._step % (self.args.steps_per_generation * self.num_iterations)
+        if spanned and self._buffered_inputs is not None:  # None: to be made anew in any case
             # Later updates learn from these completions, too. Their prompts come with the data.
             state["completions"] = [
                 {name: value for name, value in batch.items() if name != "encoded"}

@@ -113,9 +113,7 @@ class TrackingHooks:
         tags = {
             "pipeline": name,
             "env": run_params["env"] or "base",
-            "command": tracking.redact_uri(
-                shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-            ),
+            "command": tracking.redact_uri(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
             **lifecycle.code_tags(Path(run_params["project_path"])),
         }
         title = f"{name.strip('_')} {time.strftime('%Y-%m-%d %H:%M')}"

@@ -42,7 +42,8 @@ class Seen(NamedTuple):
     """Mean accuracy reward, in [0, 1], of the generation batch that this update learns from: its
     own completions, unless TRL is told to generate for several updates at once."""
     kl: float | None
-    """Mean KL per token to the base model, measured in the update before; None in the first."""
+    """Mean KL per token to the base model, measured in the update before; None in the first, and
+    after one that was skipped."""
 
 
 class Schedule(Block):
@@ -136,11 +137,15 @@ class Adaptive(Schedule):
     def next_weight(self, seen: Seen, previous: float | None) -> float:
         """``previous (1 + gain clip(kl / target - 1, -0.2, 0.2))``, between ``low`` and ``high``.
 
+        ``previous`` where no KL was measured, as in an update that was skipped.
+
         Raises:
             ValueError: the KL is not a number: the training has broken down.
         """
-        if previous is None or seen.kl is None:
+        if previous is None:
             return self.start
+        if seen.kl is None:
+            return previous
         if math.isnan(seen.kl):
             raise ValueError("the KL to the base model is not a number (NaN): no weight follows")
         error = min(max(seen.kl / self.target - 1, -MAX_ERROR), MAX_ERROR)

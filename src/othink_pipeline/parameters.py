@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from othink_pipeline.kl import KLSchedule
+from othink_pipeline.paths import check_path
 from othink_pipeline.tasks import available_tasks
 from othink_pipeline.validation import Block, ConfigurationError, validate
 
 Positive = Annotated[int, Field(gt=0)]
+Place = Annotated[str, AfterValidator(check_path)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Weight = Annotated[float, Field(ge=0)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
@@ -77,9 +79,9 @@ class Experiment(Block):
 class Folders(Block):
     """Where an environment keeps its files, relative to the project; also in its globals.yml."""
 
-    examples: str
-    checkpoints: str
-    predictions: str
+    examples: Place
+    checkpoints: Place
+    predictions: Place
 
 
 class SplitSizes(Block):
@@ -112,7 +114,7 @@ class DataPreparation(Block):
 class BaseModel(Block):
     """What the grid starts from."""
 
-    path: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    path: Annotated[tuple[Place, ...], Field(min_length=1, strict=False)]
     """The base models that the grid starts from: folders, relative to the project, or a single
     one. With n of them, cells with seed s start from number s mod n."""
 
@@ -125,7 +127,7 @@ class BaseModel(Block):
 class Rebuild(Block):
     """Making the mini Qwen2-VL: its size and its supervised training."""
 
-    path: str
+    path: Place
     seed: Annotated[int, Field(ge=0)]
     vocab_size: Annotated[int, Field(ge=300)]
     context_tokens: Positive

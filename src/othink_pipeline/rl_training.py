@@ -7,42 +7,46 @@ loss instead of once.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl import GRPOConfig
 
 from othink_pipeline.dynamic_kl import DynamicKLTrainer
+from othink_pipeline.guard_rl import GuardedRL
 from othink_pipeline.kl import FLOOR
 from othink_pipeline.rewards import ACCURACY_REWARDS, format_reward
-from othink_pipeline.training import trainer_settings
+from othink_pipeline.training import Job, trainer_settings
 from othink_pipeline.training_data import rl_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import TrainerCallback
 
-    from othink_pipeline.parameters import RL, Compute
+    from othink_pipeline.health import Report
+    from othink_pipeline.parameters import RL
 
 
-def make_rows(examples: Dataset, prompt: str, parameters: RL, processor: Any) -> Dataset:
+class GuardedGRPOTrainer(GuardedRL, DynamicKLTrainer):
+    """GRPO with a dynamic KL weight, guarded against numbers that go wrong."""
+
+
+def make_rows(examples: Dataset, job: Job, processor: Any) -> Dataset:
     """See ``training_data.rl_rows``."""
-    return rl_rows(examples, prompt, processor)
+    return rl_rows(examples, job.prompt, processor)
 
 
 def build_trainer(
     model: Any,
     processor: Any,
     rows: Dataset,
-    parameters: RL,
-    compute: Compute,
-    seed: int,
-    folder: Path,
+    job: Job,
+    report: Report,
     callbacks: list[TrainerCallback],
-) -> DynamicKLTrainer:
+) -> GuardedGRPOTrainer:
     """A GRPO trainer that takes ``rl_rows`` in their order, ``prompts_per_update`` at a time."""
+    parameters: RL = job.parameters
     config = GRPOConfig(
-        **trainer_settings(parameters, compute, seed, folder),
+        **trainer_settings(job),
         per_device_train_batch_size=parameters.prompts_per_update
         * parameters.completions_per_prompt,
         num_generations=parameters.completions_per_prompt,
@@ -53,7 +57,7 @@ def build_trainer(
         reward_weights=[parameters.rewards.accuracy, parameters.rewards.format],
         shuffle_dataset=False,
     )
-    return DynamicKLTrainer(
+    return GuardedGRPOTrainer(
         model=model,
         reward_funcs=[ACCURACY_REWARDS[parameters.rewards.answer], format_reward],
         args=config,
@@ -61,10 +65,13 @@ def build_trainer(
         processing_class=processor,
         callbacks=callbacks,
         kl=parameters.kl,
-        share_prompts=compute.share_prompts,
+        share_prompts=job.compute.share_prompts,
+        health=job.health,
+        report=report,
     )
 
 
-def completion_tokens(rows: Dataset, parameters: RL, processor: Any, mean_tokens: float) -> int:
+def completion_tokens(rows: Dataset, job: Job, processor: Any, mean_tokens: float) -> int:
     """Tokens of all completions."""
+    parameters: RL = job.parameters
     return round(mean_tokens * parameters.prompts_per_update * parameters.completions_per_prompt)

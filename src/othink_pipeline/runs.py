@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FILE = "run.json"
+"""The file, in the folder of what a run is about, that remembers it."""
+
 
 def open_run(
     file: Path, name: str, kind: Kind, tags: Mapping[str, str], parameters: Mapping[str, object]
@@ -32,7 +35,7 @@ def open_run(
     store, or it was deleted) is started anew; its tag ``replaces`` names the old one.
 
     Args:
-        file: run.json in the cell's folder.
+        file: see ``FILE``.
         name, kind, tags, parameters: as of `start_run`.
 
     Raises:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl import SFTConfig, SFTTrainer
 
+from othink_pipeline.guard import Guarded
 from othink_pipeline.resume import Resumable
-from othink_pipeline.training import trainer_settings
+from othink_pipeline.training import Job, trainer_settings
 from othink_pipeline.training_data import sft_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import TrainerCallback
 
-    from othink_pipeline.parameters import SFT, Compute
+    from othink_pipeline.health import Report
+    from othink_pipeline.parameters import SFT
 
 
 class ResumableSFTTrainer(Resumable, SFTTrainer):
@@ -29,39 +30,44 @@ class ResumableSFTTrainer(Resumable, SFTTrainer):
         self._total_train_tokens = state["tokens"]
 
 
-def make_rows(examples: Dataset, prompt: str, parameters: SFT, processor: Any) -> Dataset:
+class GuardedSFTTrainer(Guarded, ResumableSFTTrainer):
+    """Supervised fine-tuning that goes on where it was killed, guarded against bad numbers."""
+
+
+def make_rows(examples: Dataset, job: Job, processor: Any) -> Dataset:
     """See ``training_data.sft_rows``."""
-    return sft_rows(examples, prompt, parameters)
+    return sft_rows(examples, job.prompt, job.parameters)
 
 
 def build_trainer(
     model: Any,
     processor: Any,
     rows: Dataset,
-    parameters: SFT,
-    compute: Compute,
-    seed: int,
-    folder: Path,
+    job: Job,
+    report: Report,
     callbacks: list[TrainerCallback],
-) -> ResumableSFTTrainer:
+) -> GuardedSFTTrainer:
     """An SFT trainer that takes ``rows`` in their order, with the loss on the completion alone."""
+    parameters: SFT = job.parameters
     config = SFTConfig(
-        **trainer_settings(parameters, compute, seed, folder),
+        **trainer_settings(job),
         per_device_train_batch_size=parameters.prompts_per_update,
         completion_only_loss=True,
         max_length=None,  # TRL's default cuts long examples without a word
         train_sampling_strategy="sequential",
     )
-    return ResumableSFTTrainer(
+    return GuardedSFTTrainer(
         model=model,
         args=config,
         train_dataset=rows,
         processing_class=processor,
         callbacks=callbacks,
+        health=job.health,
+        report=report,
     )
 
 
-def completion_tokens(rows: Dataset, parameters: SFT, processor: Any, mean_tokens: float) -> int:
+def completion_tokens(rows: Dataset, job: Job, processor: Any, mean_tokens: float) -> int:
     """Tokens of all targets: the loss skips what comes before them."""
     targets = [row[0]["content"] for row in rows["completion"]]
     # Each ends with the chat template's end of turn and line feed, which TRL trains on as well.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import resolve_name
 from pathlib import Path
@@ -25,10 +26,11 @@ LIBRARIES = (
 """Those whose version may change a result."""
 
 
+@lru_cache  # what runs is the code as it was read: an edit on the way belongs to the next run
 def code_digest(*modules: str, package: Path = PACKAGE) -> str:
     """SHA-256 over the code that ``modules`` reach, without comments, formatting and docstrings.
 
-    It covers syntax trees, which may differ between versions of Python.
+    The number of the package's version does not count, either. It covers syntax trees, which may differ between versions of Python.
 
     Args:
         modules: full names, e.g. ``othink_pipeline.rl_training``.
@@ -127,16 +129,18 @@ def _find(module: str, package: Path) -> Path | None:
 
 
 def _bare(tree: ast.Module) -> ast.Module:
-    """``tree`` without docstrings, those of attributes too: texts that nothing is done with."""
+    """``tree`` without what does nothing: docstrings, those of attributes too, and the version."""
     for node in ast.walk(tree):
         for name in ("body", "orelse", "finalbody"):
             statements = getattr(node, name, None)
             if isinstance(statements, list):
-                setattr(node, name, [s for s in statements if not _is_text(s)])
+                setattr(node, name, [s for s in statements if not _does_nothing(s)])
     return tree
 
 
-def _is_text(statement: ast.AST) -> bool:
+def _does_nothing(statement: ast.AST) -> bool:
+    if isinstance(statement, ast.Assign):
+        return [ast.unparse(target) for target in statement.targets] == ["__version__"]
     return (
         isinstance(statement, ast.Expr)
         and isinstance(statement.value, ast.Constant)

@@ -198,7 +198,7 @@ def log_scores(
     new = {
         name: float(value)
         for name, value in scores.items()
-        if name not in known or not (known[name] == value or isnan(known[name]) and isnan(value))
+        if name not in known or not (known[name] == value or (isnan(known[name]) and isnan(value)))
     }
     if new:
         log_metrics(run_id, new, step, model_id=model_id, dataset=dataset)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -22,7 +23,8 @@ from othink_pipeline.training_data import prompt_order
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from othink_pipeline.parameters import RL, SFT, Compute, Method
+    from othink_pipeline.health import Report
+    from othink_pipeline.parameters import Compute, Health, Method
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ CURVES = {
     "completions/clipped_ratio": "train/clipped_rate",
     "mean_token_accuracy": "train/token_accuracy",
     "shared_prompts": "train/shared_prompts",
+    "skipped_batches": "train/skipped_batches",
 }
 """TRL's names of what is logged at every update -> ours, the same for every method."""
 
@@ -58,6 +61,8 @@ class Trained(NamedTuple):
     """Tokens that the loss was taken over."""
     seconds: float
     """Of all attempts, without what was lost and what scoring and saving took."""
+    skipped_batches: int
+    """Updates that changed no weight, because a number had gone wrong; see ``health``."""
     weights_changed: float
     """Euclidean norm of all weights' change, relative to that of the weights; above 0."""
 
@@ -173,10 +178,33 @@ class Watcher(TrainerCallback):
         logger.info("%s  update %d  validation: %s", self.name, update, shown)
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training.
+
+    Attributes:
+        name: the cell's name, for the progress line.
+        model_path: the base model: a Hugging Face model folder.
+        examples: the train split.
+        prompt: template with ``{question}``.
+        folder: for checkpoints to go on from; of this training alone, not needed afterwards.
+    """
+
+    name: str
+    model_path: str
+    examples: Dataset
+    prompt: str
+    parameters: Any  # SFT or RL, as the algorithm takes it
+    compute: Compute
+    health: Health
+    seed: int
+    folder: Path
+
+
 class Algorithm(Protocol):
     """What ``sft_training`` and ``rl_training`` each provide."""
 
-    def make_rows(self, examples: Dataset, prompt: str, parameters: Any, processor: Any) -> Dataset:
+    def make_rows(self, examples: Dataset, job: Job, processor: Any) -> Dataset:
         """The rows that the trainer is fed, in the order of ``examples``."""
 
     def build_trainer(
@@ -184,17 +212,13 @@ class Algorithm(Protocol):
         model: Any,
         processor: Any,
         rows: Dataset,
-        parameters: Any,
-        compute: Compute,
-        seed: int,
-        folder: Path,
+        job: Job,
+        report: Report,
         callbacks: list[TrainerCallback],
     ) -> Any:
         """A TRL trainer that takes the rows in their order, ``prompts_per_update`` at a time."""
 
-    def completion_tokens(
-        self, rows: Dataset, parameters: Any, processor: Any, mean_tokens: float
-    ) -> int:
+    def completion_tokens(self, rows: Dataset, job: Job, processor: Any, mean_tokens: float) -> int:
         """Tokens that the loss was taken over.
 
         ``mean_tokens``: the mean over an update's completions, summed over the updates.
@@ -202,91 +226,75 @@ class Algorithm(Protocol):
 
 
 def train(
-    algorithm: Algorithm,
-    name: str,
-    model_path: str,
-    examples: Dataset,
-    prompt: str,
-    parameters: SFT | RL,
-    compute: Compute,
-    seed: int,
-    folder: Path,
-    log: Log,
-    checkpoint: Checkpoint,
+    algorithm: Algorithm, job: Job, log: Log, checkpoint: Checkpoint, report: Report
 ) -> Trained:
-    """Train one cell from the base model, or go on from the newest checkpoint in ``folder``.
+    """Train one cell from the base model, or go on from the newest checkpoint in ``job.folder``.
 
     A training that was killed and is started again ends as an uninterrupted one: with the same
     weights, and on a CPU with the same bits.
 
     Args:
         algorithm: the module ``sft_training`` or ``rl_training``.
-        name: the cell's name, for the progress line.
-        model_path: the base model: a Hugging Face model folder.
-        examples: the train split.
-        prompt: template with ``{question}``.
-        folder: for checkpoints to go on from; of this training alone, not needed afterwards.
         log: called with (update, metrics) after every update, once more for those that are repeated
             after a crash, with the same metrics.
         checkpoint: called with (update, model, processor) before the first update (update 0), when
             one is due and after the last update, and once more if that is repeated; returns scores
             by name.
+        report: called with (fault, update, figures) when a number goes wrong for the first time.
 
     Raises:
         ConfigurationError: the checkpoint to go on from is of another number of processes, or holds
             more than numbers.
+        TrainingFault: a number went wrong, and its policy is to stop.
     """
-    model, processor = load_model(model_path)
+    model, processor = load_model(job.model_path)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    stream = examples.select(
-        prompt_order(len(examples), parameters.updates * parameters.prompts_per_update, seed)
-    )
-    watcher = Watcher(name, parameters, processor, log, checkpoint)
-    rows = algorithm.make_rows(stream, prompt, parameters, processor)
-    trainer = algorithm.build_trainer(
-        model, processor, rows, parameters, compute, seed, folder, [watcher]
-    )
+    prompts = job.parameters.updates * job.parameters.prompts_per_update
+    stream = job.examples.select(prompt_order(len(job.examples), prompts, job.seed))
+    watcher = Watcher(job.name, job.parameters, processor, log, checkpoint)
+    rows = algorithm.make_rows(stream, job, processor)
+    trainer = algorithm.build_trainer(model, processor, rows, job, report, [watcher])
     trainer.remove_callback(PrinterCallback)  # the watcher's line says it shorter
-    trainer.parts["watcher"] = watcher
-    newest = newest_checkpoint(folder)
+    trainer.parts |= {"watcher": watcher, "health": trainer.monitor}
+    newest = newest_checkpoint(job.folder)
     if newest is not None:
-        logger.info("%s goes on from update %d: %s", name, update_of(newest), newest)
+        logger.info("%s goes on from update %d: %s", job.name, update_of(newest), newest)
     trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     return Trained(
         updates=trainer.state.global_step,
         prompts=len(stream),
         completion_tokens=algorithm.completion_tokens(
-            rows, parameters, processor, watcher.completion_tokens
+            rows, job, processor, watcher.completion_tokens
         ),
         seconds=watcher.training.seconds,
+        skipped_batches=trainer.monitor.skipped,
         weights_changed=_relative_change(before, model.named_parameters()),
     )
 
 
-def trainer_settings(
-    parameters: Method, compute: Compute, seed: int, folder: Path
-) -> dict[str, Any]:
+def trainer_settings(job: Job) -> dict[str, Any]:
     """TRL's settings that both algorithms share."""
+    parameters: Method = job.parameters
     return {
-        "output_dir": str(folder),
+        "output_dir": str(job.folder),
         "max_steps": parameters.updates,
         "learning_rate": parameters.learning_rate,
         "lr_scheduler_type": parameters.lr_schedule,
         "warmup_steps": round(parameters.warmup_ratio * parameters.updates),
         "max_grad_norm": parameters.max_grad_norm,
         "weight_decay": parameters.weight_decay,
-        "seed": seed,
+        "seed": job.seed,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "steps",
-        "save_steps": compute.resume_every_updates,
+        "save_steps": job.compute.resume_every_updates,
         "report_to": "none",
         "disable_tqdm": True,
         "activation_checkpointing": False,
         "bf16": torch.cuda.is_available(),
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "dataloader_num_workers": compute.data_workers,
+        "dataloader_num_workers": job.compute.data_workers,
     }
 
 

@@ -199,9 +199,7 @@ def _compare(
         return Found(happened, lost, [f"no comparable result: {type(error).__name__}: {error}"])
     faults = [
         f"another {name}"
-        for name, ours, theirs in zip(
-            Outcome._fields, outcome, undisturbed.outcome, strict=True
-        )
+        for name, ours, theirs in zip(Outcome._fields, outcome, undisturbed.outcome, strict=True)
         if ours != theirs
     ]
     faults += [f"left behind: {path}" for path in leftovers(project)]

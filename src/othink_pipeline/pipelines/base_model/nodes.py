@@ -9,7 +9,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from othink_pipeline import tracking
+from othink_pipeline import runs, tracking
 from othink_pipeline.cells import SAME_ENV
 from othink_pipeline.examples import read_examples
 from othink_pipeline.lifecycle import code_tags
@@ -71,11 +71,17 @@ def check_base_model(
         f"one: kedro run --pipelines=base_model --params=rebuild.path={path} {SAME_ENV}",
     )
     resolved = resolve_methods(experiment, training, sft, rl, methods)
-    checked = Path(folders.checkpoints) / "base" / f"b{number}" / CHECKED
-    _check_fit(path, manifest["digest"], resolved, evaluation, examples, checked)
+    home = Path(folders.checkpoints) / "base" / f"b{number}" / manifest["digest"][:16]
+    _check_fit(path, manifest["digest"], resolved, evaluation, examples, home / CHECKED)
     name, tags = f"base/b{number}", {"method": "base", "base_model": str(number)}
-    with tracking.child_run(name, "base_model", tags, manifest) as run_id:
-        model_id = tracking.log_checkpoint(run_id, name, 0, folder, {"digest": manifest["digest"]})
+    run_id = runs.finished_run(home / runs.FILE)
+    if run_id is not None:
+        tracking.join_grid(run_id, "reused")
+    else:
+        run_id = runs.open_run(home / runs.FILE, name, "base_model", tags, manifest)
+        tracking.finish_run(run_id)
+    # Finds what was registered before.
+    model_id = tracking.log_checkpoint(run_id, name, 0, folder, {"digest": manifest["digest"]})
     return {**manifest, "path": path, "run_id": run_id, "model_id": model_id}
 
 

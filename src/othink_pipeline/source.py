@@ -30,7 +30,8 @@ LIBRARIES = (
 def code_digest(*modules: str, package: Path = PACKAGE) -> str:
     """SHA-256 over the code that ``modules`` reach, without comments, formatting and docstrings.
 
-    The number of the package's version does not count, either. It covers syntax trees, which may differ between versions of Python.
+    The number of the package's version does not count, either. The digest covers syntax trees,
+    which may differ between versions of Python.
 
     Args:
         modules: full names, e.g. ``othink_pipeline.rl_training``.

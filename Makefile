@@ -13,12 +13,13 @@ OUTPUTS := data/02_intermediate data/03_primary data/04_feature data/05_model_in
 export DO_NOT_TRACK := true
 export KEDRO_DISABLE_TELEMETRY := true
 
-.PHONY: help demo test check bench lock clean
+.PHONY: help demo test check faults bench lock clean
 
 help:
 	@echo "make demo    train and evaluate the whole grid, print the transfer matrix"
 	@echo "make test    run the tests with coverage"
 	@echo "make check   lint, check the format and the types"
+	@echo "make faults  kill, damage and starve real runs, half an hour; writes docs/faults.md"
 	@echo "make bench   measure against peers, about an hour; writes docs/benchmarks.md"
 	@echo "make lock    resolve requirements.lock again from pyproject.toml"
 	@echo "make clean   remove everything that runs made, in every environment, and MLflow's records"
@@ -34,6 +35,9 @@ check: $(STAMP)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy src
+
+faults: $(STAMP)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.faults
 
 bench: $(STAMP)
 	$(VENV)/bin/python -m benchmarks

@@ -16,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from othink_pipeline import runs, tracking
 from othink_pipeline.cells import (
     FAILED,
@@ -108,7 +110,13 @@ def train_cell(
             except (ConfigurationError, TrackingUnavailableError, TrackingRefusedError):
                 raise
             except Exception as error:
-                logger.exception("%s failed; what does not depend on it goes on", cell.name)
+                known = isinstance(error, click.ClickException)  # its message says it all
+                logger.error(
+                    "%s failed, the other cells go on: %s",
+                    cell.name,
+                    failure(error),
+                    exc_info=None if known else error,
+                )
                 return {**cell._asdict(), FAILED: failure(error)}, journal.history()
         model_id = journal.model_id(run_id, manifest["updates"])
     return {**manifest, "run_id": run_id, "model_id": model_id}, journal.history()

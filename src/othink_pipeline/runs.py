@@ -106,7 +106,8 @@ def _reopen(run: Run, parameters: Mapping[str, object]) -> None:
     # Whose it is comes first: RUNNING with the tags of a dead process, it would be reaped.
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     write_running(patient_store(), run_id)
-    if "ended_by" in run.data.tags:
-        client.delete_tag(run_id, "ended_by")
+    for tag in ("ended_by", "failed"):  # how it ended before
+        if tag in run.data.tags:
+            client.delete_tag(run_id, tag)
     join_grid(run_id, "resumed")
     log_parameters(client, run_id, parameters, run.data.params)

@@ -93,8 +93,8 @@ def kill(project: Path, wound: dict[str, Any], undisturbed: Undisturbed) -> Foun
 
 
 def damage(project: Path, name: str, undisturbed: Undisturbed) -> Found:
-    """Kill the last cell's training near its end, damage a file, then run again."""
-    last = {"point": "optimizer step", "call": undisturbed.steps - 1, "after": True, "signal": 9}
+    """Kill the last cell's training in its last update, damage a file, then run again."""
+    last = {"point": "optimizer step", "call": undisturbed.steps, "after": True, "signal": 9}
     run(project, last)
     file = DAMAGES[name](project)
     return _again(project, f"killed; {file} damaged", undisturbed)

@@ -29,8 +29,10 @@ ENVIRONMENTS = sorted(
 )
 PIPELINES = {
     *("__default__", "base_model", "cross_task", "data_preparation", "evaluation"),
-    *("rl", "same_task_eval", "sft"),
+    *("preflight", "rl", "same_task_eval", "sft"),
 }
+IN_MEMORY = {"preflight.places", "preflight.fit"}
+"""What a table of checks is printed from: nothing of it is kept."""
 TWO_SEEDS: dict[str, Any] = {"experiment": {"methods": ["sft", "grpo_d"], "seeds": [3, 5]}}
 
 Configure = Callable[..., GridConfigLoader]
@@ -231,6 +233,7 @@ def test_every_training_gets_the_same_inputs_but_for_its_method(configure: Confi
             "params:evaluation",
             "params:folders",
             "params:compute",
+            "params:health",
             "counting.examples",
             "geometry.examples",
         ]
@@ -303,7 +306,7 @@ def test_every_dataset_has_a_file_of_its_own(configure: Configure) -> None:
     resolver = CatalogConfigResolver(loader["catalog"])
     datasets = set.union(*(set(pipelines[name].datasets()) for name in PIPELINES))
     paths: dict[str, str] = {}
-    for dataset in datasets:
+    for dataset in datasets - IN_MEMORY:
         if not dataset.startswith("params:"):
             config = resolver.resolve_pattern(dataset)
             path = config.get("dataset", config)["filepath"]
@@ -311,11 +314,11 @@ def test_every_dataset_has_a_file_of_its_own(configure: Configure) -> None:
             paths[path] = dataset
     files = {dataset: path for path, dataset in paths.items()}
     cell = "counting.grpo_d.s5"
-    assert files["base.b0.counting.predictions"] == "data/07_model_output/base/b0/counting.parquet"
+    assert files["base.b0.counting.predictions"] == "data/07_model_output/base/b0/counting.json"
     assert files[f"{cell}.checkpoint"] == "data/06_models/counting/grpo_d/s5.json"
     assert files[f"{cell}.history"] == "data/06_models/counting/grpo_d/s5_history.csv"
     assert files[f"{cell}.geometry.predictions"] == (
-        "data/07_model_output/counting/grpo_d/s5/geometry.parquet"
+        "data/07_model_output/counting/grpo_d/s5/geometry.json"
     )
     assert files["counting.grpo_d.predictions"] == (
         "data/07_model_output/counting/grpo_d/predictions.parquet"
@@ -335,7 +338,11 @@ def test_an_environment_writes_into_a_folder_of_its_own(configure: Configure, en
         assert re.match(allowed, path), (name, path)
     parameters = loader["parameters"]
     folders = parameters["folders"]
-    assert folders == {"examples": f"{trained}/03_primary", "checkpoints": f"{trained}/06_models"}
+    assert folders == {
+        "examples": f"{trained}/03_primary",
+        "checkpoints": f"{trained}/06_models",
+        "predictions": f"{folder}/07_model_output",
+    }
     assert parameters["rebuild"]["path"].startswith(f"{folder}/06_models/")
     paths = parameters["base_model"]["path"]
     for path in [paths] if isinstance(paths, str) else paths:

@@ -255,14 +255,19 @@ def test_rl_rows_hold_no_answer_but_for_the_rewards(
 
 @pytest.mark.parametrize("target", ["answer", "steps"])
 def test_the_sft_loss_is_taken_over_the_whole_completion_and_nothing_else(
-    loaded: tuple[Any, Any], splits: Splits, tmp_path: Path, target: str
+    mini_model: MiniModel,
+    loaded: tuple[Any, Any],
+    splits: Splits,
+    tmp_path: Path,
+    target: str,
 ) -> None:
     model, processor = loaded
     tokenizer = processor.tokenizer
     # A prompt far longer than TRL's default limit of 1024 tokens, which cuts from the end.
     prompt = "{question} " + "Think. " * 600
-    rows = sft_rows(splits["geometry"]["train"], prompt, sft_parameters(target))
-    job = job_of(mini_model, None, sft_parameters(target), tmp_path)
+    examples, parameters = splits["geometry"]["train"], sft_parameters(target)
+    rows = sft_rows(examples, prompt, parameters)
+    job = job_of(mini_model, examples, parameters, tmp_path)
     trainer = sft_training.build_trainer(model, processor, rows, job, lambda *_: None, [])
     number = 0
     for batch in trainer.get_train_dataloader():

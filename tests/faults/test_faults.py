@@ -4,7 +4,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import pytest
 from conftest import MiniModel
 
 from tests.faults.project import leftovers, make_project, read_outcome, run, steps_taken

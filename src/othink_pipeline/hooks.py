@@ -139,7 +139,8 @@ class TrackingHooks:
         lines = [f"  {name:<20} {path}" for name, path in sorted(results.items()) if path]
         if parent := self._release():
             lines.append(f"  {'MLflow':<20} mlflow ui, then {tracking.comparison_link(parent)}")
-        logger.info("results:\n%s", "\n".join(lines))
+        if lines:
+            logger.info("results:\n%s", "\n".join(lines))
 
     @hook_impl
     def on_pipeline_error(self) -> None:

@@ -51,7 +51,7 @@ lock: $(STAMP)
 clean:
 	find $(OUTPUTS) -mindepth 1 ! -name .gitkeep -delete
 	rm -rf data/[a-z]*
-	rm -rf mlflow.db mlflow.db-* mlartifacts mlruns
+	rm -rf mlflow.db mlflow.db-* mlflow.db.lock mlartifacts mlruns
 	rm -rf .viz build dist .coverage .coverage.* htmlcov .hypothesis
 	rm -rf .pytest_cache .mypy_cache .ruff_cache
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from pydantic import ValidationError
 from othink_pipeline import lifecycle, preflight, tracking
 from othink_pipeline.cells import FAILED
 from othink_pipeline.grid import GridConfigLoader, read_grid
+from othink_pipeline.locks import lock
 from othink_pipeline.plan import check_room, describe_plan, plan_cells
 from othink_pipeline.validation import ConfigurationError
 
@@ -83,6 +85,19 @@ class PreflightHooks:
         if loader is not None and (planned := plan_cells(pipeline, loader["parameters"], catalog)):
             logger.info(describe_plan(planned))
             check_room(planned, loader["parameters"])
+
+
+class StoreHooks:
+    """One process at a time opens the MLflow store: two that make it at once would spoil it."""
+
+    @hook_impl(wrapper=True)
+    def after_context_created(self, context: KedroContext) -> Generator[None, Any, Any]:
+        """Around kedro-mlflow, which makes the store and the experiment if need be."""
+        with lock(Path(context.project_path) / "mlflow.db.lock", self._say_busy):
+            return (yield)
+
+    def _say_busy(self, holder: str) -> None:
+        logger.info("another run is opening the MLflow store (%s); waiting", holder)
 
 
 class TrackingHooks:

@@ -3,7 +3,7 @@
 import warnings
 
 from othink_pipeline.grid import GridConfigLoader
-from othink_pipeline.hooks import FailureHooks, PreflightHooks, TrackingHooks
+from othink_pipeline.hooks import FailureHooks, PreflightHooks, StoreHooks, TrackingHooks
 
 # Dots in data set names are meant: they nest the grid in kedro viz.
 warnings.filterwarnings("ignore", message="One or more dataset names contain")
@@ -13,6 +13,11 @@ warnings.filterwarnings("ignore", message="register_new_resolver")
 # TRL's own use of a transformers property that will be renamed.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
-HOOKS = (PreflightHooks(), TrackingHooks(), FailureHooks())  # kedro-mlflow registers its own
+HOOKS = (
+    StoreHooks(),
+    PreflightHooks(),
+    TrackingHooks(),
+    FailureHooks(),
+)  # kedro-mlflow registers its own
 CONFIG_LOADER_CLASS = GridConfigLoader
 CONFIG_LOADER_ARGS = {"base_env": "base", "default_run_env": "local"}

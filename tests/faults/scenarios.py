@@ -7,6 +7,7 @@ undisturbed run gives: the same matrix, weights, curves and MLflow records, no d
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -140,14 +141,14 @@ def lose_server(project: Path, undisturbed: Undisturbed) -> Found:
     uri = f"http://127.0.0.1:{port}"
     settings = yaml.safe_load((project / "conf/base/mlflow.yml").read_text())
     settings["server"]["mlflow_tracking_uri"] = uri
-    (project / "conf/local/mlflow.yml").write_text(yaml.safe_dump(settings))
+    (project / "conf/test/mlflow.yml").write_text(yaml.safe_dump(settings))
     with serve(project, store, port) as server:
         middle = {
             "point": "optimizer step",
             "call": undisturbed.steps - 3,
             "after": True,
             "signal": 9,
-            "pid": server.pid,
+            "pid": -server.pid,  # the process group: MLflow's server has workers
         }
         process = start(project, middle)
         server.wait(timeout=600)
@@ -162,7 +163,9 @@ def serve(project: Path, store: str, port: int) -> Iterator[subprocess.Popen[byt
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with (project / "server.txt").open("ab") as log:
-        server = subprocess.Popen(command, cwd=project, stdout=log, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(
+            command, cwd=project, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         for _ in range(240):
             try:
@@ -172,7 +175,8 @@ def serve(project: Path, store: str, port: int) -> Iterator[subprocess.Popen[byt
                 time.sleep(0.25)  # it has no other way to say that it is up
         yield server
     finally:
-        server.kill()
+        with suppress(ProcessLookupError):  # killed already
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 

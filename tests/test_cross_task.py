@@ -1,16 +1,26 @@
-"""What is collected belongs together, or the run stops."""
+"""What is collected belongs together, or the run stops; what failed is a hole, not a stop."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 
+from othink_pipeline.cell_evaluation import write_predictions
 from othink_pipeline.grid import Cell
+from othink_pipeline.matrix import matrix_text
+from othink_pipeline.parameters import Report
 from othink_pipeline.pipelines.cross_task.nodes import (
     build_transfer_matrix,
     collect_method,
+    collect_task,
+    draw_figures,
+    gather_training,
     summarize_history,
+    write_report,
 )
 from othink_pipeline.validation import ConfigurationError
 
@@ -54,77 +64,223 @@ def predictions(eval_task: str = "counting", **columns: Any) -> pd.DataFrame:
         "base_digest": "b",
     }
     table = pd.DataFrame([{**row, **columns}, {**row, "correct": False, **columns}])
-    return table.astype({"seed": "Int64"})
+    return table.assign(example_id=["first", "second"]).astype({"seed": "Int64"})
 
 
-BASE = predictions(train_task="none", method="base", seed=None)
+ABOUT = ["train_task", "method", "seed", "base_model", "eval_task"]
+NO_FAILURES = pd.DataFrame(columns=[*ABOUT, "reason"])
+
+Publish = Callable[[pd.DataFrame], dict[str, Any]]
+
+
+@pytest.fixture
+def publish(tmp_path: Path) -> Publish:
+    """A table of predictions as a file, and its manifest as an evaluation returns it."""
+
+    def write(table: pd.DataFrame) -> dict[str, Any]:
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.parquet"
+        write_predictions(table, file)
+        about = table.iloc[0][[*ABOUT, "checkpoint"]].to_dict()
+        return {**about, "path": str(file)}
+
+    return write
+
+
+@pytest.fixture
+def base(publish: Publish) -> dict[str, Any]:
+    return publish(predictions(train_task="none", method="base", seed=None))
 
 
 @pytest.fixture
 def logged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(
-        "othink_pipeline.tracking.log_metrics", lambda *arguments: calls.append(arguments)
+        "othink_pipeline.tracking.log_scores", lambda *arguments: calls.append(arguments)
     )
     return calls
 
 
-def test_a_method_is_collected(logged: list[tuple[Any, ...]]) -> None:
+def test_a_method_is_collected(logged: list[tuple[Any, ...]], publish: Publish) -> None:
     tables = predictions(), predictions("geometry", correct=True)
-    collected, history, training = collect_method(
-        CHECKPOINT, HISTORY, *tables, cells=(CELL,), eval_tasks=("counting", "geometry")
+    collected, history, training, failures = collect_method(
+        CHECKPOINT,
+        HISTORY,
+        *map(publish, tables),
+        cells=(CELL,),
+        eval_tasks=("counting", "geometry"),
     )
-    assert len(collected) == 4
+    assert collected["eval_task"].tolist() == ["counting"] * 2 + ["geometry"] * 2
+    assert collected["seed"].dtype == "Int64"
     assert set(history["method"]) == {"grpo"}
     assert training["kl_term"].tolist() == [pytest.approx((0.1 * 1 + 0.3 * 2) / 2)]
     assert training["learning_rate"].tolist() == [0.5]
+    assert list(failures.columns) == [*ABOUT, "reason"]
+    assert failures.empty
     assert logged == [("r", {"eval/mean": 0.75}, 2)]
 
 
-def test_a_method_without_a_kl_term_has_none(logged: list[tuple[Any, ...]]) -> None:
+def test_a_method_without_a_kl_term_has_none(
+    logged: list[tuple[Any, ...]], publish: Publish
+) -> None:
     history = HISTORY[HISTORY["metric"] == "train/loss"]
-    *_, training = collect_method(
-        CHECKPOINT, history, predictions(), cells=(CELL,), eval_tasks=("counting",)
+    _, _, training, _ = collect_method(
+        CHECKPOINT, history, publish(predictions()), cells=(CELL,), eval_tasks=("counting",)
     )
     assert training["kl_term"].isna().all()
 
 
-def test_predictions_of_another_checkpoint_are_refused(logged: list[tuple[Any, ...]]) -> None:
+def test_predictions_of_another_checkpoint_are_refused(
+    logged: list[tuple[Any, ...]], publish: Publish
+) -> None:
     with pytest.raises(ConfigurationError, match=r"counting\.grpo\.s0.*--namespaces="):
         collect_method(
             CHECKPOINT,
             HISTORY,
-            predictions(checkpoint="old"),
+            publish(predictions(checkpoint="old")),
             cells=(CELL,),
             eval_tasks=("counting",),
         )
     assert not logged
 
 
-def test_predictions_on_other_test_data_are_refused() -> None:
-    together, matrix = build_transfer_matrix(BASE, predictions(), predictions(method="sft"))
+def test_predictions_that_are_gone_or_damaged_are_named(
+    logged: list[tuple[Any, ...]], publish: Publish
+) -> None:
+    manifest = publish(predictions())
+    file = Path(manifest["path"])
+    file.write_bytes(file.read_bytes()[:-20])
+    for _ in range(2):
+        with pytest.raises(
+            ConfigurationError, match=r"0\.parquet: missing or damaged.*=evaluation"
+        ):
+            collect_method(CHECKPOINT, HISTORY, manifest, cells=(CELL,), eval_tasks=("counting",))
+        file.unlink(missing_ok=True)
+    assert not logged
+
+
+def failed(eval_task: str, reason: str = "RuntimeError: a | b", **about: Any) -> dict[str, Any]:
+    """The manifest of predictions that are not there."""
+    cell = {"train_task": "counting", "method": "grpo", "seed": 0, "base_model": 0}
+    return {**cell, "eval_task": eval_task, **about, "failed": reason}
+
+
+def test_a_cell_that_failed_is_a_hole_beside_those_that_did_not(
+    logged: list[tuple[Any, ...]], publish: Publish, base: dict[str, Any]
+) -> None:
+    """One seed's training failed, of another one evaluation: what there is is collected."""
+    tasks = ("counting", "geometry")
+    cells = tuple(Cell("counting", "grpo", seed) for seed in (0, 1, 2))
+    whole = [publish(predictions(task, seed=1)) for task in tasks]
+    half = [publish(predictions(seed=2)), failed("geometry", "OSError: gone", seed=2)]
+    collected, history, training, failures = collect_method(
+        *({"failed": "RuntimeError: a | b"}, HISTORY, *(failed(task) for task in tasks)),
+        *(CHECKPOINT, HISTORY, *whole),
+        *({**CHECKPOINT, "run_id": "of s2"}, HISTORY, *half),
+        cells=cells,
+        eval_tasks=tasks,
+    )
+    assert set(zip(collected["seed"], collected["eval_task"], strict=True)) == {
+        *((1, "counting"), (1, "geometry"), (2, "counting"))
+    }
+    assert set(history["seed"]) == set(training["seed"]) == {1, 2}
+    assert failures[["seed", "eval_task", "reason"]].to_numpy().tolist() == [
+        [0, "counting", "RuntimeError: a | b"],
+        [0, "geometry", "RuntimeError: a | b"],
+        [2, "geometry", "OSError: gone"],
+    ]
+    assert logged == [("r", {"eval/mean": 0.5}, 2)]  # a mean over half the tasks is none
+
+    _, matrix = build_transfer_matrix(
+        failures, base, publish(predictions("geometry", method="base", seed=None)), collected
+    )
+    holes = matrix[matrix["n"] == 0]
+    assert holes[["method", "seed", "eval_task"]].to_numpy().tolist() == [
+        ["grpo", 0, "counting"],
+        ["grpo", 0, "geometry"],
+        ["grpo", 2, "geometry"],
+    ]
+    assert holes["accuracy"].isna().all()
+    assert matrix["seed"].dtype == "Int64"
+    assert len(matrix) == 2 + 2 * 3
+    lines = {line.split()[2]: line for line in matrix_text(matrix).splitlines() if "grpo" in line}
+    assert [lines[seed].count("—") for seed in ("0", "1", "2")] == [2, 0, 1]
+
+
+def test_a_task_of_which_nothing_is_left_does_not_stop_the_others(
+    logged: list[tuple[Any, ...]],
+    publish: Publish,
+    base: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks = ("counting",)
+    good = collect_method(
+        CHECKPOINT, HISTORY, publish(predictions()), cells=(CELL,), eval_tasks=tasks
+    )
+    lost = collect_method(
+        {"failed": "RuntimeError: a | b"},
+        pd.DataFrame(columns=["step", "metric", "value"]),
+        failed("counting", method="sft"),
+        cells=(Cell("counting", "sft", 0),),
+        eval_tasks=tasks,
+    )
+    assert [len(table) for table in lost] == [0, 0, 0, 1]
+    both = collect_task(*(table for pair in zip(lost, good, strict=True) for table in pair))
+    alone = collect_task(*lost)
+    for tables, cells in ((both, 1), (alone, 0)):
+        history, training, failures = gather_training(*tables[1:])
+        assert (len(training), len(failures)) == (cells, 1)
+        assert len(history) == cells * len(HISTORY)
+        together, matrix = build_transfer_matrix(failures, base, tables[0])
+        assert len(together) == 2 + 2 * cells
+        assert matrix.set_index("method")["n"].to_dict() == {
+            **{"base": 2, "sft": 0},
+            **({"grpo": 2} if cells else {}),
+        }
+        monkeypatch.delenv("OTHINK_PARENT_RUN_ID", raising=False)
+        report = write_report(
+            *(matrix, together, training, failures),
+            Report(comparisons=(("grpo", "sft"),)),
+            {"run_id": "of the base model"},
+        )
+        assert "## What failed" in report
+        assert r"| counting | sft | 0 | → counting | RuntimeError: a \| b |" in report
+        figures = draw_figures(matrix, history)
+        assert len(figures) == 4
+        plt.close("all")
+    assert logged[-1] == ("of the base model", {"eval/mean": 0.5}, 0)
+
+
+def test_predictions_on_other_test_data_are_refused(base: dict[str, Any]) -> None:
+    tables = [predictions(), predictions(method="sft")]
+    together, matrix = build_transfer_matrix(NO_FAILURES, base, *tables)
     assert (len(together), len(matrix)) == (6, 3)
+    tables[1]["test_data"] = "other"
     with pytest.raises(ConfigurationError, match=r"same examples of counting.*counting\.sft"):
-        build_transfer_matrix(BASE, predictions(), predictions(method="sft", test_data="other"))
+        build_transfer_matrix(NO_FAILURES, base, *tables)
 
 
-def test_cells_trained_from_another_base_model_are_refused() -> None:
-    second = predictions(train_task="none", method="base", base_model=1, base_digest="c")
+def test_cells_trained_from_another_base_model_are_refused(
+    base: dict[str, Any], publish: Publish
+) -> None:
+    second = publish(
+        predictions(train_task="none", method="base", seed=None, base_model=1, base_digest="c")
+    )
     ours = predictions(seed=1, base_model=1, base_digest="c")
-    _, matrix = build_transfer_matrix(BASE, second, predictions(), ours)
+    _, matrix = build_transfer_matrix(NO_FAILURES, base, second, predictions(), ours)
     assert len(matrix) == 4
+    strange = ours.assign(base_digest="b")
     with pytest.raises(ConfigurationError, match=r"base_model\.path.*=counting\.grpo\.s1 "):
-        build_transfer_matrix(BASE, second, predictions(), ours.assign(base_digest="b"))
+        build_transfer_matrix(NO_FAILURES, base, second, predictions(), strange)
     with pytest.raises(ConfigurationError, match=r"=counting\.grpo\.s1 "):
-        build_transfer_matrix(BASE, predictions(), ours)  # its base model is not there
+        build_transfer_matrix(NO_FAILURES, base, predictions(), ours)  # its base model is not there
 
 
-def test_predictions_made_with_other_settings_are_refused() -> None:
+def test_predictions_made_with_other_settings_are_refused(base: dict[str, Any]) -> None:
     several = predictions(method="sft")
     several["sampled_correct"] = [[True, False]] * 2
     for other in (predictions(method="sft", image_of="x"), several):
         with pytest.raises(ConfigurationError, match=r"--pipelines=evaluation"):
-            build_transfer_matrix(BASE, predictions(), other)
+            build_transfer_matrix(NO_FAILURES, base, predictions(), other)
 
 
 def test_a_history_is_summed_up_by_its_ends_and_its_means() -> None:
@@ -164,8 +320,8 @@ def test_what_a_method_has_not_is_unknown() -> None:
 
 
 def test_scores_on_shuffled_pictures_are_logged_under_a_name_of_their_own(
-    logged: list[tuple[Any, ...]],
+    logged: list[tuple[Any, ...]], publish: Publish
 ) -> None:
-    shuffled = predictions(image_of="another")
+    shuffled = publish(predictions(image_of="another"))
     collect_method(CHECKPOINT, HISTORY, shuffled, cells=(CELL,), eval_tasks=("counting",))
     assert logged == [("r", {"eval_shuffled/mean": 0.5}, 2)]

@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,14 @@ from othink_pipeline.parameters import DataPreparation, Folders, SplitSizes
 from othink_pipeline.pipelines.data_preparation import nodes
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_examples, prepare_splits
 from othink_pipeline.reuse import digest_folder, read_manifest
+from othink_pipeline.source import PACKAGE, code_digest
 from othink_pipeline.validation import ConfigurationError
 
-FOLDERS = Folders(examples="data/03_primary", checkpoints="data/06_models")
+FOLDERS = Folders(
+    examples="data/03_primary",
+    checkpoints="data/06_models",
+    predictions="data/07_model_output",
+)
 FOLDER = Path(FOLDERS.examples) / "counting"
 
 
@@ -176,7 +183,7 @@ def test_cells_never_get_the_base_split() -> None:
 def test_an_environment_with_a_folder_of_its_own_leaves_the_others_alone() -> None:
     first = prepare(settings())
     before = files()
-    elsewhere = Folders(examples="data/smoke/03_primary", checkpoints="data/smoke/06_models")
+    elsewhere = FOLDERS.model_copy(update={"examples": "data/smoke/03_primary"})
     second = prepare_examples(settings(seed=1), elsewhere, task="counting")
     assert second == read_manifest(Path("data/smoke/03_primary/counting"), "")
     assert second["splits"]["test"]["path"] == "data/smoke/03_primary/counting/test.parquet"
@@ -217,10 +224,26 @@ def test_what_other_stages_need_does_not_matter() -> None:
     assert prepare(settings(splits=sizes, max_rejected=9)) == first
 
 
-def test_changed_code_makes_the_examples_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("file", "anew"),
+    [
+        ("tasks/counting.py", True),
+        ("examples.py", True),
+        ("tasks/geometry.py", False),
+        ("training.py", False),
+    ],
+)
+def test_changed_code_makes_the_examples_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, anew: bool
+) -> None:
+    """That of the task and of drawing, and no other."""
     first = prepare(settings())
-    monkeypatch.setattr(nodes.inspect, "getsource", lambda module: f"new {module.__name__}")
-    assert prepare(settings())["key"] != first["key"]
+    package = tmp_path / "src" / "othink_pipeline"
+    shutil.copytree(PACKAGE, package)
+    with (package / file).open("a") as code:
+        code.write("\nNEW = 1\n")
+    monkeypatch.setattr(nodes, "code_digest", partial(code_digest, package=package))
+    assert (prepare(settings())["key"] != first["key"]) == anew
 
 
 def damage_byte(file: Path) -> None:

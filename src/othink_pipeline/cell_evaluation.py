@@ -96,7 +96,7 @@ def evaluate_model(
                 return {**about, FAILED: failure(error)}
             with publish_file(file) as scratch:
                 write_predictions(predictions, scratch)
-    _log(checkpoint, examples, predictions)
+        _log(checkpoint, examples, predictions)
     logger.info(
         "%s -> %s: %.1f %% right (%d items)%s",
         name,

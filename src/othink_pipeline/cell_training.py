@@ -118,6 +118,7 @@ def train_cell(
                     exc_info=None if known else error,
                 )
                 return {**cell._asdict(), FAILED: failure(error)}, journal.history()
+        shutil.rmtree(folder / RESUME, ignore_errors=True)  # also of a process killed before this
         model_id = journal.model_id(run_id, manifest["updates"])
     return {**manifest, "run_id": run_id, "model_id": model_id}, journal.history()
 
@@ -218,7 +219,6 @@ def _train(
         **costs,
     }
     write_json(folder / MANIFEST, manifest)
-    shutil.rmtree(folder / RESUME, ignore_errors=True)
     return manifest
 
 

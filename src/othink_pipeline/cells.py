@@ -29,6 +29,8 @@ RESUME = "resume"
 FAILED = "failed"
 """Key of a manifest that holds why there is nothing else in it."""
 
+_NEEDED = {"path", "digest", "updates", "skipped_batches", "health"}
+
 
 def training_key(
     cell: Cell,
@@ -79,8 +81,12 @@ def find_finished(folder: Path, health: Health) -> dict[str, Any] | None:
     The policies for numbers that go wrong are not in the content key, for mostly nothing does.
     Where batches were skipped by them, only the same policies make the same training.
     """
-    manifest = read_json(folder / MANIFEST)
-    if manifest is None:
+    file = folder / MANIFEST
+    if not file.exists():
+        return None
+    manifest = read_json(file)
+    if manifest is None or not manifest.keys() >= _NEEDED:
+        logger.warning("%s: no manifest of a finished training; made anew", file)
         return None
     if manifest["skipped_batches"] and manifest["health"] != health.model_dump():
         logger.warning("%s: batches were skipped by other policies of 'health'; made anew", folder)

@@ -93,7 +93,7 @@ class StoreHooks:
     @hook_impl(wrapper=True)
     def after_context_created(self, context: KedroContext) -> Generator[None, Any, Any]:
         """Around kedro-mlflow, which makes the store and the experiment if need be."""
-        with lock(Path(context.project_path) / "mlflow.db.lock", self._say_busy):
+        with lock(Path(context.project_path) / tracking.STORE_LOCK, self._say_busy):
             return (yield)
 
     def _say_busy(self, holder: str) -> None:
@@ -111,7 +111,11 @@ class TrackingHooks:
     @hook_impl(tryfirst=True)
     def after_context_created(self) -> None:
         """End a run that was interrupted in this process (a notebook): the next would join it."""
+        from kedro_mlflow.framework.hooks.mlflow_hook import mlflow_hook
+
         self._end_interrupted()
+        # A pipeline that is not tracked would reopen the last run of this process.
+        mlflow_hook.run_id = None
 
     @hook_impl(trylast=True)
     def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:

@@ -163,8 +163,13 @@ def write_dataset(store: AbstractStore, run_id: str, dataset: DatasetRef, contex
         source=json.dumps({"uri": dataset.source}),
         profile=json.dumps({"num_rows": dataset.examples, "digest": dataset.digest}),
     )
-    tags = [InputTag("mlflow.data.context", context)]
-    store.log_inputs(run_id, [DatasetInput(entity, tags=tags)])
+    inputs = [DatasetInput(entity, tags=[InputTag("mlflow.data.context", context)])]
+    try:
+        store.log_inputs(run_id, inputs)
+    except MlflowException as error:
+        if "IntegrityError" not in str(error):
+            raise
+        store.log_inputs(run_id, inputs)  # another process has just made the dataset: it is there
 
 
 def write_checkpoint(

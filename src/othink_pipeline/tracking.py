@@ -37,6 +37,9 @@ from othink_pipeline.lifecycle import redact_uri as redact_uri
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+STORE_LOCK = "mlflow.db.lock"
+"""Held, in the project's folder, by who does to the store what two must not do at a time."""
+
 PARENT_VARIABLE = "OTHINK_PARENT_RUN_ID"
 """Environment variable with the parent's run id: the one thing that worker processes inherit."""
 

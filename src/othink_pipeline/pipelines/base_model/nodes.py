@@ -13,6 +13,7 @@ from othink_pipeline import runs, tracking
 from othink_pipeline.cells import SAME_ENV
 from othink_pipeline.examples import read_examples
 from othink_pipeline.lifecycle import code_tags
+from othink_pipeline.locks import lock
 from othink_pipeline.parameters import (
     RL,
     SFT,
@@ -74,14 +75,15 @@ def check_base_model(
     home = Path(folders.checkpoints) / "base" / f"b{number}" / manifest["digest"][:16]
     _check_fit(path, manifest["digest"], resolved, evaluation, examples, home / CHECKED)
     name, tags = f"base/b{number}", {"method": "base", "base_model": str(number)}
-    run_id = runs.finished_run(home / runs.FILE)
-    if run_id is not None:
-        tracking.join_grid(run_id, "reused")
-    else:
-        run_id = runs.open_run(home / runs.FILE, name, "base_model", tags, manifest)
-        tracking.finish_run(run_id)
-    # Finds what was registered before.
-    model_id = tracking.log_checkpoint(run_id, name, 0, folder, {"digest": manifest["digest"]})
+    with lock(home.with_name(f"{home.name}.lock"), lambda _: None):  # another `kedro run`: seconds
+        run_id = runs.finished_run(home / runs.FILE)
+        if run_id is not None:
+            tracking.join_grid(run_id, "reused")
+        else:
+            run_id = runs.open_run(home / runs.FILE, name, "base_model", tags, manifest)
+            tracking.finish_run(run_id)
+        # Finds what was registered before.
+        model_id = tracking.log_checkpoint(run_id, name, 0, folder, {"digest": manifest["digest"]})
     return {**manifest, "path": path, "run_id": run_id, "model_id": model_id}
 
 

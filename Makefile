@@ -50,7 +50,7 @@ lock: $(STAMP)
 
 clean:
 	find $(OUTPUTS) -mindepth 1 ! -name .gitkeep -delete
-	rm -rf data/[a-z]*
+	rm -rf data/[a-z]* data/.at_work
 	rm -rf mlflow.db mlflow.db-* mlflow.db.lock mlartifacts mlruns
 	rm -rf .viz build dist .coverage .coverage.* htmlcov .hypothesis
 	rm -rf .pytest_cache .mypy_cache .ruff_cache

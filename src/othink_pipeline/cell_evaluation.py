@@ -9,9 +9,20 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from othink_pipeline import tracking
-from othink_pipeline.cells import FAILED, SAME_ENV, check_files, dataset_ref, failure
+from othink_pipeline.cells import (
+    FAILED,
+    SAME_ENV,
+    check_code,
+    check_examples,
+    check_files,
+    dataset_ref,
+)
+from othink_pipeline.delivery import raise_if_away
 from othink_pipeline.examples import read_examples
+from othink_pipeline.lifecycle import failure
 from othink_pipeline.locks import lock
 from othink_pipeline.matrix import BASE
 from othink_pipeline.parameters import Compute, Evaluation, Folders
@@ -23,6 +34,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
+
+EVALUATION = "othink_pipeline.evaluation"
+"""The module whose code, and all that it imports, makes predictions."""
 
 
 def evaluate_model(
@@ -70,9 +84,9 @@ def evaluate_model(
             "checkpoint": checkpoint["digest"],
             "test": examples["splits"]["test"]["digest"],
             "prompt": examples["prompt"],
-            "evaluation": evaluation.model_dump(),
+            "evaluation": _settings(evaluation),
             "about": about,
-            "code": code_digest("othink_pipeline.evaluation"),
+            "code": code_digest(EVALUATION),
             "libraries": library_versions(),
         }
     )
@@ -86,17 +100,30 @@ def evaluate_model(
         predictions = None if compute.fresh else _read(file)
         reused = predictions is not None
         if predictions is None:
-            check_files(checkpoint, f"Make it again: kedro run --namespaces={name} {SAME_ENV}")
+            remedy = f"Make it again: kedro run --namespaces={name} {SAME_ENV}"
+            check_examples(examples)
             try:
+                check_files(checkpoint, remedy)
                 predictions = _predict(checkpoint, examples, evaluation, about)
             except Exception as error:
                 if seed is None:
                     raise  # without the base model's score there is nothing to compare with
-                logger.exception("%s -> %s failed; the rest goes on", name, eval_task)
+                known = isinstance(error, click.ClickException)  # its message says it all
+                logger.error(
+                    "%s -> %s failed, the rest goes on: %s",
+                    name,
+                    eval_task,
+                    failure(error),
+                    exc_info=None if known else error,
+                )
                 return {**about, FAILED: failure(error)}
             with publish_file(file) as scratch:
                 write_predictions(predictions, scratch)
-        _log(checkpoint, examples, predictions)
+        try:
+            _log(checkpoint, examples, predictions)
+        except Exception as error:
+            raise_if_away(error)
+            raise
     logger.info(
         "%s -> %s: %.1f %% right (%d items)%s",
         name,
@@ -133,6 +160,16 @@ def eval_stage(predictions: pd.DataFrame) -> str:
     return "eval_shuffled" if "image_of" in predictions else "eval"
 
 
+def _settings(evaluation: Evaluation) -> dict[str, Any]:
+    """What the predictions depend on: greedy ones on no batch size and no seed."""
+    settings = evaluation.model_dump()
+    if not evaluation.samples:
+        del settings["batch_size"], settings["sample_temperature"]
+        if not evaluation.shuffle_images:
+            del settings["seed"]
+    return settings
+
+
 def _read(file: Path) -> pd.DataFrame | None:
     """The table in a file; None where there is none, or a damaged one."""
     import pandas as pd
@@ -156,6 +193,7 @@ def _predict(
     from othink_pipeline.evaluation import predict
     from othink_pipeline.models import load_model
 
+    check_code(EVALUATION)
     model, processor = load_model(checkpoint["path"])
     test = read_examples(examples["splits"]["test"]["path"])
     predictions = predict(

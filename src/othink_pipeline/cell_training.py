@@ -7,10 +7,11 @@ imports this module.
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -24,22 +25,28 @@ from othink_pipeline.cells import (
     RESUME,
     SAME_ENV,
     cell_folder,
+    check_code,
+    check_examples,
     check_files,
     dataset_ref,
-    failure,
     find_finished,
+    training_code,
     training_key,
 )
-from othink_pipeline.delivery import TrackingRefusedError, TrackingUnavailableError
+from othink_pipeline.delivery import (
+    TrackingRefusedError,
+    TrackingUnavailableError,
+    raise_if_away,
+)
 from othink_pipeline.examples import read_examples
 from othink_pipeline.grid import Cell
-from othink_pipeline.journal import Checkpoint, Journal
+from othink_pipeline.journal import HISTORY_COLUMNS, Checkpoint, Journal
+from othink_pipeline.lifecycle import failure
 from othink_pipeline.locks import lock
 from othink_pipeline.parameters import RL, SFT, Compute, Evaluation, Folders, Health
 from othink_pipeline.recording import Recorder
 from othink_pipeline.reuse import MANIFEST, digest_folder, publish, write_json
 from othink_pipeline.source import library_versions
-from othink_pipeline.validation import ConfigurationError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,57 +77,77 @@ def train_cell(
         step, metric, value.
 
     Raises:
-        ConfigurationError: the base model is not the one that its manifest speaks of.
+        ConfigurationError: base model or examples are not those that their manifests speak of.
         TrackingUnavailableError: the MLflow server stayed away; nothing that was trained is lost.
     """
+    import pandas as pd
+
     key = training_key(cell, parameters, base_model["digest"], examples, evaluation, compute)
     folder = cell_folder(folders, cell, key)
+    retired = folder.with_name(f".{key}.old")
     with lock(folder.with_name(f"{key}.lock"), partial(_say_busy, cell)):
         manifest = None if compute.fresh else find_finished(folder, health)
         if compute.fresh or (manifest is None and (folder / MANIFEST).exists()):
-            shutil.rmtree(folder, ignore_errors=True)  # to be made anew, under a new MLflow run
-        journal = Journal(folder / "journal.jsonl")
-        run_id = runs.finished_run(folder / runs.FILE)
-        if manifest and run_id and journal.delivered(run_id) == len(journal.entries):
-            tracking.join_grid(run_id, "reused")
-            logger.info("%s: trained before, reused from %s", cell.name, folder)
-        else:  # to train, to go on with, or a server never took all of its records
-            settings = {
-                **parameters.model_dump(),
-                "seed": cell.seed,
-                "task": cell.task,
-                "prompts": {part["task"]: part["prompt"] for part in examples},
-                "base_model": {"path": base_model["path"], "digest": base_model["digest"]},
-                "compute": compute.model_dump(),
-                "health": health.model_dump(),
-                "key": key,
-                "libraries": library_versions(),
-            }
-            name = f"{cell.task}/{cell.method}/s{cell.seed}"
-            tags = {"task": cell.task, "method": cell.method, "seed": str(cell.seed)}
-            run_id = runs.open_run(folder / runs.FILE, name, "cell", tags, settings)
-            recorder = Recorder(run_id, name, journal, base_model_id=base_model["model_id"])
-            try:
-                with tracking.ending(run_id), recorder, _failure_tagged(recorder):
+            _retire(folder, retired)  # to be made anew, under a new MLflow run
+        if manifest is None:
+            check_files(base_model, f"Check it: kedro run --pipelines=data_preparation {SAME_ENV}")
+            for part in examples:
+                check_examples(part)
+        settings = {
+            **parameters.model_dump(),
+            "seed": cell.seed,
+            "task": cell.task,
+            "prompts": {part["task"]: part["prompt"] for part in examples},
+            "base_model": {"path": base_model["path"], "digest": base_model["digest"]},
+            "compute": compute.model_dump(),
+            "health": health.model_dump(),
+            "key": key,
+            "libraries": library_versions(),
+        }
+        journal: Journal | None = None
+        try:
+            journal = Journal(folder / "journal.jsonl")
+            run_id = runs.finished_run(folder / runs.FILE)
+            if manifest and run_id and journal.delivered(run_id) == len(journal.entries):
+                tracking.join_grid(run_id, "reused")
+                logger.info("%s: trained before, reused from %s", cell.name, folder)
+            else:  # to train, to go on with, or a server never took all of its records
+                name = f"{cell.task}/{cell.method}/s{cell.seed}"
+                tags = {"task": cell.task, "method": cell.method, "seed": str(cell.seed)}
+                run_id = runs.open_run(folder / runs.FILE, name, "cell", tags, settings)
+                recorder = Recorder(run_id, name, journal, base_model_id=base_model["model_id"])
+                with tracking.ending(run_id), recorder:
+                    # Where it goes on with other policies, MLflow's parameters show the first.
+                    recorder.tag("health", json.dumps(health.model_dump()))
                     if manifest is None:
                         manifest = _train(
                             *(cell, parameters, base_model, examples, evaluation, compute),
                             *(health, folder, journal, recorder),
                         )
-            except (ConfigurationError, TrackingUnavailableError, TrackingRefusedError):
-                raise
-            except Exception as error:
-                known = isinstance(error, click.ClickException)  # its message says it all
-                logger.error(
-                    "%s failed, the other cells go on: %s",
-                    cell.name,
-                    failure(error),
-                    exc_info=None if known else error,
-                )
-                return {**cell._asdict(), FAILED: failure(error)}, journal.history()
-        shutil.rmtree(folder / RESUME, ignore_errors=True)  # also of a process killed before this
-        model_id = journal.model_id(run_id, manifest["updates"])
+            model_id = journal.model_id(run_id, manifest["updates"])
+        except (TrackingUnavailableError, TrackingRefusedError):
+            raise
+        except Exception as error:
+            raise_if_away(error)
+            known = isinstance(error, click.ClickException)  # its message says it all
+            logger.error(
+                "%s failed, the other cells go on: %s",
+                cell.name,
+                failure(error),
+                exc_info=None if known else error,
+            )
+            history = journal.history() if journal else pd.DataFrame(columns=HISTORY_COLUMNS)
+            return {**cell._asdict(), FAILED: failure(error)}, history
+        for leftover in (folder / RESUME, retired):  # also of a process killed before this
+            shutil.rmtree(leftover, ignore_errors=True)
     return {**manifest, "run_id": run_id, "model_id": model_id}, journal.history()
+
+
+def _retire(folder: Path, retired: Path) -> None:
+    """Set a training aside, at once, until the one that takes its place is finished."""
+    if folder.exists():
+        shutil.rmtree(retired, ignore_errors=True)
+        os.replace(folder, retired)
 
 
 def _train(
@@ -140,7 +167,8 @@ def _train(
     from othink_pipeline.models import save_model
     from othink_pipeline.training import Job, train
 
-    check_files(base_model, f"Check it again: kedro run --pipelines=data_preparation {SAME_ENV}")
+    algorithm = import_module(f"othink_pipeline.{parameters.algorithm}_training")
+    check_code(*training_code(parameters.algorithm))
     own = next(manifest for manifest in examples if manifest["task"] == cell.task)
     validation = {
         manifest["task"]: read_examples(manifest["splits"]["validation"]["path"]).take(
@@ -204,31 +232,23 @@ def _train(
         seed=cell.seed,
         folder=folder / RESUME,
     )
-    algorithm = import_module(f"othink_pipeline.{parameters.algorithm}_training")
     trained = train(algorithm, job, recorder.metrics, checkpoint, report)
     costs = trained._asdict()
+    faults = costs.pop("faults")
     recorder.metrics(trained.updates, {f"cost/{name}": value for name, value in costs.items()})
     manifest = {
         **cell._asdict(),
-        "path": str(folder / f"update-{trained.updates:06d}"),
+        "checkpoint": f"update-{trained.updates:06d}",
         "digest": digests[trained.updates],
         "parameters": parameters.model_dump(),
         "health": health.model_dump(),
+        "faults": faults,
         "data": own["splits"]["train"]["digest"],
         "base_model": base_model["digest"],
         **costs,
     }
     write_json(folder / MANIFEST, manifest)
-    return manifest
-
-
-@contextmanager
-def _failure_tagged(recorder: Recorder) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        recorder.tag(FAILED, failure(error))
-        raise
+    return {**manifest, "path": str(folder / manifest["checkpoint"])}
 
 
 def _say_busy(cell: Cell, holder: str) -> None:

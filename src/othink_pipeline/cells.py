@@ -29,7 +29,12 @@ RESUME = "resume"
 FAILED = "failed"
 """Key of a manifest that holds why there is nothing else in it."""
 
-_NEEDED = {"path", "digest", "updates", "skipped_batches", "health"}
+_NEEDED = {"checkpoint", "digest", "updates", "faults", "health"}
+
+
+def training_code(algorithm: str) -> tuple[str, ...]:
+    """The modules whose code, and all that it imports, makes a cell's checkpoints and curves."""
+    return f"othink_pipeline.{algorithm}_training", "othink_pipeline.evaluation"
 
 
 def training_key(
@@ -62,9 +67,8 @@ def training_key(
             },
             "max_completion_tokens": evaluation.max_completion_tokens,
             "share_prompts": compute.share_prompts,
-            "code": code_digest(
-                f"othink_pipeline.{parameters.algorithm}_training", "othink_pipeline.evaluation"
-            ),
+            "bf16": compute.bf16,
+            "code": code_digest(*training_code(parameters.algorithm)),
             "libraries": library_versions(),
         }
     )
@@ -75,39 +79,37 @@ def cell_folder(folders: Folders, cell: Cell, key: str) -> Path:
     return Path(folders.checkpoints) / cell.task / cell.method / f"s{cell.seed}" / key
 
 
-def find_finished(folder: Path, health: Health) -> dict[str, Any] | None:
+def find_finished(folder: Path, health: Health, whole: bool = True) -> dict[str, Any] | None:
     """The manifest of a finished training that is still what it says, else None.
 
     The policies for numbers that go wrong are not in the content key, for mostly nothing does.
-    Where batches were skipped by them, only the same policies make the same training.
+    Where something did, only the same policies for it make the same training.
+
+    Args:
+        whole: look at every byte of the checkpoint, not just whether it is there.
     """
     file = folder / MANIFEST
     if not file.exists():
         return None
     manifest = read_json(file)
     if manifest is None or not manifest.keys() >= _NEEDED:
-        logger.warning("%s: no manifest of a finished training; made anew", file)
+        logger.warning("%s: no manifest of a finished training", file)
         return None
-    if manifest["skipped_batches"] and manifest["health"] != health.model_dump():
-        logger.warning("%s: batches were skipped by other policies of 'health'; made anew", folder)
+    for fault in manifest["faults"]:
+        if manifest["health"][fault] != (policy := getattr(health, fault)):
+            logger.warning("%s: not made with health.%s = %s", folder, fault, policy)
+            return None
+    checkpoint = folder / manifest["checkpoint"]
+    if not checkpoint.is_dir() or (whole and digest_folder(checkpoint) != manifest["digest"]):
+        logger.warning("%s: missing, or changed since it was finished", checkpoint)
         return None
-    checkpoint = Path(manifest["path"])
-    if checkpoint.is_dir() and digest_folder(checkpoint) == manifest["digest"]:
-        return manifest
-    logger.warning("%s: missing, or changed since it was finished; made anew", checkpoint)
-    return None
+    return {**manifest, "path": str(checkpoint)}
 
 
 def resume_state(folder: Path) -> int:
     """The update that an interrupted training can go on from; 0 where there is none."""
     updates = (int(path.name.split("-")[1]) for path in (folder / RESUME).glob("checkpoint-*"))
     return max(updates, default=0)
-
-
-def failure(error: Exception) -> str:
-    """Why something failed, in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:500]
 
 
 def check_files(model: dict[str, Any], remedy: str) -> None:
@@ -120,6 +122,35 @@ def check_files(model: dict[str, Any], remedy: str) -> None:
     if not folder.is_dir() or digest_folder(folder) != model["digest"]:
         raise ConfigurationError(
             f"{folder}: missing, or changed since its manifest was written. {remedy}"
+        )
+
+
+def check_examples(manifest: dict[str, Any]) -> None:
+    """Refuse examples that have been made anew since the manifest was read.
+
+    Raises:
+        ConfigurationError: other examples are there.
+    """
+    folder = Path(manifest["splits"]["train"]["path"]).parent
+    if read_json(folder / MANIFEST) != manifest:
+        raise ConfigurationError(
+            f"{folder}: not the examples that the catalog speaks of. "
+            f"Prepare them again: kedro run --pipelines=data_preparation {SAME_ENV}"
+        )
+
+
+def check_code(*modules: str) -> None:
+    """Refuse to go on with code that was edited after its digest went into a content key.
+
+    To be called once the modules are imported: what was read then is what runs.
+
+    Raises:
+        ConfigurationError: it was.
+    """
+    if code_digest.__wrapped__(*modules) != code_digest(*modules):
+        raise ConfigurationError(
+            "the code in src/othink_pipeline was edited after this run began. Run it again: what "
+            "is finished is reused, the rest is made with the code as it is now."
         )
 
 

@@ -36,6 +36,21 @@ class TrackingRefusedError(click.ClickException):
     """MLflow says no to a record; they are all kept, and so is the training."""
 
 
+def raise_if_away(error: Exception) -> None:
+    """Say what an error means if it comes from a store that does not answer.
+
+    Raises:
+        TrackingUnavailableError: it does.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException) and not _is_refusal(error):
+        raise TrackingUnavailableError(
+            f"MLflow at {_address()} does not answer ({_brief(error)}). Nothing is lost: what is "
+            "finished is kept. Start the server, then run the same command again."
+        ) from None
+
+
 class Delivery:
     """Brings the records of one journal to one MLflow run, in order, from `start` to `leave`."""
 

@@ -102,6 +102,10 @@ def check_model(
         prompt: template with ``{question}``.
         methods: what the grid trains it by.
     """
+    if (gpus := torch.cuda.device_count()) > 1:
+        detail = f"{gpus} GPUs can be seen, and a run trains on one"
+        remedy = "Start a run for each: CUDA_VISIBLE_DEVICES=0 kedro run --namespaces=TASK.METHOD"
+        return [Row("device", "FAILED", detail, remedy)]
     name = f"model {path}"
     try:
         weights = read_weights(Path(path))

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,13 +34,23 @@ from othink_pipeline.cells import FAILED
 from othink_pipeline.grid import GridConfigLoader, read_grid
 from othink_pipeline.locks import lock
 from othink_pipeline.plan import check_room, describe_plan, plan_cells
+from othink_pipeline.presence import at_work
+from othink_pipeline.reuse import content_key
 from othink_pipeline.validation import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
+MAKING = {"sft", "rl", "evaluation"}
+"""Tags of the nodes whose results another run could mix with its own."""
+AT_WORK = ".at_work"
+"""The folder, within the data folder, with the marks of the runs that are at work there."""
+
 
 class PreflightHooks:
     """What would stop the run later stops it now, in one message."""
+
+    def __init__(self) -> None:
+        self._presence = ExitStack()
 
     @hook_impl(tryfirst=True)
     def after_context_created(self, context: KedroContext) -> None:
@@ -59,9 +70,10 @@ class PreflightHooks:
                 f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
             ]
             raise ConfigurationError("mlflow.yml:\n" + "\n".join(faults)) from None
-        uri = config.server.mlflow_tracking_uri
+        uri = config.server.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
-            return  # the environment names the store
+            return
+        uri = preflight.move_credentials(uri)
         project = Path(context.project_path)
         artifacts = config.tracking.experiment.create_experiment_kwargs.artifact_location
         preflight.check_store(uri, artifacts, project)
@@ -81,10 +93,26 @@ class PreflightHooks:
         preflight.check_inputs(pipeline, catalog, environment)
         preflight.check_outputs(pipeline, catalog)
         preflight.check_disk(Path(run_params["project_path"]))
+        self._presence.close()  # of a run that was interrupted in this process (a notebook)
         loader = GridConfigLoader.current
-        if loader is not None and (planned := plan_cells(pipeline, loader["parameters"], catalog)):
+        if loader is None or not any(node.tags & MAKING for node in pipeline.nodes):
+            return
+        raw = loader["parameters"]
+        marks = Path(loader["globals"]["data"]) / AT_WORK
+        self._presence.enter_context(at_work(marks, content_key(raw)))
+        if planned := plan_cells(pipeline, raw, catalog):
             logger.info(describe_plan(planned))
-            check_room(planned, loader["parameters"])
+            check_room(planned, raw)
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        """Make room for runs with other parameters."""
+        self._presence.close()
+
+    @hook_impl
+    def on_pipeline_error(self) -> None:
+        """Make room for runs with other parameters."""
+        self._presence.close()
 
 
 class StoreHooks:
@@ -157,7 +185,7 @@ class TrackingHooks:
         results = {n: getattr(catalog[n], "_filepath", "") for n in names if n in catalog}
         lines = [f"  {name:<20} {path}" for name, path in sorted(results.items()) if path]
         if parent := self._release():
-            lines.append(f"  {'MLflow':<20} mlflow ui, then {tracking.comparison_link(parent)}")
+            lines.append(f"  {'MLflow':<20} mlflow ui, then {_link(parent)}")
         if lines:
             logger.info("results:\n%s", "\n".join(lines))
 
@@ -214,13 +242,22 @@ class FailureHooks:
         if not self._failures:
             return
         if self._parent is not None:
-            tracking.finish_run(self._parent, "FAILED")
+            lifecycle.end_run(self._parent, "FAILED", f"{len(self._failures)} cells")
         lines = [f"  {name}: {reason}" for name, reason in self._failures.items()]
         raise CellsFailedError(
             f"{len(lines)} of the cells failed; the others are finished.\n"
             + "\n".join(lines)
-            + "\nRun the same command again: what is finished is reused, the rest goes on."
+            + "\nRemove the cause and run again: what is finished is reused, the rest goes on."
         )
+
+
+def _link(parent: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return tracking.comparison_link(parent)
+    except MlflowException:  # the server went away at the very end: the results are there
+        return f"look for the runs with the tag {lifecycle.grid_tag(parent)}"
 
 
 def _interrupt(*_: object) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+HISTORY_COLUMNS = ["step", "metric", "value"]
+
+
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
@@ -192,7 +195,7 @@ class Journal:
             if isinstance(entry, Metrics)
             for name, value in entry.metrics.items()
         ]
-        return pd.DataFrame(rows, columns=["step", "metric", "value"])
+        return pd.DataFrame(rows, columns=HISTORY_COLUMNS)
 
     def _whole_lines(self) -> list[bytes]:
         if not self.path.exists():

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 PARENT_TAG = "mlflow.parentRunId"
+FAILED_TAG = "failed"
+"""Why a run failed."""
 
 
 def name_parent(run_id: str, name: str, tags: Mapping[str, str]) -> None:
@@ -51,12 +53,21 @@ def active_run_id() -> str | None:
     return None if run is None else str(run.info.run_id)
 
 
-def end_run(run_id: str, status: Status) -> None:
+def end_run(run_id: str, status: Status, reason: str | None = None) -> None:
     """End a run that failed or was stopped; a server that is away is not waited for."""
     from mlflow import MlflowClient
 
     with _last_words(run_id):
-        MlflowClient().set_terminated(run_id, status)
+        client = MlflowClient()
+        if reason is not None:
+            client.set_tag(run_id, FAILED_TAG, reason)
+        client.set_terminated(run_id, status)
+
+
+def failure(error: BaseException) -> str:
+    """Why something failed, in one line without credentials."""
+    text = " ".join(redact_uri(str(error)).split())
+    return f"{type(error).__name__}: {text}"[:500]
 
 
 def end_children(parent_id: str, status: Status) -> list[str]:

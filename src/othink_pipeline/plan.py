@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, cast
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
-from othink_pipeline.cells import cell_folder, resume_state, training_key
+from othink_pipeline.cells import cell_folder, find_finished, resume_state, training_key
 from othink_pipeline.grid import Cell
 from othink_pipeline.parameters import Parameters, resolve_method
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
@@ -74,7 +74,7 @@ def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog)
                 parameters.compute,
             )
             folder = cell_folder(parameters.folders, cell, key)
-            if (folder / MANIFEST).is_file():
+            if find_finished(folder, parameters.health, whole=False):
                 state, done = "reuse", method.updates
             elif checkpoint := resume_state(folder):
                 state, done = "resume", checkpoint

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import socket
 import sqlite3
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from kedro.framework.project import pipelines
@@ -143,6 +144,19 @@ def anchor_store(uri: str, project: Path) -> str:
     return f"{_SQLITE}{(project / path).as_posix()}{query}"
 
 
+def move_credentials(uri: str) -> str:
+    """The address of a server without user and password, which go to MLflow's own variables.
+
+    MLflow shows the address in its errors, on the screen and in its records.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.username is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def check_store(uri: str, artifact_location: str | None, project: Path) -> None:
     """Check that a tracking store and its artifact folder can be written, without MLflow.
 
@@ -192,7 +206,7 @@ def check_inputs(pipeline: Pipeline, catalog: DataCatalog, options: str = "") ->
 
 
 def check_runner(runner: str) -> None:
-    """Refuse runners that run several nodes at a time.
+    """Refuse runners that run several nodes at a time, and launchers of several processes.
 
     Cells in one process would draw from one random generator, each run otherwise than the last;
     in several they would fight for the same threads, ten times slower than one after the other.
@@ -203,6 +217,12 @@ def check_runner(runner: str) -> None:
     Raises:
         ConfigurationError: a runner that does so.
     """
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigurationError(
+            f"WORLD_SIZE = {os.environ['WORLD_SIZE']}: a `kedro run` is one process, and several "
+            "that were launched together would wait for each other's cells for ever. Start it "
+            "without accelerate or torchrun."
+        )
     for name in ("ThreadRunner", "ParallelRunner"):
         if name in runner:
             raise ConfigurationError(

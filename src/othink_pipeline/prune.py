@@ -175,7 +175,13 @@ def _in_use(path: Path) -> bool:
         # Not compared as paths: those in the file are relative to a folder that nobody told us.
         return _key(path) in {part.partition(".")[0] for part in Path(named).parts}
     except FileNotFoundError:
-        return False
+        if not (path / MANIFEST).exists():
+            return False
+        # Its run was killed just then, or keeps its results in another data folder.
+        click.echo(
+            f"{path} is kept: finished, and {file}, which would name what is in use, is missing"
+        )
+        return True
     except (OSError, ValueError, KeyError, TypeError) as error:
         click.echo(f"{path} is kept: {file} does not say what is in use ({error!r})")
         return True

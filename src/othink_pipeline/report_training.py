@@ -30,8 +30,8 @@ def failures_section(failures: pd.DataFrame | None) -> str:
         missing = ", ".join(f"→ {eval_task}" for eval_task in group["eval_task"])
         rows.append([task, method, seed, missing, str(reason).replace("|", "\\|")])
     note = (
-        "These are holes (—) in the tables below, and nothing is said about them. Run the same"
-        " command again: it goes on where they stopped."
+        "These are holes (—) in the tables below, and nothing is said about them. Once the cause is"
+        " removed, the same command goes on where they stopped."
     )
     return table(["trained on", "method", "seed", "no score", "reason"], rows) + f"\n\n{note}"
 

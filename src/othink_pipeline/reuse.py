@@ -43,6 +43,8 @@ def publish(folder: Path) -> Iterator[Path]:
     the next call.
     """
     scratch, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)  # killed between the two renames below
     for leftover in (scratch, old):
         shutil.rmtree(leftover, ignore_errors=True)
     scratch.mkdir(parents=True)

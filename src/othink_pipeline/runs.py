@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from othink_pipeline.lifecycle import process_tags
+from othink_pipeline.lifecycle import FAILED_TAG, process_tags
+from othink_pipeline.reuse import write_json
 from othink_pipeline.tracking import Kind, join_grid, log_parameters, start_run
 from othink_pipeline.validation import ConfigurationError
 
@@ -31,8 +31,8 @@ def open_run(
     """Go on with the run that `file` remembers, or start one and remember it; returns its id.
 
     A run that goes on is RUNNING again, this process's, and its tag ``resumed`` counts how often.
-    A run that the store does not know (another
-    store, or it was deleted) is started anew; its tag ``replaces`` names the old one.
+    A run that the store does not know (another store, or it was deleted) is started anew; its tag
+    ``replaces`` names the old one.
 
     Args:
         file: see ``FILE``.
@@ -41,6 +41,8 @@ def open_run(
     Raises:
         ConfigurationError: the file holds no run id.
     """
+    from mlflow import MlflowClient
+
     known = _read_run_id(file)
     if known is not None:
         if (run := _find_run(known)) is not None:
@@ -48,11 +50,10 @@ def open_run(
             return known
         logger.warning("%s: the MLflow store has no run %s, it gets a new one", name, known)
         tags = {**tags, "replaces": known}
-    run_id = start_run(name, kind, tags, parameters)
+    run_id = start_run(name, kind, tags, {})
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.new")
-    scratch.write_text(json.dumps({"run_id": run_id}) + "\n")
-    os.replace(scratch, file)
+    write_json(file, {"run_id": run_id})  # before all else: killed after it, the run is not lost
+    log_parameters(MlflowClient(), run_id, parameters)
     return run_id
 
 
@@ -61,11 +62,6 @@ def finished_run(file: Path) -> str | None:
     known = _read_run_id(file)
     run = None if known is None else _find_run(known)
     return known if run is not None and run.info.status == "FINISHED" else None
-
-
-def run_exists(run_id: str) -> bool:
-    """Whether the store has this run, and it is not deleted."""
-    return _find_run(run_id) is not None
 
 
 def _read_run_id(file: Path) -> str | None:
@@ -106,7 +102,7 @@ def _reopen(run: Run, parameters: Mapping[str, object]) -> None:
     # Whose it is comes first: RUNNING with the tags of a dead process, it would be reaped.
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     write_running(patient_store(), run_id)
-    for tag in ("ended_by", "failed"):  # how it ended before
+    for tag in ("ended_by", FAILED_TAG):  # how it ended before
         if tag in run.data.tags:
             client.delete_tag(run_id, tag)
     join_grid(run_id, "resumed")

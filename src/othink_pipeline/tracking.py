@@ -29,6 +29,7 @@ from othink_pipeline.lifecycle import (
     Status,
     code_tags,
     end_run,
+    failure,
     grid_tag,
     process_tags,
 )
@@ -145,8 +146,8 @@ def ending(run_id: str) -> Iterator[None]:
     except KeyboardInterrupt:
         end_run(run_id, "KILLED")
         raise
-    except BaseException:
-        end_run(run_id, "FAILED")
+    except BaseException as error:
+        end_run(run_id, "FAILED", failure(error))
         raise
     finish_run(run_id)
 

@@ -62,7 +62,9 @@ class Trained(NamedTuple):
     seconds: float
     """Of all attempts, without what was lost and what scoring and saving took."""
     skipped_batches: int
-    """Updates that changed no weight, because a number had gone wrong; see ``health``."""
+    """Updates that changed no weight, because a number had gone wrong."""
+    faults: dict[str, int]
+    """How often each fault occurred; see ``health``."""
     weights_changed: float
     """Euclidean norm of all weights' change, relative to that of the weights; above 0."""
 
@@ -268,6 +270,7 @@ def train(
         ),
         seconds=watcher.training.seconds,
         skipped_batches=trainer.monitor.skipped,
+        faults=dict(trainer.monitor.counts),
         weights_changed=_relative_change(before, model.named_parameters()),
     )
 
@@ -291,7 +294,7 @@ def trainer_settings(job: Job) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
         "activation_checkpointing": False,
-        "bf16": torch.cuda.is_available(),
+        "bf16": job.compute.bf16,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "dataloader_num_workers": job.compute.data_workers,

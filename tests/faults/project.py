@@ -46,6 +46,7 @@ PARAMETERS: dict[str, Any] = {
         "data_workers": 0,
         "resume_every_updates": SAVED_EVERY,
         "fresh": False,
+        "bf16": False,
     },
     "rl": {
         "learning_rate": 2.0e-3,

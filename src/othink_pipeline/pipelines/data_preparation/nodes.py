@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from othink_pipeline.examples import draw_examples, find_fault, open_split, update_digest
+from othink_pipeline.locks import lock
 from othink_pipeline.parameters import DataPreparation, Folders
 from othink_pipeline.reuse import content_key, publish, read_manifest, write_manifest
 from othink_pipeline.source import code_digest
@@ -48,12 +50,18 @@ def prepare_splits(
     """
     sizes = {split: getattr(data_preparation.splits, split) for split in splits}
     key = examples_key(data_preparation, task, splits)
-    finished = _find_finished(folder, key)
-    if finished:
-        count = sum(split["examples"] for split in finished["splits"].values())
-        logger.info("%s: %s examples reused from %s", task, count, folder)
-        return finished
+    with lock(folder.with_name(f".{folder.name}.lock"), partial(_say_busy, task)):
+        finished = _find_finished(folder, key)
+        if finished:
+            count = sum(split["examples"] for split in finished["splits"].values())
+            logger.info("%s: %s examples reused from %s", task, count, folder)
+            return finished
+        return _make_splits(data_preparation, task, sizes, folder, key)
 
+
+def _make_splits(
+    data_preparation: DataPreparation, task: str, sizes: dict[str, int], folder: Path, key: str
+) -> dict[str, Any]:
     with publish(folder) as scratch:
         parts, rejected = _write_splits(task, sizes, data_preparation.seed, scratch)
         rejects_file = folder.with_name(f"{folder.name}_rejected.csv")
@@ -81,6 +89,10 @@ def prepare_splits(
     count = sum(part["examples"] for part in parts.values())
     logger.info("%s: %s examples, %s rejected -> %s", task, count, len(rejected), folder)
     return manifest
+
+
+def _say_busy(task: str, holder: str) -> None:
+    logger.info("%s: another run prepares its examples (%s); waiting", task, holder)
 
 
 def examples_key(data_preparation: DataPreparation, task: str, splits: tuple[str, ...]) -> str:

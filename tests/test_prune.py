@@ -208,10 +208,14 @@ def test_beside_a_file_that_does_not_read_all_stays(text: str, data: Path) -> No
     assert not (data / "seeds" / home.relative_to(data) / KEYS[1]).exists()
 
 
-def test_without_any_file_nothing_is_in_use(data: Path) -> None:
-    """The cell is no longer of the grid, and its manifest was deleted by hand."""
+def test_without_any_file_what_is_finished_is_kept(data: Path, capsys: Any) -> None:
+    """Its run was killed before Kedro could write it, or keeps it in another data folder."""
     home = data / "06_models" / "counting" / "grpo_d" / "s0"
     home.with_suffix(".json").unlink()
+    assert f"06_models/counting/grpo_d/s0/{KEYS[0]}" not in unused(data)
+    assert f"{KEYS[0]} is kept" in capsys.readouterr().out
+    (home / KEYS[0] / "manifest.json").unlink()
+    age(data)
     assert f"06_models/counting/grpo_d/s0/{KEYS[0]}" in unused(data)
 
 

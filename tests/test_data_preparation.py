@@ -67,11 +67,11 @@ def spoil(monkeypatch: pytest.MonkeyPatch, **faults: dict[str, Any]) -> None:
 
 
 def files() -> dict[str, tuple[int, int]]:
-    """Every file below the data folder, with its inode and time of change."""
+    """Every file below the data folder but locks, with its inode and time of change."""
     return {
         str(path): (path.stat().st_ino, path.stat().st_mtime_ns)
         for path in Path("data").rglob("*")
-        if path.is_file()
+        if path.is_file() and path.suffix != ".lock"
     }
 
 

@@ -66,6 +66,9 @@ def spoil(monkeypatch: pytest.MonkeyPatch, **faults: dict[str, Any]) -> None:
     monkeypatch.setattr(nodes, "draw_examples", draw)
 
 
+LOCK = f".{FOLDER.name}.lock"
+
+
 def files() -> dict[str, tuple[int, int]]:
     """Every file below the data folder but locks, with its inode and time of change."""
     return {
@@ -292,7 +295,7 @@ def test_one_reject_too_many_stops_with_every_reason(monkeypatch: pytest.MonkeyP
     assert rejected["counting-train-000001"] == "the answer 'many' does not parse"
     assert rejected["counting-test-000000"].startswith("the image does not decode: ")
     assert not FOLDER.exists()
-    assert [path.name for path in FOLDER.parent.iterdir()] == [file.name]
+    assert sorted(path.name for path in FOLDER.parent.iterdir()) == [LOCK, file.name]
 
 
 def test_rejects_within_the_limit_are_counted_and_left_out(
@@ -362,7 +365,7 @@ def test_a_failure_in_the_middle_leaves_nothing_that_looks_finished(
         with pytest.raises(OSError, match="No space left"):
             prepare(settings())
     assert not FOLDER.exists()
-    assert [path.name for path in FOLDER.parent.iterdir()] == left
+    assert sorted(path.name for path in FOLDER.parent.iterdir()) == [LOCK, *left]
     first = prepare(settings())
     assert first == read_manifest(FOLDER, "")
     with monkeypatch.context() as broken:

@@ -34,6 +34,7 @@ from othink_pipeline.lifecycle import (
     process_tags,
 )
 from othink_pipeline.lifecycle import redact_uri as redact_uri
+from othink_pipeline.locks import lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -198,14 +199,16 @@ def log_scores(
     dataset: DatasetRef | None = None,
 ) -> None:
     """Log those of ``scores`` whose latest value on the run is another: repeats leave no trace."""
-    known = _client().get_run(run_id).data.metrics
-    new = {
-        name: float(value)
-        for name, value in scores.items()
-        if name not in known or not (known[name] == value or (isnan(known[name]) and isnan(value)))
-    }
-    if new:
-        log_metrics(run_id, new, step, model_id=model_id, dataset=dataset)
+    with lock(Path(STORE_LOCK), lambda _: None):  # else two `kedro run`s could both find it missing
+        known = _client().get_run(run_id).data.metrics
+        new = {
+            name: float(value)
+            for name, value in scores.items()
+            if name not in known
+            or not (known[name] == value or (isnan(known[name]) and isnan(value)))
+        }
+        if new:
+            log_metrics(run_id, new, step, model_id=model_id, dataset=dataset)
 
 
 def log_dataset(run_id: str, dataset: DatasetRef, context: Context) -> None:

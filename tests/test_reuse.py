@@ -10,7 +10,10 @@ from othink_pipeline.reuse import (
     content_key,
     digest_folder,
     publish,
+    publish_file,
+    read_json,
     read_manifest,
+    write_json,
     write_manifest,
 )
 from othink_pipeline.validation import ConfigurationError
@@ -185,3 +188,51 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
         (scratch / MANIFEST).write_text(json.dumps({}))
     assert names(tmp_path) == ["model"]
     assert names(tmp_path / "model") == [MANIFEST]
+
+
+def test_a_folder_of_which_only_the_old_one_is_left_comes_back(folder: Path) -> None:
+    """Killed between the two renames; and then what should replace it fails."""
+    folder.rename(folder.with_name(".model.old"))
+    with pytest.raises(OSError, match="no space"), publish(folder):
+        raise OSError("no space")
+    assert names(folder.parent) == ["model"]
+    assert (folder / "a.txt").read_text() == "one"
+
+
+def test_a_published_file_is_there_as_a_whole_or_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "table.parquet"
+    with publish_file(file) as scratch:
+        scratch.write_text("1")
+        assert scratch.parent == file.parent, "a rename must not cross file systems"
+        assert not file.exists()
+    with pytest.raises(KeyboardInterrupt), publish_file(file) as scratch:
+        scratch.write_text("half")
+        assert file.read_text() == "1"
+        raise KeyboardInterrupt
+    assert file.read_text() == "1"
+    assert names(tmp_path) == ["table.parquet"]
+    with publish_file(file) as scratch:
+        scratch.write_text("2")
+    assert file.read_text() == "2"
+    assert names(tmp_path) == ["table.parquet"]
+
+
+def test_json_comes_back_as_written(tmp_path: Path) -> None:
+    file = tmp_path / MANIFEST
+    content = {"digest": "é", "seconds": 0.1 + 0.2, "faults": {}, "seed": None}
+    write_json(file, content)
+    assert read_json(file) == content
+    with pytest.raises(TypeError):
+        write_json(file, {"path": tmp_path})
+    assert read_json(file) == content, "what does not write leaves what was there"
+    assert names(tmp_path) == [MANIFEST]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"null", b"\xff\xfe\x00"])
+def test_a_file_without_an_object_reads_as_none(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / MANIFEST
+    assert read_json(file) is None
+    assert read_json(file / "below") is None
+    file.write_bytes(content)
+    assert read_json(file) is None
+    assert read_json(file / "below") is None  # a file where a folder should be

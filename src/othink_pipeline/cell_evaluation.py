@@ -151,7 +151,7 @@ def read_predictions(manifest: dict[str, Any]) -> pd.DataFrame:
 
 
 def write_predictions(table: pd.DataFrame, file: Path) -> None:
-    """Write a table so that reading it finds every damage."""
+    """Write a table so that reading it finds every damaged value."""
     table.to_parquet(file, write_page_checksum=True)
 
 
@@ -173,13 +173,12 @@ def _settings(evaluation: Evaluation) -> dict[str, Any]:
 def _read(file: Path) -> pd.DataFrame | None:
     """The table in a file; None where there is none, or a damaged one."""
     import pandas as pd
-    import pyarrow
 
     try:
         return pd.read_parquet(file, page_checksum_verification=True)
     except FileNotFoundError:
         return None
-    except (pyarrow.ArrowException, OSError) as error:
+    except Exception as error:  # damaged metadata: whatever its many readers raise
         logger.warning("%s is damaged (%s)", file, error)
         return None
 

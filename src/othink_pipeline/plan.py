@@ -132,7 +132,8 @@ def _manifest(
         return loaded
     if name.startswith("base."):
         number = int(name.split(".")[1].removeprefix("b"))
-        return read_json(Path(parameters.base_model.path[number]) / MANIFEST)
+        model = read_json(Path(parameters.base_model.path[number]) / MANIFEST)
+        return model if model and "digest" in model else None
     task = name.split(".")[0]
     manifest = read_json(Path(parameters.folders.examples) / task / MANIFEST)
     key = examples_key(parameters.data_preparation, task, CELL_SPLITS)
@@ -143,10 +144,13 @@ def _costs(checkpoints: Path) -> dict[tuple[str, str], float]:
     """Seconds an update took in the finished trainings, the median by algorithm and base model."""
     seconds: dict[tuple[str, str], list[float]] = {}
     for file in checkpoints.glob(f"*/*/s*/*/{MANIFEST}"):
-        manifest = read_json(file)
-        if manifest and manifest["updates"]:
+        manifest = read_json(file) or {}
+        try:
             kind = (manifest["parameters"]["algorithm"], manifest["base_model"])
-            seconds.setdefault(kind, []).append(manifest["seconds"] / manifest["updates"])
+            each = manifest["seconds"] / manifest["updates"]
+        except (KeyError, TypeError, ZeroDivisionError):
+            continue  # no finished training's: who looks for it there will be told
+        seconds.setdefault(kind, []).append(each)
     return {kind: median(values) for kind, values in seconds.items()}
 
 

@@ -19,7 +19,9 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 import othink_pipeline
 from othink_pipeline.examples import decode, draw_examples, find_fault
+from othink_pipeline.lifecycle import failure
 from othink_pipeline.models import load_model
+from othink_pipeline.preflight import check_runner, move_credentials
 from othink_pipeline.r1v import judge
 from othink_pipeline.validation import ConfigurationError
 
@@ -321,3 +323,43 @@ def test_no_code_in_a_completion_runs(form: str, which: Any, tmp_path: Path) -> 
         judge(form.format(text), "1", which)
         judge("1", form.format(text), which)
         assert not sprung.exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "address", "user", "password"),
+    [
+        ("https://me:a%40b@host:8080/path", "https://host:8080/path", "me", "a@b"),
+        ("http://me@host", "http://host", "me", ""),
+    ],
+)
+def test_a_servers_password_leaves_its_address(
+    uri: str, address: str, user: str, password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "before")  # to be put back
+    assert move_credentials(uri) == address
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == user
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == password
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "http://host:5000", "mlruns"])
+def test_an_address_without_a_password_stays(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD", raising=False)
+    assert move_credentials(uri) == uri
+    assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
+
+
+def test_a_failure_is_told_in_one_line_without_a_password() -> None:
+    told = failure(OSError("http://me:secret@host/x\n  is away; token=abc " + 600 * "."))
+    assert told.startswith("OSError: http://***@host/x is away; token=*** ...")
+    assert len(told) == 500
+
+
+def test_several_processes_that_were_launched_together_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each would wait for the cell that another one holds."""
+    check_runner("SequentialRunner")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigurationError, match="WORLD_SIZE = 2"):
+        check_runner("SequentialRunner")

@@ -21,6 +21,7 @@ from othink_pipeline.parameters import Parameters, resolve_method
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
 from othink_pipeline.preflight import check_disk, needed_disk_bytes, read_weights
 from othink_pipeline.reuse import MANIFEST, read_json
+from othink_pipeline.validation import ConfigurationError
 
 State = Literal["train", "resume", "reuse"]
 LISTED = 12
@@ -117,10 +118,13 @@ def check_room(planned: Sequence[Planned], raw: Mapping[str, Any]) -> None:
     """
     parameters = Parameters.read(raw)
     left = [resolve_method(raw, item.cell.method) for item in planned if item.state != "reuse"]
-    models = [Path(path) for path in parameters.base_model.path if Path(path).is_dir()]
-    if left and models:  # a missing model is told, with its remedy, when it is looked for
-        needed = needed_disk_bytes(max(read_weights(model) for model in models), left)
-        check_disk(Path(parameters.folders.checkpoints), needed)
+    if not left:
+        return
+    try:
+        weights = max(read_weights(Path(path)) for path in parameters.base_model.path)
+    except ConfigurationError:
+        return  # told, with a better remedy, when the model itself is looked at
+    check_disk(Path(parameters.folders.checkpoints), needed_disk_bytes(weights, left))
 
 
 def _manifest(

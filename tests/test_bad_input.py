@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import MiniModel
+from safetensors.numpy import save_file
 
 from othink_pipeline.reuse import write_manifest
 
@@ -86,9 +88,9 @@ def test_a_corrupt_base_model(project: Path) -> None:
     folder = project / MODEL
     folder.mkdir(parents=True)
     weights = folder / "model.safetensors"
-    weights.write_bytes(bytes(1000))
+    save_file({"weight": np.zeros(250, np.float32)}, weights)
     write_manifest(folder, {})
-    weights.write_bytes(bytes(999) + b"\x01")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     message = kedro_run(project, "--pipelines=rl")
     assert f"{MODEL}: its files differ from the digest in manifest.json" in message
     assert all(remedy in message for remedy in REMEDIES)
@@ -106,7 +108,11 @@ def test_preflight_shows_every_fault(project: Path, mini_model: MiniModel) -> No
         project,
         "--pipelines=preflight",
         base_model={"path": [str(folder.relative_to(project)), "data/nowhere"]},
-        folders={"examples": "taken/03_primary", "checkpoints": "data/06_models"},
+        folders={
+            "examples": "taken/03_primary",
+            "checkpoints": "data/06_models",
+            "predictions": "data/07_model_output",
+        },
     )
     assert "checks that failed: 5" in message
     assert message.count("tokens: 64, features: 16") == 2  # a task each

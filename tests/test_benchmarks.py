@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 import yaml
+from kedro.framework.project import pipelines
+from kedro.framework.startup import bootstrap_project
+from kedro.io import CatalogConfigResolver
+from pandas import DataFrame
 
 from benchmarks import __main__ as command
-from benchmarks import gpu_step, harness, plain_grid
+from benchmarks import gpu_step, harness, orchestration, plain_grid
 from benchmarks.inputs import PROMPT
+from othink_pipeline.grid import GridConfigLoader
 
 
 @pytest.mark.parametrize("name", command.NAMES)
@@ -46,6 +51,31 @@ def test_the_plain_script_has_the_settings_of_the_default() -> None:
     kl = methods["grpo_d"]["kl"]
     assert (kl["start"], kl["end"]) == (plain_grid.KL_START, plain_grid.KL_END)
     assert conf["data_preparation"]["prompt"] == PROMPT
+
+
+def test_cells_that_do_nothing_are_still_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run can plan them, and the catalog can keep what they make."""
+    monkeypatch.setattr(GridConfigLoader, "current", GridConfigLoader.current)
+    bootstrap_project(harness.ROOT)
+    loader = GridConfigLoader(
+        str(harness.ROOT / "conf"), "base", base_env="base", default_run_env="base"
+    )
+    whole = pipelines["cross_task"]
+    empty = orchestration.without_work(whole)
+    assert {node.name for node in empty.nodes} == {node.name for node in whole.nodes}
+    cells = [node.func.keywords["cell"] for node in empty.nodes if node.tags & {"sft", "rl"}]
+    assert cells == [
+        node.func.keywords["cell"] for node in whole.nodes if node.tags & {"sft", "rl"}
+    ]
+    resolver = CatalogConfigResolver(loader["catalog"])
+    kinds = {"json.JSONDataset": dict, "text.TextDataset": str}
+    for node in empty.nodes:
+        made = node.run(dict.fromkeys(node.inputs))
+        for name, value in made.items():
+            config = resolver.resolve_pattern(name)
+            kind = config.get("dataset", config)["type"]
+            if kind.startswith("pandas.") or kind in kinds:
+                assert isinstance(value, kinds.get(kind, DataFrame)), name
 
 
 def add_up(turn: harness.Turn, start: int, steps: int) -> int:

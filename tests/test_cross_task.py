@@ -225,6 +225,7 @@ def test_a_task_of_which_nothing_is_left_does_not_stop_the_others(
     )
     assert [len(table) for table in lost] == [0, 0, 0, 1]
     both = collect_task(*(table for pair in zip(lost, good, strict=True) for table in pair))
+    assert both[0]["seed"].dtype == "Int64"  # no empty table decides it
     alone = collect_task(*lost)
     for tables, cells in ((both, 1), (alone, 0)):
         history, training, failures = gather_training(*tables[1:])

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +15,17 @@ from conftest import PROMPT, TASKS, MiniModel, tiny_rebuild
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from matplotlib import pyplot as plt
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from othink_pipeline import tracking
 from othink_pipeline.__main__ import main
+from othink_pipeline.evaluation import predict
 from othink_pipeline.grid import GridConfigLoader
+from othink_pipeline.hooks import CellsFailedError
 from othink_pipeline.models import load_model
-from othink_pipeline.parameters import BaseModel
-from othink_pipeline.pipelines.base_model.nodes import check_base_model
 from othink_pipeline.reuse import digest_folder, read_manifest
 from othink_pipeline.rewards import ACCURACY_REWARDS
 from othink_pipeline.validation import ConfigurationError
@@ -97,10 +99,12 @@ def write_environment(project: Path, name: str, **blocks: Any) -> None:
     (folder / "parameters.yml").write_text(yaml.safe_dump({**PARAMETERS, **blocks}))
 
 
-def kedro_run(project: Path, pipeline: str, env: str, **options: Any) -> None:
+def kedro_run(
+    project: Path, pipeline: str, env: str, params: dict[str, Any] | None = None, **options: Any
+) -> None:
     with contextlib.chdir(project):
         bootstrap_project(project)
-        with KedroSession.create(project_path=project, env=env) as session:
+        with KedroSession.create(project, env=env, runtime_params=params) as session:
             session.run(pipeline_names=[pipeline], **options)
 
 
@@ -114,6 +118,15 @@ def parents(client: MlflowClient) -> list[Run]:
 def children_of(client: MlflowClient, parent: Run) -> dict[str, Run]:
     runs = client.search_runs(
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    assert len({run.info.run_name for run in runs}) == len(runs)
+    return {run.info.run_name: run for run in runs}
+
+
+def compared_by(client: MlflowClient, parent: Run) -> dict[str, Run]:
+    """What the comparison of a `kedro run` shows: runs that it made and those that it reused."""
+    runs = client.search_runs(
+        [parent.info.experiment_id], f"tags.`grid.{parent.info.run_id}` != ''"
     )
     assert len({run.info.run_name for run in runs}) == len(runs)
     return {run.info.run_name: run for run in runs}
@@ -141,6 +154,32 @@ def copied(outcome: Outcome, tmp_path: Path) -> Path:
     project = tmp_path / "project"
     shutil.copytree(outcome.project, project)
     return project
+
+
+@pytest.fixture
+def steps() -> Iterator[list[Any]]:
+    """Grows by one with every optimizer step that this process takes, whoever takes it."""
+    taken: list[Any] = []
+    handle = register_optimizer_step_post_hook(lambda *arguments: taken.append(arguments[0]))
+    yield taken
+    handle.remove()
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of examples of every prediction, of validations too."""
+    counts: list[int] = []
+
+    def count(model: Any, processor: Any, examples: Any, **settings: Any) -> Any:
+        counts.append(len(examples))
+        return predict(model, processor, examples, **settings)
+
+    monkeypatch.setattr("othink_pipeline.evaluation.predict", count)
+    return counts
+
+
+def run_ids(project: Path) -> dict[tuple[str, str], str]:
+    return {cell: read_checkpoint(project, *cell)["run_id"] for cell in CELLS}
 
 
 def read_checkpoint(project: Path, task: str, method: str, seed: int = 0) -> dict[str, Any]:
@@ -236,6 +275,22 @@ def test_the_history_holds_every_update_of_every_cell(outcome: Outcome) -> None:
     assert (training[["completion_tokens", "seconds", "weights_changed"]] > 0).all().all()
 
 
+def test_the_notebook_shows_what_is_there(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = json.loads((ROOT / "notebooks" / "results.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    before = mlflow.get_tracking_uri()
+    monkeypatch.chdir(outcome.project)
+    shown: dict[str, Any] = {}
+    exec("\n".join(code), shown)
+    mlflow.set_tracking_uri(before)
+    plt.close("all")
+    assert len(shown["matrix"]) == (len(CELLS) + 1) * len(TASKS)
+    assert set(shown["cells"]["tags.mlflow.runName"]) == set(outcome.children)
+    assert shown["cells"][shown["columns"]].notna().all().all()
+
+
 def test_no_test_example_was_trained_or_chosen_on(outcome: Outcome) -> None:
     for task in TASKS:
         folder = outcome.project / "data/03_primary" / task
@@ -279,7 +334,9 @@ def test_a_cells_run_says_what_it_was_made_with(outcome: Outcome) -> None:
     assert parameters["updates"] == "2"
     assert parameters["completions_per_prompt"] == "4"
     assert float(parameters["rewards.format"]) == 1.0
-    assert parameters["prompt"] == PROMPT
+    assert {parameters[f"prompts.{task}"] for task in TASKS} == {PROMPT}
+    assert (outcome.project / f"data/06_models/counting/grpo_d/s0/{parameters['key']}").is_dir()
+    assert parameters["health.loss_not_finite"] == "stop"
     assert len(parameters["base_model.digest"]) == 64
     assert outcome.children["geometry/sft/s0"].data.params["target"] == "answer"
 
@@ -288,7 +345,8 @@ def test_grpo_and_grpo_d_differ_in_their_kl_block_alone(outcome: Outcome) -> Non
     plain = outcome.children["counting/grpo/s0"].data.params
     dynamic = outcome.children["counting/grpo_d/s0"].data.params
     differing = {key for key in {*plain, *dynamic} if plain.get(key) != dynamic.get(key)}
-    assert differing == {"kl.schedule", "kl.weight", "kl.start", "kl.end"}
+    # The key follows from all of the others.
+    assert differing == {"kl.schedule", "kl.weight", "kl.start", "kl.end", "key"}
 
 
 def test_a_cells_curves_and_scores_stand_on_its_run(outcome: Outcome) -> None:
@@ -411,8 +469,9 @@ def test_the_next_session_of_a_process_has_its_own_grid(copied: Path) -> None:
     client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
     parent = parents(client)[0]
     assert parent.data.tags["pipeline"] == "same_task_eval"
+    assert set(compared_by(client, parent)) == {"base/b0", "geometry/sft_cot/s3"}
     children = children_of(client, parent)
-    assert set(children) == {"base/b0", "geometry/sft_cot/s3"}
+    assert set(children) == {"geometry/sft_cot/s3"}  # the base model is that of the run before
     assert children["geometry/sft_cot/s3"].data.params["target"] == "steps"
 
 
@@ -446,46 +505,219 @@ def test_checkpoints_are_tested_again_on_shuffled_pictures(copied: Path) -> None
     }
 
 
-def test_a_failing_cell_fails_the_run_and_is_not_taken_for_finished(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
+def points(client: MlflowClient, runs: Mapping[str, Run]) -> dict[tuple[str, str], list[Any]]:
+    """Every point of every metric of some runs."""
+    return {
+        (name, metric): [
+            (point.step, point.value)
+            for point in client.get_metric_history(run.info.run_id, metric)
+        ]
+        for name, run in runs.items()
+        for metric in run.data.metrics
+    }
+
+
+def test_run_again_it_trains_and_tests_nothing(
+    outcome: Outcome, copied: Path, steps: list[Any], scored: list[int]
+) -> None:
+    matrix = (copied / "data/08_reporting/transfer_matrix.csv").read_bytes()
+    kedro_run(copied, "cross_task", "test")
+    assert (steps, scored) == ([], [])
+    assert (copied / "data/08_reporting/transfer_matrix.csv").read_bytes() == matrix
+    assert run_ids(copied) == run_ids(outcome.project)
+    client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
+    parent = parents(client)[0]
+    assert parent.info.run_id != outcome.parent.info.run_id
+    assert parent.info.status == "FINISHED"
+    assert children_of(client, parent) == {}
+    compared = compared_by(client, parent)
+    assert {name: run.info.run_id for name, run in compared.items()} == {
+        name: run.info.run_id for name, run in outcome.children.items()
+    }
+    for run in compared.values():
+        assert run.info.status == "FINISHED"
+        assert run.data.tags[f"grid.{outcome.parent.info.run_id}"] == "trained"
+        assert run.data.tags[f"grid.{parent.info.run_id}"] == "reused"
+    before = points(outcome.client, outcome.children)
+    assert points(client, compared) == before
+    assert max(map(len, before.values())) == 3  # validations of updates 0, 1 and 2
+    means = outcome.parent.data.metrics
+    assert parent.data.metrics == means
+    assert means
+
+
+def test_an_edited_method_trains_its_own_cells_and_an_edit_taken_back_trains_none(
+    outcome: Outcome, copied: Path, steps: list[Any], scored: list[int]
+) -> None:
+    base = yaml.safe_load((copied / "conf/base/parameters_experiment.yml").read_text())
+    dynamic = {"algorithm": "rl", "kl": {"schedule": "linear", "start": 0.001, "end": 0.5}}
+    write_environment(copied, "test", methods={**base["methods"], "grpo_d": dynamic})
+    kedro_run(copied, "cross_task", "test")
+    assert len(steps) == 2 * 2  # cells x updates
+    assert scored.count(TEST_EXAMPLES) == 2 * 2  # cells x tasks
+    before, after = run_ids(outcome.project), run_ids(copied)
+    edited = {cell for cell in CELLS if cell[1] == "grpo_d"}
+    assert {cell for cell in CELLS if after[cell] != before[cell]} == edited
+    client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
+    parent = parents(client)[0]
+    new = children_of(client, parent)
+    assert set(new) == {f"{task}/grpo_d/s0" for task in TASKS}
+    assert {run.data.params["kl.end"] for run in new.values()} == {"0.5"}
+    assert set(compared_by(client, parent)) == set(outcome.children)
+    digest = read_checkpoint(copied, "counting", "grpo_d")["digest"]
+    assert digest != read_checkpoint(outcome.project, "counting", "grpo_d")["digest"]
+
+    steps.clear(), scored.clear()
+    write_environment(copied, "test")
+    kedro_run(copied, "cross_task", "test")
+    assert (steps, scored) == ([], [])
+    assert run_ids(copied) == before
+    matrices = [
+        (project / "data/08_reporting/transfer_matrix.csv").read_bytes()
+        for project in (copied, outcome.project)
+    ]
+    assert matrices[0] == matrices[1]
+
+
+def test_what_is_finished_is_made_afresh_when_asked(
+    outcome: Outcome, copied: Path, steps: list[Any], scored: list[int]
+) -> None:
+    fresh = {"compute": {"fresh": True}}
+    kedro_run(copied, "cross_task", "test", fresh, namespaces=["counting.sft"])
+    assert len(steps) == 2
+    assert scored.count(TEST_EXAMPLES) == len(TASKS)
+    before = read_checkpoint(outcome.project, "counting", "sft")
+    after = read_checkpoint(copied, "counting", "sft")
+    assert after["run_id"] != before["run_id"]
+    assert after["digest"] == before["digest"]
+    client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
+    old, new = (client.get_run(manifest["run_id"]) for manifest in (before, after))
+    assert (
+        points(client, {"": old})["", "eval/counting"]
+        == (points(client, {"": new})["", "eval/counting"])
+    )
+
+
+def test_a_cell_that_fails_leaves_a_hole_and_goes_on_when_its_cause_is_gone(
+    outcome: Outcome,
+    copied: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    steps: list[Any],
 ) -> None:
     def fail(**_: Any) -> None:
-        raise RuntimeError("out of memory")
+        raise RuntimeError("no memory | at all")
 
-    monkeypatch.setitem(ACCURACY_REWARDS, "tagged", fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        kedro_run(copied, "cross_task", "test", namespaces=["counting.grpo_d"])
+    for cell in ("counting/grpo_d", "geometry/sft"):  # what comes after the failure is trained
+        shutil.rmtree(copied / "data/06_models" / cell)
+    with monkeypatch.context() as broken:
+        broken.setitem(ACCURACY_REWARDS, "tagged", fail)
+        broken.chdir(copied)
+        with pytest.raises(SystemExit) as stopped:
+            main(["--env=test", "--pipelines=cross_task"])
+    assert stopped.value.code == 1
+    message = capsys.readouterr().err
+    assert "1 of the cells failed" in message
+    assert "  counting.grpo_d.s0: " in message
+    assert "no memory | at all" in message
+    assert "Traceback" not in message[message.index("Error: 1 of the cells") :]
     client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
     parent = parents(client)[0]
     assert parent.info.status == "FAILED"
-    statuses = {name: run.info.status for name, run in children_of(client, parent).items()}
-    assert statuses == {"counting/grpo_d/s0": "FAILED"}
     assert tracking.parent_run_id() is None
-    # What the earlier run said of this cell is no longer true; to score it must fail.
-    with pytest.raises(ConfigurationError, match=r"kedro run --namespaces=counting\.grpo_d"):
+    children = children_of(client, parent)
+    assert {name: run.info.status for name, run in children.items()} == {
+        "counting/grpo_d/s0": "FAILED",
+        "geometry/sft/s0": "FINISHED",
+    }
+    failed = children["counting/grpo_d/s0"]
+    assert "no memory | at all" in failed.data.tags["failed"]
+    report = (copied / "data/08_reporting/report.md").read_text()
+    section = report[report.index("## What failed") :].partition("\n## ")[0]
+    assert "| counting | grpo_d | 0 | → counting, → geometry |" in section
+    assert r"no memory \| at all" in section
+    matrix = pd.read_csv(copied / "data/08_reporting/transfer_matrix.csv")
+    whole = pd.read_csv(outcome.project / "data/08_reporting/transfer_matrix.csv")
+    hole = (matrix["train_task"] == "counting") & (matrix["method"] == "grpo_d")
+    assert matrix.loc[hole, "n"].tolist() == [0, 0]
+    assert matrix.loc[hole, "accuracy"].isna().all()
+    pd.testing.assert_frame_equal(matrix[~hole], whole[~hole])
+    # What an earlier run said of this cell is no longer true; it has no score, nor can it get one.
+    with pytest.raises(CellsFailedError, match=r"counting\.grpo_d\.s0: .*no memory"):
         kedro_run(
             copied, "cross_task", "test", node_names=["counting.grpo_d.s0.evaluate_on_counting"]
         )
 
+    steps.clear()
+    kedro_run(copied, "cross_task", "test")
+    assert len(steps) == 2
+    assert run_ids(copied)["counting", "grpo_d"] == failed.info.run_id
+    run = client.get_run(failed.info.run_id)
+    assert run.info.status == "FINISHED"
+    assert "What failed" not in (copied / "data/08_reporting/report.md").read_text()
+    mended = pd.read_csv(copied / "data/08_reporting/transfer_matrix.csv")
+    pd.testing.assert_frame_equal(mended, whole)
 
+
+def cut_short(content: bytes) -> bytes:
+    return content[:-1]
+
+
+def change_a_byte(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message", "remedy"),
+    [
+        (cut_short, "model.safetensors: ", "Copy or download the model again"),
+        (change_a_byte, ": its files differ from the digest", "kedro run --pipelines=base_model"),
+    ],
+)
 def test_a_corrupt_base_model_stops_the_run_before_any_training(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    outcome: Outcome,
+    copied: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[bytes], bytes],
+    message: str,
+    remedy: str,
 ) -> None:
     shutil.rmtree(copied / "data/06_models")
     weights = copied / "data/01_raw/tiny/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00\x01")
+    weights.write_bytes(damage(weights.read_bytes()))
     monkeypatch.chdir(copied)
     with pytest.raises(SystemExit) as stopped:
         main(["--env=test", "--pipelines=cross_task"])
     assert stopped.value.code == 1
-    message = capsys.readouterr().err
-    assert "data/01_raw/tiny: its files differ from the digest" in message
-    assert "kedro run --pipelines=base_model" in message
+    errors = capsys.readouterr().err
+    assert "data/01_raw/tiny" in errors
+    assert message in errors
+    assert remedy in errors
     assert not (copied / "data/06_models/counting").exists()
     client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
-    parent = parents(client)[0]
-    assert parent.info.status == "FAILED"
-    assert children_of(client, parent) == {}
+    latest = parents(client)[0]
+    if damage is cut_short:  # found by its size, before there is a record
+        assert latest.info.run_id == outcome.parent.info.run_id
+    else:
+        assert latest.info.status == "FAILED"
+        assert children_of(client, latest) == {}
+
+
+def test_the_checks_alone_leave_nothing_behind(
+    outcome: Outcome, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.read_bytes() for file in copied.glob("data/**/*") if file.is_file()}
+    kedro_run(copied, "preflight", "test")
+    table = capsys.readouterr().out
+    assert "MLflow store" in table
+    assert "FAILED" not in table
+    after = {file: file.read_bytes() for file in copied.glob("data/**/*") if file.is_file()}
+    assert after == before
+    client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
+    (parent,) = parents(client)
+    assert (parent.info.run_id, parent.info.status) == (outcome.parent.info.run_id, "FINISHED")
+    assert mlflow.active_run() is None
 
 
 def test_an_unknown_method_stops_the_run_and_leaves_no_record(
@@ -518,9 +750,15 @@ def test_the_base_model_can_be_rebuilt_and_taken(copied: Path) -> None:
         assert {"accuracy_greedy", "accuracy_empty", "accuracy_worked"} <= set(measured)
     model, _ = load_model(str(folder))
     assert model.num_parameters() == manifest["facts"]["parameters"]
-    with contextlib.chdir(copied):
-        taken = check_base_model(BaseModel(path=("elsewhere", "data/06_models/rebuilt")), number=1)
-    assert taken["digest"] == manifest["digest"]
+    write_environment(
+        copied,
+        "rebuilt",
+        base_model={"path": ["data/01_raw/tiny", "data/06_models/rebuilt"]},
+        experiment={**PARAMETERS["experiment"], "seeds": [1]},
+    )
+    kedro_run(copied, "data_preparation", "rebuilt")
+    taken = json.loads((copied / "data/06_models/base/b1.json").read_text())
+    assert (taken["path"], taken["digest"]) == ("data/06_models/rebuilt", manifest["digest"])
 
 
 def test_a_base_model_too_large_to_ship_is_not_published(

@@ -22,11 +22,13 @@ from kedro.framework.hooks.manager import _create_hook_manager
 from kedro.framework.project import pipelines
 from kedro.io import DataCatalog
 from kedro.pipeline import Node, Pipeline
+from kedro_mlflow.framework.hooks.mlflow_hook import mlflow_hook
 from mlflow import MlflowClient
+from pandas import DataFrame
 
 from othink_pipeline import lifecycle, preflight, tracking
 from othink_pipeline.grid import GridConfigLoader
-from othink_pipeline.hooks import PreflightHooks, TrackingHooks
+from othink_pipeline.hooks import CellsFailedError, FailureHooks, PreflightHooks, TrackingHooks
 from othink_pipeline.validation import ConfigurationError
 
 PROJECT = Path(__file__).parents[1]
@@ -337,6 +339,47 @@ def test_a_disabled_pipeline_has_no_parent(
     monkeypatch.setenv(tracking.PARENT_VARIABLE, "of an earlier run")
     hooks.before_pipeline_run(run_params(tmp_path), TWO_NODES)
     assert tracking.parent_run_id() is None
+
+
+def test_failed_cells_are_named_once_at_the_end_of_their_run(
+    client: MlflowClient, tmp_path: Path
+) -> None:
+    def node(namespace: str) -> Node:
+        return Node(len, "x", "y", name="train", namespace=namespace)
+
+    hooks = FailureHooks()
+    parent = mlflow.start_run().info.run_id
+    hooks.before_pipeline_run()
+    table = DataFrame({"failed": [1]})  # no manifest
+    hooks.after_node_run(node("counting.sft.s0"), {"a": {"digest": "d"}, "history": table})
+    hooks.after_node_run(node("counting.grpo.s0"), {"a": {"failed": "no memory"}, "b": table})
+    hooks.after_node_run(node("counting.grpo.s0"), {"c": {"failed": "its checkpoint failed"}})
+    hooks.after_node_run(node("geometry.sft.s1"), {"a": {"failed": "no gradient"}})
+    mlflow.end_run()  # kedro-mlflow's part
+    with pytest.raises(CellsFailedError) as error:
+        hooks.after_pipeline_run()
+    assert error.value.exit_code == 1
+    assert error.value.message.splitlines()[:3] == [
+        "2 of the cells failed; the others are finished.",
+        "  counting.grpo.s0: no memory",
+        "  geometry.sft.s1: no gradient",
+    ]
+    assert statuses(client, parent) == ["FAILED"]
+
+    hooks.before_pipeline_run()  # the next run of this process, not tracked
+    hooks.after_pipeline_run()
+    hooks.after_node_run(node("geometry.sft.s1"), {"a": {"failed": "no gradient"}})
+    with pytest.raises(CellsFailedError, match="1 of the cells failed"):
+        hooks.after_pipeline_run()
+
+
+def test_a_pipeline_without_a_parent_does_not_reopen_the_last_one(
+    hooks: TrackingHooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kedro-mlflow has one object for all sessions of a process, and it remembers."""
+    monkeypatch.setattr(mlflow_hook, "run_id", "of the session before")
+    hooks.after_context_created()
+    assert mlflow_hook.run_id is None
 
 
 def test_a_line_for_each_node(

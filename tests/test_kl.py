@@ -132,7 +132,14 @@ def test_the_kl_of_an_update_is_the_mean_of_its_losses_and_the_next_weight_takes
     controller.measured(0.10)
     controller.measured(0.12)  # mean 0.11: 10 % above the target
     assert controller.next_weight(1, accuracy=0.0) == pytest.approx(1.05)
-    assert controller.next_weight(2, accuracy=0.0) == 1.0  # nothing measured: the start
+    assert controller.next_weight(2, accuracy=0.0) == pytest.approx(1.05)  # nothing new to follow
+
+
+def test_without_a_kl_the_weight_stays_where_it_was() -> None:
+    """As after an update that was skipped: it has no loss that counts."""
+    seen = Seen(progress=0.5, accuracy=0.0, kl=None)
+    assert ADAPTIVE.next_weight(seen, previous=0.9) == 0.9
+    assert ADAPTIVE.next_weight(seen, previous=None) == ADAPTIVE.start != 0.9
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=lambda schedule: schedule.schedule)

@@ -7,8 +7,7 @@ import socket
 import subprocess
 import sys
 from collections import namedtuple
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Node, Pipeline
 from safetensors.torch import load_file, save_file
 
-from othink_pipeline import fit, preflight, tracking
+from othink_pipeline import fit, preflight, runs, tracking
 from othink_pipeline.examples import draw_examples, write_examples
 from othink_pipeline.parameters import (
     Parameters,
@@ -43,7 +42,11 @@ def raw() -> dict[str, Any]:
     for file in (ROOT / "conf" / "base").glob("parameters*.yml"):
         merged |= yaml.safe_load(file.read_text())
     merged["experiment"] = {"tasks": list(TASKS), "methods": ["sft", "grpo"], "seeds": [0]}
-    merged["folders"] = {"examples": "data/03_primary", "checkpoints": "data/06_models"}
+    merged["folders"] = {
+        "examples": "data/03_primary",
+        "checkpoints": "data/06_models",
+        "predictions": "data/07_model_output",
+    }
     merged["rebuild"]["path"] = "data/06_models/rebuilt"
     merged["base_model"]["path"] = "model"
     merged["data_preparation"] |= {"prompt": PROMPT, "splits": {"base": 9, **SIZES}}
@@ -226,9 +229,10 @@ def test_every_place_that_cannot_be_written_is_shown(
 ) -> None:
     (project / "taken").write_text("")
     monkeypatch.setattr("mlflow.get_tracking_uri", lambda: "sqlite:///taken/mlflow.db")
-    rows = places(raw, examples="taken/03", checkpoints="taken/06")
+    rows = places(raw, examples="taken/03", checkpoints="taken/06", predictions="taken/07")
     failed = {row.check: row.detail for row in rows if row.outcome == "FAILED"}
-    assert set(failed) == {"MLflow store", "folders.examples", "folders.checkpoints"}
+    folders = {f"folders.{name}" for name in ("examples", "checkpoints", "predictions")}
+    assert set(failed) == {"MLflow store", *folders}
     assert "folders.examples = 'taken/03': cannot write to" in failed["folders.examples"]
 
 
@@ -303,11 +307,8 @@ def test_the_report_prints_all_and_fails_with_what_failed(
 
 @pytest.fixture
 def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextmanager
-    def child_run(*_: Any) -> Iterator[str]:
-        yield "run"
-
-    monkeypatch.setattr(tracking, "child_run", child_run)
+    monkeypatch.setattr(runs, "open_run", lambda *_: "run")
+    monkeypatch.setattr(tracking, "finish_run", lambda _: None)
     monkeypatch.setattr(tracking, "log_checkpoint", lambda *_: "model id")
 
 
@@ -346,7 +347,8 @@ def test_the_gate_checks_once_and_again_after_any_change(
     first = gate(raw, examples)
     assert first["path"] == "model"
     assert (first["run_id"], first["model_id"]) == ("run", "model id")
-    assert Path(f"data/06_models/base/b0/{CHECKED}").is_file()
+    digest = first["digest"][:16]  # a folder for each model that was ever number 0
+    assert Path(f"data/06_models/base/b0/{digest}/{CHECKED}").is_file()
     assert gate(raw, examples) == first
     assert len(checked) == 1
     changes: list[dict[str, Any]] = [
@@ -413,11 +415,11 @@ def test_a_second_run_imports_no_torch(
     (project / "raw.json").write_text(json.dumps([raw, examples]))
     code = """
 import json, sys
-from contextlib import nullcontext
-from othink_pipeline import tracking
+from othink_pipeline import runs, tracking
 from othink_pipeline.parameters import Parameters
 from othink_pipeline.pipelines.base_model.nodes import check_base_model
-tracking.child_run = lambda *_: nullcontext("run")
+runs.open_run = lambda *_: "run"
+tracking.finish_run = lambda _: None
 tracking.log_checkpoint = lambda *_: "model id"
 raw, examples = json.load(open("raw.json"))
 p = Parameters.read(raw)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -257,6 +258,58 @@ def test_heat_map_values_outlines_and_holes(predictions: pd.DataFrame) -> None:
     # Same-task: rows 1 and 2 on counting, row 4 on geometry; row 3 is a hole there.
     centers = {(round(shape.y0 + 0.49), round(shape.x0 + 0.49)) for shape in figure.layout.shapes}
     assert centers == {(1, 0), (2, 0), (4, 1)}
+
+
+FAILURES = pd.DataFrame(
+    [
+        ["geometry", "grpo_d", 0, 0, "counting", "OSError: no space"],
+        ["counting", "sft_cot", 0, 0, "counting", "RuntimeError: a | b"],
+        ["counting", "sft_cot", 0, 0, "geometry", "RuntimeError: a | b"],
+    ],
+    columns=["train_task", "method", "seed", "base_model", "eval_task", "reason"],
+)
+
+
+def test_what_failed_is_a_row_of_holes_and_changes_no_other(
+    predictions: pd.DataFrame, training: pd.DataFrame, tmp_path: Path
+) -> None:
+    tests = [("geometry", "grpo_d", "counting")]
+    cells = predictions[["train_task", "method", "eval_task"]].apply(tuple, axis=1)
+    left = predictions[~cells.isin(tests)]
+    matrix = transfer_matrix(left, FAILURES)
+    assert list(matrix.columns) == MATRIX_COLUMNS
+    holes = matrix[matrix["n"] == 0]
+    assert list(zip(holes["method"], holes["eval_task"], strict=True)) == [
+        ("sft_cot", "counting"),
+        ("sft_cot", "geometry"),
+        ("grpo_d", "counting"),
+    ]
+    assert holes["correct"].tolist() == [0, 0, 0]
+    assert holes.loc[:, "accuracy":].isna().all().all()
+    pd.testing.assert_frame_equal(
+        matrix[matrix["n"] > 0].reset_index(drop=True), transfer_matrix(left)
+    )
+    matrix.to_csv(tmp_path / "matrix.csv", index=False)
+    read = pd.read_csv(tmp_path / "matrix.csv", dtype={"seed": "Int64"})
+    pd.testing.assert_frame_equal(read, matrix)
+
+    text = report_markdown(matrix, left, training, failures=FAILURES)
+    without = report_markdown(transfer_matrix(left), left, training)
+    assert "nan" not in text
+    said = [line for line in text.splitlines() if line not in without.splitlines()]
+    assert said[:2] == ["## What failed", "| trained on | method | seed | no score | reason |"]
+    assert "| geometry | grpo_d | 0 | → counting | OSError: no space |" in said
+    assert r"| counting | sft_cot | 0 | → counting, → geometry | RuntimeError: a \| b |" in said
+    assert "| counting | sft_cot | 1 | — | — |" in said
+    assert "What failed" not in without
+    assert "What failed" not in report_markdown(matrix, left, training, failures=FAILURES[:0])
+
+    heat = heat_map_plotly(matrix).data[0]
+    assert list(heat.z[list(heat.y).index("SFT-CoT on counting")]) == [None, None]
+    assert isinstance(heat_map_png(matrix), Figure)
+    lines = matrix_text(matrix).splitlines()
+    sft_cot = next(line for line in lines if "sft_cot" in line)
+    assert sft_cot.split() == ["counting", "sft_cot", "0", "—", "—"]
 
 
 def test_training_curves_put_each_series_in_its_panel(history: pd.DataFrame) -> None:

@@ -62,7 +62,9 @@ RL_PARAMETERS = RL(
     rewards={"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
     kl=ADAPTIVE,
 )
-COMPUTE = Compute(share_prompts=True, data_workers=0, resume_every_updates=2, fresh=False)
+COMPUTE = Compute(
+    share_prompts=True, data_workers=0, bf16=False, resume_every_updates=2, fresh=False
+)
 TIMES = {
     "step_time",
     "train_runtime",

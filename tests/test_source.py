@@ -11,10 +11,12 @@ from textwrap import dedent
 import pytest
 
 from othink_pipeline import source
-from othink_pipeline.source import PACKAGE, code_digest, library_versions, reached
+from othink_pipeline.source import PACKAGE, library_versions, reached
 
 RL, SFT = "othink_pipeline.rl_training", "othink_pipeline.sft_training"
 Write = Callable[[str, str], None]
+code_digest = source.code_digest.__wrapped__
+"""Without its memory: what it says of a package changes as the package does."""
 
 
 @pytest.fixture
@@ -76,6 +78,16 @@ def test_python_imports_nothing_that_was_not_reached() -> None:
     imported = set(done.stdout.split())
     assert RL in imported
     assert imported <= set(reached(RL))
+
+
+def test_an_edit_while_a_run_goes_on_belongs_to_the_next(made: tuple[Path, Write]) -> None:
+    """The process still runs the code as it was."""
+    folder, write = made
+    first = source.code_digest("made.start", package=folder)
+    write("other.py", "Y = 2\n")
+    assert source.code_digest("made.start", package=folder) == first
+    source.code_digest.cache_clear()  # as in a new process
+    assert source.code_digest("made.start", package=folder) != first
 
 
 def test_an_edit_counts_where_its_module_is_reached(package: Path) -> None:

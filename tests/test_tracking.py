@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
 
 from othink_pipeline import lifecycle, tracking
-from othink_pipeline.runs import open_run, run_exists
+from othink_pipeline.runs import finished_run, open_run
 from othink_pipeline.tracking import DatasetRef
 from othink_pipeline.validation import ConfigurationError
 
@@ -237,6 +237,24 @@ def test_without_a_parent_there_is_nothing_to_join(
     assert not [tag for tag in client.get_run(run_id).data.tags if tag.startswith("grid")]
 
 
+def test_scores_that_were_logged_before_leave_no_trace(client: MlflowClient, cell: str) -> None:
+    def history(name: str) -> list[tuple[int, float]]:
+        points = client.get_metric_history(cell, name)
+        return [(point.step, point.value) for point in points]
+
+    scores = {"eval/counting": 0.5, "eval/geometry": math.nan}
+    for _ in range(3):
+        tracking.log_scores(cell, scores, 2)
+    assert history("eval/counting") == [(2, 0.5)]
+    assert [step for step, _ in history("eval/geometry")] == [2]
+    tracking.log_scores(cell, {**scores, "eval/geometry": 0.25, "eval/mean": 0.375}, 2)
+    assert history("eval/counting") == [(2, 0.5)]
+    assert history("eval/geometry")[-1] == (2, 0.25)
+    assert history("eval/mean") == [(2, 0.375)]
+    tracking.log_scores(cell, {"eval/counting": math.nan}, 2)  # known, and then not: that is new
+    assert len(history("eval/counting")) == 2
+
+
 def test_a_run_is_remembered_and_goes_on(
     client: MlflowClient, parent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,13 +306,17 @@ def test_a_run_that_the_store_does_not_know_is_replaced(
 ) -> None:
     file = tmp_path / "run.json"
     first = open_run(file, "a", "cell", {"task": "counting"}, {})
-    assert run_exists(first)
+    assert finished_run(file) is None  # it runs
+    tracking.finish_run(first, "FAILED")
+    assert finished_run(file) is None
+    tracking.finish_run(first)
+    assert finished_run(file) == first
     if gone == "deleted":
         client.delete_run(first)
     else:
         first = "0" * 32
         file.write_text(json.dumps({"run_id": first}))
-    assert not run_exists(first)
+    assert finished_run(file) is None
     second = open_run(file, "a", "cell", {"task": "counting"}, {})
     tags = client.get_run(second).data.tags
     assert second != first

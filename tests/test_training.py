@@ -36,7 +36,9 @@ BUDGET: dict[str, Any] = {
 }
 LINEAR = Linear(schedule="linear", start=0.1, end=0.7)
 CONSTANT = Constant(schedule="constant", weight=0.5)
-COMPUTE = Compute(share_prompts=True, data_workers=0, resume_every_updates=2, fresh=False)
+COMPUTE = Compute(
+    share_prompts=True, data_workers=0, bf16=False, resume_every_updates=2, fresh=False
+)
 HEALTH = shipped_health()
 
 

@@ -667,21 +667,12 @@ def change_a_byte(content: bytes) -> bytes:
     return content[:-1] + bytes([content[-1] ^ 1])
 
 
-@pytest.mark.parametrize(
-    ("damage", "message", "remedy"),
-    [
-        (cut_short, "model.safetensors: ", "Copy or download the model again"),
-        (change_a_byte, ": its files differ from the digest", "kedro run --pipelines=base_model"),
-    ],
-)
+@pytest.mark.parametrize("damage", [cut_short, change_a_byte])
 def test_a_corrupt_base_model_stops_the_run_before_any_training(
-    outcome: Outcome,
     copied: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     damage: Callable[[bytes], bytes],
-    message: str,
-    remedy: str,
 ) -> None:
     shutil.rmtree(copied / "data/06_models")
     weights = copied / "data/01_raw/tiny/model.safetensors"
@@ -692,16 +683,13 @@ def test_a_corrupt_base_model_stops_the_run_before_any_training(
     assert stopped.value.code == 1
     errors = capsys.readouterr().err
     assert "data/01_raw/tiny" in errors
-    assert message in errors
-    assert remedy in errors
+    assert ": its files differ from the digest" in errors
+    assert "kedro run --pipelines=base_model" in errors
     assert not (copied / "data/06_models/counting").exists()
     client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
     latest = parents(client)[0]
-    if damage is cut_short:  # found by its size, before there is a record
-        assert latest.info.run_id == outcome.parent.info.run_id
-    else:
-        assert latest.info.status == "FAILED"
-        assert children_of(client, latest) == {}
+    assert latest.info.status == "FAILED"
+    assert children_of(client, latest) == {}
 
 
 def test_the_checks_alone_leave_nothing_behind(

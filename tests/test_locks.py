@@ -15,10 +15,11 @@ from othink_pipeline.locks import is_locked, lock
 from othink_pipeline.validation import ConfigurationError
 
 HEADER = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from othink_pipeline.locks import is_locked, lock
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
 file = Path(sys.argv[1])
 def busy(holder): print("busy", holder, flush=True)
 """

@@ -7,8 +7,6 @@ import json
 import math
 import os
 import re
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import PROMPT, MiniModel, grpo_config
+from conftest import PROMPT, MiniModel, grpo_config, run_two_processes
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -615,26 +613,7 @@ def test_a_healthy_training_is_the_same_without_the_guard(
 def test_all_processes_act_alike(mini_model: MiniModel, splits: Splits, tmp_path: Path) -> None:
     """The faults are on one process each: the other one must neither wait nor learn from them."""
     splits["counting"]["train"].to_parquet(tmp_path / "examples.parquet")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(2):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        command = [sys.executable, __file__, str(mini_model.path), str(tmp_path)]
-        processes.append(
-            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        )
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    run_two_processes(__file__, str(mini_model.path), str(tmp_path))
     main_process, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     for outcome in (main_process, other):
         assert outcome["changed_in"] == [1, 4, 6]

@@ -5,15 +5,13 @@ Run as a script this file is one process of a distributed training: see the last
 
 import json
 import os
-import socket
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROMPT, MiniModel, grpo_config
+from conftest import PROMPT, MiniModel, grpo_config, run_two_processes
 from datasets import Dataset
 
 from othink_pipeline.dynamic_kl import DynamicKLTrainer
@@ -140,26 +138,7 @@ def test_all_processes_apply_the_same_weights(
     """Each process sees rows of its own: the weight must follow from all of them."""
     examples = splits["counting"]["train"]
     examples.to_parquet(tmp_path / "examples.parquet")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(2):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        command = [sys.executable, __file__, str(mini_model.path), str(tmp_path)]
-        processes.append(
-            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        )
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    run_two_processes(__file__, str(mini_model.path), str(tmp_path))
     for kl in ("adaptive", "accuracy"):
         first, second = (
             json.loads((tmp_path / f"{kl}-{rank}.json").read_text()) for rank in range(2)

@@ -10,7 +10,6 @@ import pickle
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPT, MiniModel, grpo_config, shipped_health
+from conftest import PROMPT, MiniModel, grpo_config, run_two_processes, shipped_health
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 from trl import SFTConfig
@@ -589,26 +588,7 @@ def test_a_process_killed_before_its_checkpoint_is_in_place_leaves_the_one_befor
 def test_two_processes_resume_as_one(mini_model: MiniModel, splits: Splits, tmp_path: Path) -> None:
     """Each has random streams, completions and prompts of its own."""
     splits["counting"]["train"].to_parquet(tmp_path / "examples.parquet")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(2):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        command = [sys.executable, __file__, "resume", str(mini_model.path), str(tmp_path)]
-        processes.append(
-            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        )
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    run_two_processes(__file__, "resume", str(mini_model.path), str(tmp_path))
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first["next_numbers"] != second["next_numbers"]
     names = {path.name for path in (tmp_path / "killed" / "checkpoint-3").iterdir()}

@@ -98,11 +98,12 @@ class PreflightHooks:
         if loader is None or not any(node.tags & MAKING for node in pipeline.nodes):
             return
         raw = loader["parameters"]
-        marks = Path(loader["globals"]["data"]) / AT_WORK
-        self._presence.enter_context(at_work(marks, content_key(raw)))
         if planned := plan_cells(pipeline, raw, catalog):
             logger.info(describe_plan(planned))
             check_room(planned, raw)
+        # Last: nothing calls the hooks below for a run that was refused.
+        marks = Path(loader["globals"]["data"]) / AT_WORK
+        self._presence.enter_context(at_work(marks, content_key(raw)))
 
     @hook_impl
     def after_pipeline_run(self) -> None:

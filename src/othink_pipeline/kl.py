@@ -43,7 +43,7 @@ class Seen(NamedTuple):
     own completions, unless TRL is told to generate for several updates at once."""
     kl: float | None
     """Mean KL per token to the base model, measured in the update before; None in the first, and
-    after one that was skipped."""
+    after one that was skipped before its loss, for its rewards."""
 
 
 class Schedule(Block):
@@ -137,7 +137,7 @@ class Adaptive(Schedule):
     def next_weight(self, seen: Seen, previous: float | None) -> float:
         """``previous (1 + gain clip(kl / target - 1, -0.2, 0.2))``, between ``low`` and ``high``.
 
-        ``previous`` where no KL was measured, as in an update that was skipped.
+        ``previous`` where no KL was measured, as in an update that was skipped for its rewards.
 
         Raises:
             ValueError: the KL is not a number: the training has broken down.

@@ -36,7 +36,7 @@ class MiniModel(NamedTuple):
 
 def tiny_rebuild(**changes: Any) -> Any:
     """Sizes of a mini Qwen2-VL that trains at some 10 updates a second."""
-    from othink_pipeline.parameters import Rebuild
+    from othink_pipeline.model_parameters import Rebuild
 
     sizes: dict[str, Any] = {
         "path": "data/06_models/rebuilt",

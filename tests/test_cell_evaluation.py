@@ -17,7 +17,9 @@ from mlflow import MlflowClient
 from othink_pipeline import cell_evaluation, evaluation, models, tracking
 from othink_pipeline.cell_evaluation import evaluate_model, read_predictions, write_predictions
 from othink_pipeline.cells import FAILED
-from othink_pipeline.parameters import Compute, DataPreparation, Evaluation, Folders
+from othink_pipeline.data_parameters import DataPreparation
+from othink_pipeline.model_parameters import Compute
+from othink_pipeline.parameters import Evaluation, Folders
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, prepare_splits
 from othink_pipeline.reuse import digest_folder
 from othink_pipeline.validation import ConfigurationError

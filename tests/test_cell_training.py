@@ -21,10 +21,12 @@ from mlflow.entities import Run
 from othink_pipeline import cell_training, evaluation, models, recording, reuse, tracking, training
 from othink_pipeline.cell_training import train_cell
 from othink_pipeline.cells import FAILED
+from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.delivery import TrackingUnavailableError
 from othink_pipeline.grid import Cell
 from othink_pipeline.health import TrainingFault
-from othink_pipeline.parameters import RL, SFT, Compute, DataPreparation, Evaluation, Folders
+from othink_pipeline.model_parameters import Compute
+from othink_pipeline.parameters import RL, SFT, Evaluation, Folders
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, prepare_splits
 from othink_pipeline.reuse import MANIFEST, digest_folder
 from othink_pipeline.validation import ConfigurationError

@@ -22,7 +22,8 @@ from othink_pipeline.cells import (
 )
 from othink_pipeline.grid import Cell
 from othink_pipeline.kl import KLSchedule
-from othink_pipeline.parameters import RL, SFT, Compute, Evaluation, Folders, Health
+from othink_pipeline.model_parameters import Compute
+from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Health
 from othink_pipeline.reuse import MANIFEST, digest_folder, write_json
 from othink_pipeline.source import reached
 from othink_pipeline.validation import ConfigurationError

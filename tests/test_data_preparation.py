@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from othink_pipeline import examples as examples_module
+from othink_pipeline.data_parameters import DataPreparation, SplitSizes
 from othink_pipeline.examples import draw_examples, read_examples
-from othink_pipeline.parameters import DataPreparation, Folders, SplitSizes
+from othink_pipeline.parameters import Folders
 from othink_pipeline.pipelines.data_preparation import nodes
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_examples, prepare_splits
 from othink_pipeline.reuse import digest_folder, read_manifest

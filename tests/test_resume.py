@@ -27,8 +27,9 @@ from trl import SFTConfig
 from othink_pipeline import grpo, resume, reuse, rl_training, sft_training, training
 from othink_pipeline.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.kl import Accuracy, Adaptive
+from othink_pipeline.model_parameters import Compute
 from othink_pipeline.models import load_model
-from othink_pipeline.parameters import RL, SFT, Compute
+from othink_pipeline.parameters import RL, SFT
 from othink_pipeline.prompts import CannotShareError
 from othink_pipeline.resume import newest_checkpoint, update_of
 from othink_pipeline.reuse import write_manifest

@@ -13,8 +13,9 @@ from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 from othink_pipeline import rl_training, sft_training
 from othink_pipeline.evaluation import predict
 from othink_pipeline.kl import Constant, KLSchedule, Linear
+from othink_pipeline.model_parameters import Compute
 from othink_pipeline.models import load_model, render_prompt, save_model, user_message
-from othink_pipeline.parameters import RL, SFT, Compute
+from othink_pipeline.parameters import RL, SFT
 from othink_pipeline.rewards import ACCURACY_REWARDS, accuracy_reward, format_reward
 from othink_pipeline.training import Job, Trained, train
 from othink_pipeline.training_data import prompt_order, rl_rows, sft_rows

@@ -43,7 +43,8 @@ from othink_pipeline.grid import Cell
 from othink_pipeline.journal import HISTORY_COLUMNS, Checkpoint, Journal
 from othink_pipeline.lifecycle import failure
 from othink_pipeline.locks import lock
-from othink_pipeline.parameters import RL, SFT, Compute, Evaluation, Folders, Health
+from othink_pipeline.model_parameters import Compute
+from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Health
 from othink_pipeline.recording import Recorder
 from othink_pipeline.reuse import MANIFEST, digest_folder, publish, write_json
 from othink_pipeline.source import library_versions

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from othink_pipeline.grid import Cell
-from othink_pipeline.parameters import RL, SFT, Compute, Evaluation, Folders, Health
+from othink_pipeline.model_parameters import Compute
+from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Health
 from othink_pipeline.reuse import MANIFEST, content_key, digest_folder, read_json
 from othink_pipeline.source import code_digest, library_versions
 from othink_pipeline.tracking import DatasetRef

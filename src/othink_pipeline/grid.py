@@ -116,7 +116,7 @@ def read_grid() -> Grid:
     algorithms = {
         method: str(parameters.methods[method]["algorithm"]) for method in experiment.methods
     }
-    base_models = len(parameters.base_model.path)
+    base_models = parameters.base_model.count
     trains = places.get("trained", places["data"]) == places["data"]
     return Grid(experiment.tasks, algorithms, experiment.seeds, base_models, trains)
 

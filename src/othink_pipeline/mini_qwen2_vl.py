@@ -20,7 +20,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from othink_pipeline.parameters import Rebuild
+from othink_pipeline.model_parameters import Rebuild
 from othink_pipeline.tasks import IMAGE_SIZE_PX
 
 SPECIAL_TOKENS = (

@@ -10,19 +10,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.kl import KLSchedule
-from othink_pipeline.paths import check_path
+from othink_pipeline.model_parameters import BaseModel, Compute, ModelSettings, Rebuild
 from othink_pipeline.tasks import available_tasks
-from othink_pipeline.validation import Block, ConfigurationError, validate
+from othink_pipeline.validation import (
+    Block,
+    ConfigurationError,
+    Count,
+    LearningRate,
+    Name,
+    Place,
+    Positive,
+    Share,
+    Weight,
+    validate,
+)
 
-Positive = Annotated[int, Field(gt=0)]
-Place = Annotated[str, AfterValidator(check_path)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Weight = Annotated[float, Field(ge=0)]
-LearningRate = Annotated[float, Field(gt=0, le=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 FaultPolicy = Literal["stop", "skip_batch", "go_on"]
 
 MAX_SEEDS = 1000
@@ -41,7 +47,7 @@ class Experiment(Block):
     # Not strict: YAML's lists become tuples.
     tasks: tuple[Name, ...] = Field(strict=False)
     methods: tuple[Name, ...] = Field(strict=False)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(strict=False)
+    seeds: tuple[Count, ...] = Field(strict=False)
     """A list of seeds, or a count ``n`` for 0 .. n-1."""
 
     @field_validator("seeds", mode="before")
@@ -68,11 +74,6 @@ class Experiment(Block):
         for task in tasks:
             if task in RESERVED:
                 raise ValueError(f"tasks holds {task!r}, a name that the project uses itself")
-            if task not in available_tasks():
-                raise ValueError(
-                    f"{task!r} is no task. Allowed: {', '.join(available_tasks())}. "
-                    "A new task is one file in tasks/"
-                )
         return tasks
 
 
@@ -84,71 +85,21 @@ class Folders(Block):
     predictions: Place
 
 
-class SplitSizes(Block):
-    """Examples in each split of a task."""
+class Lora(Block):
+    """Train low-rank adapters (arXiv 2106.09685) in place of the weights themselves."""
 
-    base: Positive
-    train: Positive
-    validation: Positive
-    test: Positive
-
-
-class DataPreparation(Block):
-    """How the examples of every task are made."""
-
-    seed: Annotated[int, Field(ge=0)]
-    splits: SplitSizes
-    prompt: str
-    """Sent after the image; ``{question}`` stands for the question."""
-    max_rejected: Annotated[int, Field(ge=0)]
-    """More rejected examples than this stop the run."""
-
-    @field_validator("prompt")
-    @classmethod
-    def _check_prompt(cls, prompt: str) -> str:
-        if prompt.count("{question}") != 1:
-            raise ValueError("must hold {question} exactly once")
-        return prompt
-
-
-class BaseModel(Block):
-    """What the grid starts from."""
-
-    path: Annotated[tuple[Place, ...], Field(min_length=1, strict=False)]
-    """The base models that the grid starts from: folders, relative to the project, or a single
-    one. With n of them, cells with seed s start from number s mod n."""
-
-    @field_validator("path", mode="before")
-    @classmethod
-    def _one_to_many(cls, path: Any) -> Any:
-        return (path,) if isinstance(path, str) else path
-
-
-class Rebuild(Block):
-    """Making the mini Qwen2-VL: its size and its supervised training."""
-
-    path: Place
-    seed: Annotated[int, Field(ge=0)]
-    vocab_size: Annotated[int, Field(ge=300)]
-    context_tokens: Positive
-    hidden_size: Annotated[int, Field(gt=0, multiple_of=32)]
-    layers: Positive
-    vision_size: Annotated[int, Field(gt=0, multiple_of=32)]
-    vision_layers: Positive
-    updates: Positive
-    batch_size: Positive
-    learning_rate: LearningRate
-    bf16: bool
-    """Matrix products in bfloat16: quicker on a CPU that has them, slow on one that has not."""
-    worked_rate: Annotated[float, Field(ge=0, le=1)]
-    """Share of targets with worked steps, until the last phase."""
-    last_phase_updates: Annotated[int, Field(ge=0)]
-    last_phase_worked_rate: Annotated[float, Field(ge=0, le=1)]
-    """Share of targets with worked steps in the last phase: how often the base model thinks."""
+    rank: Positive
+    alpha: Annotated[float, Field(gt=0)]
+    """The adapters' output is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    modules: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] | Literal["all-linear"]
+    """Names of the layers that get one: ``[q_proj, v_proj]``; or all but the output layer."""
+    merge: bool
+    """Checkpoints hold whole models with the adapters in them, not the adapters alone."""
 
 
 class Training(Block):
-    """The budget that every method gets: the same prompts, in the same order, as often."""
+    """What every method gets: the same prompts, in the same order, as often; the same weights."""
 
     updates: Positive
     """Optimizer steps."""
@@ -156,6 +107,12 @@ class Training(Block):
     checkpoint_every_updates: Positive
     validation_examples: Positive
     """Validation examples of *each* task that every checkpoint is scored on."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+    """The 8-bit ones (bitsandbytes) keep Adam's moments in a quarter of the memory, on a GPU."""
+    freeze_vision: bool
+    """The vision tower is not trained."""
+    lora: Lora | None
+    """null: all weights are trained."""
 
 
 class Method(Training):
@@ -213,7 +170,7 @@ class Evaluation(Block):
     sample_temperature: Annotated[float, Field(gt=0)]
     shuffle_images: bool
     """Ask about another example's picture: what is still right hardly comes from the picture."""
-    seed: Annotated[int, Field(ge=0)]
+    seed: Count
     """Of the samples and of the shuffling."""
 
     @property
@@ -227,21 +184,6 @@ class Report(Block):
 
     comparisons: tuple[Annotated[tuple[Name, Name], Field(strict=False)], ...] = Field(strict=False)
     """Pairs of method and baseline, besides each method with the base model."""
-
-
-class Compute(Block):
-    """How to compute: it changes results by rounding alone, which bfloat16 does most."""
-
-    share_prompts: bool
-    """RL computes each prompt once, not once for each of its completions."""
-    data_workers: Annotated[int, Field(ge=0)]
-    """Processes that prepare the next batches of training; 0 prepares them in between."""
-    bf16: bool
-    """Train in bfloat16: quicker on a GPU that has it, with results of its own."""
-    resume_every_updates: Positive
-    """An interrupted training goes on from a state that is at most so many updates old."""
-    fresh: bool
-    """Train and test again what is finished or half done."""
 
 
 class Health(Block):
@@ -282,6 +224,7 @@ class Parameters(Block):
     folders: Folders
     data_preparation: DataPreparation
     base_model: BaseModel
+    model: ModelSettings
     rebuild: Rebuild
     training: Training
     sft: dict[str, Any]
@@ -305,6 +248,14 @@ class Parameters(Block):
                 raise ConfigurationError(
                     f"methods.{name}: the project uses this name itself; call the method otherwise"
                 )
+        drawn = available_tasks()
+        for task in parameters.experiment.tasks:
+            if task not in drawn and task not in parameters.data_preparation.sources:
+                raise ConfigurationError(
+                    f"experiment.tasks holds {task!r}, which is no task. Allowed: "
+                    f"{', '.join(sorted({*drawn, *parameters.data_preparation.sources}))}. A new "
+                    "task is a file in tasks/, or a block under data_preparation.sources."
+                )
         unknown = [name for name in parameters.experiment.methods if name not in parameters.methods]
         if unknown:
             raise ConfigurationError(
@@ -321,6 +272,8 @@ class Parameters(Block):
             )
         for name in parameters.methods:
             resolved = resolve_method(raw, name)
+            if isinstance(resolved, SFT) and resolved.target == "steps":
+                parameters.check_steps(name)
             available = parameters.data_preparation.splits.validation
             if resolved.validation_examples > available:
                 raise ConfigurationError(
@@ -329,6 +282,21 @@ class Parameters(Block):
                     "raise the other."
                 )
         return parameters
+
+    def check_steps(self, method: str) -> None:
+        """Refuse worked steps as targets where a data set has none.
+
+        Raises:
+            ConfigurationError: such a task, and the method is one of the grid's.
+        """
+        for task in self.experiment.tasks if method in self.experiment.methods else ():
+            source = self.data_preparation.sources.get(task)
+            if source and source.train.columns.steps is None:
+                raise ConfigurationError(
+                    f"methods.{method}.target = 'steps': the data set of task {task!r} has no "
+                    "worked steps. Set target: answer, or name their column in "
+                    f"data_preparation.sources.{task}.train.columns.steps."
+                )
 
 
 def resolve_method(raw: Mapping[str, Any], name: str) -> SFT | RL:

@@ -121,7 +121,7 @@ def check_room(planned: Sequence[Planned], raw: Mapping[str, Any]) -> None:
     if not left:
         return
     try:
-        weights = max(read_weights(Path(path)) for path in parameters.base_model.path)
+        weights = max(read_weights(Path(path)) for path in parameters.base_model.path or ())
     except ConfigurationError:
         return  # told, with a better remedy, when the model itself is looked at
     check_disk(Path(parameters.folders.checkpoints), needed_disk_bytes(weights, left))
@@ -136,7 +136,8 @@ def _manifest(
         return loaded
     if name.startswith("base."):
         number = int(name.split(".")[1].removeprefix("b"))
-        model = read_json(Path(parameters.base_model.path[number]) / MANIFEST)
+        paths = parameters.base_model.path or ()
+        model = read_json(Path(paths[number]) / MANIFEST) if paths else None
         return model if model and "digest" in model else None
     task = name.split(".")[0]
     manifest = read_json(Path(parameters.folders.examples) / task / MANIFEST)

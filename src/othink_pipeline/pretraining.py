@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from othink_pipeline.mini_qwen2_vl import build_model, build_processor
+from othink_pipeline.model_parameters import Rebuild
 from othink_pipeline.models import render_prompt, user_message
-from othink_pipeline.parameters import Rebuild
 
 if TYPE_CHECKING:
     from datasets import Dataset

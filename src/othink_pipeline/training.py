@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from othink_pipeline.health import Report
-    from othink_pipeline.parameters import Compute, Health, Method
+    from othink_pipeline.model_parameters import Compute
+    from othink_pipeline.parameters import Health, Method
 
 logger = logging.getLogger(__name__)
 

@@ -10,23 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from othink_pipeline import runs, tracking
+from othink_pipeline.base_models import find_base_model
 from othink_pipeline.cells import SAME_ENV
+from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.examples import read_examples
 from othink_pipeline.lifecycle import code_tags
 from othink_pipeline.locks import lock
-from othink_pipeline.parameters import (
-    RL,
-    SFT,
-    BaseModel,
-    DataPreparation,
-    Evaluation,
-    Experiment,
-    Folders,
-    Rebuild,
-)
+from othink_pipeline.model_parameters import BaseModel, Rebuild
+from othink_pipeline.parameters import RL, SFT, Evaluation, Experiment, Folders
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_splits
 from othink_pipeline.preflight import refuse, resolve_methods
-from othink_pipeline.reuse import content_key, publish, read_manifest, write_manifest
+from othink_pipeline.reuse import content_key, publish, write_manifest
 from othink_pipeline.source import code_digest, library_versions
 from othink_pipeline.validation import ConfigurationError
 
@@ -64,13 +58,13 @@ def check_base_model(
     Raises:
         ConfigurationError: no model there, changed files, or all that does not fit.
     """
-    path = base_model.path[number]
-    folder = Path(path)
-    manifest = read_manifest(
-        folder,
+    manifest = find_base_model(
+        base_model,
+        number,
         "Set base_model.path to a model folder, restore the shipped one (git checkout), or make "
-        f"one: kedro run --pipelines=base_model --params=rebuild.path={path} {SAME_ENV}",
+        f"one: kedro run --pipelines=base_model --params=rebuild.path=FOLDER {SAME_ENV}",
     )
+    path, folder = manifest["path"], Path(manifest["path"])
     resolved = resolve_methods(experiment, training, sft, rl, methods)
     home = Path(folders.checkpoints) / "base" / f"b{number}" / manifest["digest"][:16]
     _check_fit(path, manifest["digest"], resolved, evaluation, examples, home / CHECKED)
@@ -84,7 +78,7 @@ def check_base_model(
             tracking.finish_run(run_id)
         # Finds what was registered before.
         model_id = tracking.log_checkpoint(run_id, name, 0, folder, {"digest": manifest["digest"]})
-    return {**manifest, "path": path, "run_id": run_id, "model_id": model_id}
+    return {**manifest, "run_id": run_id, "model_id": model_id}
 
 
 def _check_fit(

@@ -20,7 +20,8 @@ from othink_pipeline.figures import (
 )
 from othink_pipeline.grid import Cell
 from othink_pipeline.matrix import BASE, KEYS, matrix_text, transfer_matrix
-from othink_pipeline.parameters import Compute, Evaluation, Folders, Report
+from othink_pipeline.model_parameters import Compute
+from othink_pipeline.parameters import Evaluation, Folders, Report
 from othink_pipeline.report import report_markdown
 from othink_pipeline.validation import ConfigurationError
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.examples import draw_examples, find_fault, open_split, update_digest
 from othink_pipeline.locks import lock
-from othink_pipeline.parameters import DataPreparation, Folders
+from othink_pipeline.parameters import Folders
 from othink_pipeline.reuse import content_key, publish, read_manifest, write_manifest
 from othink_pipeline.source import code_digest
 from othink_pipeline.validation import ConfigurationError

@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.examples import read_examples
-from othink_pipeline.parameters import (
-    RL,
-    SFT,
-    BaseModel,
-    DataPreparation,
-    Evaluation,
-    Experiment,
-    Folders,
-)
+from othink_pipeline.model_parameters import BaseModel
+from othink_pipeline.parameters import RL, SFT, Evaluation, Experiment, Folders
 from othink_pipeline.preflight import (
     Row,
     check_disk,
@@ -90,7 +84,7 @@ def check_fit(
             tasks[task] = splits
         rows += found
     resolved = resolve_methods(experiment, training, sft, rl, methods)
-    for path in base_model.path:
+    for path in base_model.path or ():
         try:
             read_manifest(Path(path), "Set base_model.path to a model folder, or restore this one.")
         except ConfigurationError as error:
@@ -140,7 +134,7 @@ def _check_room(
     """Is there room for the whole grid, nothing of it trained yet?"""
     cells = list(methods.values()) * len(experiment.tasks) * len(experiment.seeds)
     try:
-        largest = max(read_weights(Path(path)) for path in base_model.path)
+        largest = max(read_weights(Path(path)) for path in base_model.path or ())
         needed = needed_disk_bytes(largest, cells)
         check_disk(folder, needed)
     except ConfigurationError as error:

@@ -8,7 +8,8 @@ import pandas as pd
 
 from othink_pipeline.cell_training import train_cell
 from othink_pipeline.grid import Cell
-from othink_pipeline.parameters import Compute, Evaluation, Folders, Health, resolve_method
+from othink_pipeline.model_parameters import Compute
+from othink_pipeline.parameters import Evaluation, Folders, Health, resolve_method
 
 
 def train_rl(

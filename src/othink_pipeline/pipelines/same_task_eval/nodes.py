@@ -10,7 +10,8 @@ import pandas as pd
 from othink_pipeline.cell_evaluation import evaluate_model, read_predictions
 from othink_pipeline.cells import FAILED
 from othink_pipeline.matrix import matrix_text, transfer_matrix
-from othink_pipeline.parameters import Compute, Evaluation, Folders
+from othink_pipeline.model_parameters import Compute
+from othink_pipeline.parameters import Evaluation, Folders
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset, Features, Image, Value
 
 from othink_pipeline.examples import TEXT_FIELDS, draw_examples, find_fault
+from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.models import load_model, render_prompt, user_message
 from othink_pipeline.parameters import RL, SFT, Evaluation
 from othink_pipeline.preflight import Row, Weights, read_weights
@@ -93,6 +94,8 @@ def check_model(
     prompt: str,
     methods: Mapping[str, SFT | RL],
     evaluation: Evaluation,
+    settings: ModelSettings,
+    compute: Compute,
 ) -> list[Row]:
     """Check that a base model loads, reads the tasks' examples and fits context and memory.
 
@@ -101,6 +104,8 @@ def check_model(
         tasks: examples of every task, sound ones alone: see ``check_examples``.
         prompt: template with ``{question}``.
         methods: what the grid trains it by.
+        settings: how it is loaded.
+        compute: how it is trained.
     """
     if (gpus := torch.cuda.device_count()) > 1:
         detail = f"{gpus} GPUs can be seen, and a run trains on one"
@@ -115,7 +120,7 @@ def check_model(
     if fixed[0].outcome == "FAILED":
         return fixed  # it may not even load
     try:
-        model, processor = load_model(path)
+        model, processor = load_model(path, settings)
     except ConfigurationError as error:
         return [*fixed, Row(name, "FAILED", error.message)]
     detail = f"loads: {weights.parameters:,} parameters, {_gigabytes(weights.stored_bytes)}"

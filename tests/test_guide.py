@@ -1,0 +1,82 @@
+"""The worked examples of docs/paper.md, as they stand there, on small data."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import MiniModel
+
+ROOT = Path(__file__).parents[1]
+GUIDE = ROOT / "docs" / "paper.md"
+SMALL = {
+    "data_preparation.splits.train": 8,
+    "data_preparation.splits.validation": 4,
+    "data_preparation.splits.test": 6,
+    "training.updates": 2,
+    "training.prompts_per_update": 2,
+    "training.checkpoint_every_updates": 2,
+    "training.validation_examples": 4,
+    "rl.completions_per_prompt": 2,
+    "rl.max_completion_tokens": 8,
+    "evaluation.batch_size": 8,
+    "evaluation.max_completion_tokens": 8,
+}
+
+
+def read_example(name: str) -> dict[str, str]:
+    """The files of an example: path -> text. Each block says in its first line where it goes."""
+    text = GUIDE.read_text().partition(f"<!-- example: {name} -->\n")[2]
+    files = {}
+    while block := re.match(r"```\w+\n# (\S+)\n(.*?)```\n", text, re.DOTALL):
+        files[block[1]] = block[2]
+        text = text[block.end() :]
+    return files
+
+
+@pytest.fixture
+def project(tmp_path: Path, mini_model: MiniModel) -> Path:
+    """A copy of the project, with a small base model."""
+    for folder in ("conf", "src"):
+        ignored = shutil.ignore_patterns("local", "__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(mini_model.path, tmp_path / "data/01_raw/tiny")
+    return tmp_path
+
+
+@pytest.fixture
+def follow(project: Path) -> Callable[..., str]:
+    """Write an example's files into the project and run it; returns what it said."""
+
+    def run(name: str, env: str, **changes: object) -> str:
+        for path, text in read_example(name).items():
+            (project / path).parent.mkdir(exist_ok=True)
+            (project / path).write_text(text)
+        params = ",".join(f"{key}={value}" for key, value in {**SMALL, **changes}.items())
+        command = [sys.executable, "-m", "kedro", "run", f"--env={env}", f"--params={params}"]
+        environment = {**os.environ, "PYTHONPATH": str(project / "src")}
+        done = subprocess.run(
+            command, cwd=project, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        return done.stdout
+
+    return run
+
+
+def matrix(project: Path, env: str) -> pd.DataFrame:
+    return pd.read_csv(project / f"data/{env}/08_reporting/transfer_matrix.csv")
+
+
+def test_a_task_of_ones_own(project: Path, follow: Callable[..., str]) -> None:
+    follow("task", "clock", **{"base_model.path": "data/01_raw/tiny"})
+    found = matrix(project, "clock")
+    assert set(found["eval_task"]) == {"counting", "clock"}
+    assert (found["n"] == SMALL["data_preparation.splits.test"]).all()
+    assert len(found) == 2 + 2 * 3 * 2

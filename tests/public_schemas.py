@@ -129,7 +129,7 @@ def source_block(train: Path, test: tuple[Path, Path]) -> dict[str, Any]:
 
 
 def make_source(folder: Path, task: str, train: int, test: int, seed: int) -> dict[str, Any]:
-    """A training set and a test file of ``task``, without a picture in common; their block."""
+    """A training set and a test file of ``task``, drawn with seeds of their own; their block."""
     trained = make_train_set(folder, task, train, 2 * seed)
     return source_block(trained, make_test_file(folder, task, test, 2 * seed + 1))
 

@@ -98,7 +98,7 @@ def train_cell(
             **parameters.model_dump(),
             "seed": cell.seed,
             "task": cell.task,
-            "prompts": {part["task"]: part["prompt"] for part in examples},
+            "prompts": {part["task"]: part["splits"]["train"]["prompt"] for part in examples},
             "base_model": {"path": base_model["path"], "digest": base_model["digest"]},
             "compute": compute.model_dump(),
             "health": health.model_dump(),
@@ -205,7 +205,7 @@ def _train(
                     model,
                     processor,
                     validation[task],
-                    prompt=manifest["prompt"],
+                    prompt=manifest["splits"]["validation"]["prompt"],
                     **evaluation.generation,
                 )
                 metrics = {
@@ -226,7 +226,7 @@ def _train(
         name=cell.name,
         model_path=base_model["path"],
         examples=read_examples(own["splits"]["train"]["path"]),
-        prompt=own["prompt"],
+        prompt=own["splits"]["train"]["prompt"],
         parameters=parameters,
         compute=compute,
         health=health,

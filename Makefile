@@ -29,7 +29,7 @@ demo: $(STAMP)
 	$(VENV)/bin/kedro run --pipelines=cross_task
 
 test: $(STAMP)
-	$(VENV)/bin/pytest --cov=othink_pipeline --cov-report=term-missing:skip-covered
+	$(VENV)/bin/pytest --numprocesses=2 --dist=loadfile --cov=othink_pipeline --cov-report=term-missing:skip-covered
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check

@@ -25,7 +25,7 @@ from othink_pipeline.examples import read_examples
 from othink_pipeline.lifecycle import failure
 from othink_pipeline.locks import lock
 from othink_pipeline.matrix import BASE
-from othink_pipeline.model_parameters import Compute
+from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import Evaluation, Folders
 from othink_pipeline.reuse import content_key, publish_file
 from othink_pipeline.source import code_digest, library_versions
@@ -45,6 +45,7 @@ def evaluate_model(
     examples: dict[str, Any],
     evaluation: Evaluation,
     folders: Folders,
+    model: ModelSettings,
     compute: Compute,
     *,
     task: str,
@@ -86,6 +87,7 @@ def evaluate_model(
             "test": examples["splits"]["test"]["digest"],
             "prompt": examples["splits"]["test"]["prompt"],
             "evaluation": _settings(evaluation),
+            "model": model.model_dump(),
             "about": about,
             "code": code_digest(EVALUATION),
             "libraries": library_versions(),
@@ -105,7 +107,7 @@ def evaluate_model(
             check_examples(examples)
             try:
                 check_files(checkpoint, remedy)
-                predictions = _predict(checkpoint, examples, evaluation, about)
+                predictions = _predict(checkpoint, examples, evaluation, model, about)
             except Exception as error:
                 if seed is None:
                     raise  # without the base model's score there is nothing to compare with
@@ -188,13 +190,18 @@ def _predict(
     checkpoint: dict[str, Any],
     examples: dict[str, Any],
     evaluation: Evaluation,
+    settings: ModelSettings,
     about: dict[str, Any],
 ) -> pd.DataFrame:
     from othink_pipeline.evaluation import predict
     from othink_pipeline.models import load_model
 
     check_code(EVALUATION)
-    model, processor = load_model(checkpoint["path"])
+    base_path = checkpoint.get("base_path")
+    if base_path is not None:  # adapters alone
+        base = {"path": base_path, "digest": checkpoint["base_model"]}
+        check_files(base, f"Check it: kedro run --pipelines=data_preparation {SAME_ENV}")
+    model, processor = load_model(checkpoint["path"], settings, base_path)
     test = examples["splits"]["test"]
     predictions = predict(
         model,

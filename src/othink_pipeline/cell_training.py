@@ -43,7 +43,7 @@ from othink_pipeline.grid import Cell
 from othink_pipeline.journal import HISTORY_COLUMNS, Checkpoint, Journal
 from othink_pipeline.lifecycle import failure
 from othink_pipeline.locks import lock
-from othink_pipeline.model_parameters import Compute
+from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Health
 from othink_pipeline.recording import Recorder
 from othink_pipeline.reuse import MANIFEST, digest_folder, publish, write_json
@@ -62,6 +62,7 @@ def train_cell(
     examples: tuple[dict[str, Any], ...],
     evaluation: Evaluation,
     folders: Folders,
+    model: ModelSettings,
     compute: Compute,
     health: Health,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -83,7 +84,7 @@ def train_cell(
     """
     import pandas as pd
 
-    key = training_key(cell, parameters, base_model["digest"], examples, evaluation, compute)
+    key = training_key(cell, parameters, base_model["digest"], examples, evaluation, model, compute)
     folder = cell_folder(folders, cell, key)
     retired = folder.with_name(f".{key}.old")
     with lock(folder.with_name(f"{key}.lock"), partial(_say_busy, cell)):
@@ -100,6 +101,7 @@ def train_cell(
             "task": cell.task,
             "prompts": {part["task"]: part["splits"]["train"]["prompt"] for part in examples},
             "base_model": {"path": base_model["path"], "digest": base_model["digest"]},
+            "model": model.model_dump(),
             "compute": compute.model_dump(),
             "health": health.model_dump(),
             "key": key,
@@ -122,8 +124,8 @@ def train_cell(
                     recorder.tag("health", json.dumps(health.model_dump()))
                     if manifest is None:
                         manifest = _train(
-                            *(cell, parameters, base_model, examples, evaluation, compute),
-                            *(health, folder, journal, recorder),
+                            *(cell, parameters, base_model, examples, evaluation, model),
+                            *(compute, health, folder, journal, recorder),
                         )
             model_id = journal.model_id(run_id, manifest["updates"])
         except (TrackingUnavailableError, TrackingRefusedError):
@@ -141,6 +143,8 @@ def train_cell(
             return {**cell._asdict(), FAILED: failure(error)}, history
         for leftover in (folder / RESUME, retired):  # also of a process killed before this
             shutil.rmtree(leftover, ignore_errors=True)
+    if parameters.lora and not parameters.lora.merge:
+        manifest["base_path"] = base_model["path"]  # which the adapters belong on
     return {**manifest, "run_id": run_id, "model_id": model_id}, journal.history()
 
 
@@ -157,6 +161,7 @@ def _train(
     base_model: dict[str, Any],
     examples: Sequence[dict[str, Any]],
     evaluation: Evaluation,
+    settings: ModelSettings,
     compute: Compute,
     health: Health,
     folder: Path,
@@ -164,6 +169,8 @@ def _train(
     recorder: Recorder,
 ) -> dict[str, Any]:
     """Train a cell in its folder, from where it was left, and write its manifest last of all."""
+    import torch
+
     from othink_pipeline.evaluation import predict
     from othink_pipeline.models import save_model
     from othink_pipeline.training import Job, train
@@ -184,6 +191,8 @@ def _train(
         (step, metric): value
         for step, metric, value in journal.history().itertuples(index=False, name=None)
     }
+    dtype = getattr(torch, settings.dtype)
+    merge = parameters.lora is None or parameters.lora.merge
     digests = {
         entry.checkpoint: entry.digest for entry in journal.entries if isinstance(entry, Checkpoint)
     }
@@ -194,7 +203,7 @@ def _train(
             path = folder / f"update-{step:06d}"
             if not path.is_dir() or digest_folder(path) != digests.get(step):
                 with publish(path) as scratch:
-                    save_model(model, processor, scratch)
+                    save_model(model, processor, scratch, dtype, merge)
                 digests[step] = digest_folder(path)
             recorder.checkpoint(step, path, digests[step])
         scores = {}
@@ -225,6 +234,7 @@ def _train(
     job = Job(
         name=cell.name,
         model_path=base_model["path"],
+        model=settings,
         examples=read_examples(own["splits"]["train"]["path"]),
         prompt=own["splits"]["train"]["prompt"],
         parameters=parameters,

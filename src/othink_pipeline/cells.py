@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from othink_pipeline.grid import Cell
-from othink_pipeline.model_parameters import Compute
+from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Health
 from othink_pipeline.reuse import MANIFEST, content_key, digest_folder, read_json
 from othink_pipeline.source import code_digest, library_versions
@@ -44,6 +44,7 @@ def training_key(
     base_digest: str,
     examples: Sequence[dict[str, Any]],
     evaluation: Evaluation,
+    model: ModelSettings,
     compute: Compute,
 ) -> str:
     """The content key of a cell's training: the same key, the same weights and curves.
@@ -71,8 +72,8 @@ def training_key(
                 for manifest in examples
             },
             "max_completion_tokens": evaluation.max_completion_tokens,
-            "share_prompts": compute.share_prompts,
-            "bf16": compute.bf16,
+            "model": model.model_dump(),
+            "compute": compute.arithmetic,
             "code": code_digest(*training_code(parameters.algorithm)),
             "libraries": library_versions(),
         }

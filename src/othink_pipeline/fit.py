@@ -16,6 +16,7 @@ from datasets import Dataset, Features, Image, Value
 
 from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.examples import TEXT_FIELDS, draw_examples, find_fault, picture_size
+from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.models import load_model, render_prompt, user_message
 from othink_pipeline.parameters import RL, SFT, Evaluation
 from othink_pipeline.preflight import Row, Weights, read_weights
@@ -109,6 +110,8 @@ def check_model(
     prompts: Prompts,
     methods: Mapping[str, SFT | RL],
     evaluation: Evaluation,
+    settings: ModelSettings,
+    compute: Compute,
 ) -> list[Row]:
     """Check that a base model loads, reads the tasks' examples and fits context and memory.
 
@@ -117,6 +120,8 @@ def check_model(
         tasks: examples of every task, sound ones alone: see ``check_examples``.
         prompts: of every task and split.
         methods: what the grid trains it by.
+        settings: how it is loaded.
+        compute: how it is trained.
     """
     if (gpus := torch.cuda.device_count()) > 1:
         detail = f"{gpus} GPUs can be seen, and a run trains on one"
@@ -131,7 +136,7 @@ def check_model(
     if fixed[0].outcome == "FAILED":
         return fixed  # it may not even load
     try:
-        model, processor = load_model(path)
+        model, processor = load_model(path, settings)
     except ConfigurationError as error:
         return [*fixed, Row(name, "FAILED", error.message)]
     detail = f"loads: {weights.parameters:,} parameters, {_gigabytes(weights.stored_bytes)}"

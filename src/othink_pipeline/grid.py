@@ -40,6 +40,8 @@ class Grid(NamedTuple):
     base_model_count: int = 1
     trains: bool = True
     """False where the environment tests the checkpoints of another one."""
+    drawn: bool = True
+    """All tasks are drawn by the project: a base model can be made for them."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -118,7 +120,8 @@ def read_grid() -> Grid:
     }
     base_models = parameters.base_model.count
     trains = places.get("trained", places["data"]) == places["data"]
-    return Grid(experiment.tasks, algorithms, experiment.seeds, base_models, trains)
+    drawn = not set(experiment.tasks) & parameters.data_preparation.sources.keys()
+    return Grid(experiment.tasks, algorithms, experiment.seeds, base_models, trains, drawn)
 
 
 def bind(function: Callable[..., Any], **identity: Any) -> Callable[..., Any]:
@@ -139,6 +142,7 @@ def training_nodes(grid: Grid, algorithm: str, train: Callable[..., Any]) -> lis
                 f"params:methods.{cell.method}",
                 "params:evaluation",
                 "params:folders",
+                "params:model",
                 "params:compute",
                 "params:health",
                 *(f"{task}.examples" for task in grid.tasks),
@@ -162,6 +166,7 @@ def evaluation_node(grid: Grid, evaluate: Callable[..., Any], cell: Cell, eval_t
             f"{eval_task}.examples",
             "params:evaluation",
             "params:folders",
+            "params:model",
             "params:compute",
         ],
         outputs=f"{cell.name}.{eval_task}.predictions",

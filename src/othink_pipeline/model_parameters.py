@@ -46,9 +46,9 @@ class BaseModel(Block):
 class ModelSettings(Block):
     """How a model is loaded, the same for training and for tests."""
 
-    dtype: Literal["float32", "bfloat16", "float16"]
-    """Of the weights. What is trained of them is float32 in any case, but for DeepSpeed, which
-    keeps float32 weights of its own."""
+    dtype: Literal["float32", "bfloat16"]
+    """Of the weights that are not trained, and of checkpoints. Those that are trained are float32:
+    to a bfloat16 the steps of usual learning rates are nothing."""
     attention: Literal["sdpa", "eager", "flash_attention_2"]
     """Prompts are shared with the first two alone."""
     min_pixels: Positive | None
@@ -128,6 +128,23 @@ class Compute(Block):
     """An interrupted training goes on from a state that is at most so many updates old."""
     fresh: bool
     """Train and test again what is finished or half done."""
+
+    def share_rows(self, rows: int) -> tuple[int, int]:
+        """The rows of an update, shared out: of a backward pass, and passes in each process.
+
+        Raises:
+            ValueError: they cannot be shared out evenly.
+        """
+        each, left = divmod(rows, self.num_processes)
+        size = min(self.micro_batch_size or each, each)
+        if left or each % size:
+            raise ValueError(
+                f"{rows} rows of an update (prompts_per_update, for RL times "
+                f"completions_per_prompt) do not go evenly into compute.num_processes = "
+                f"{self.num_processes} processes and passes of compute.micro_batch_size = "
+                f"{self.micro_batch_size} rows. Take divisors."
+            )
+        return size, each // size
 
     @property
     def arithmetic(self) -> dict[str, Any]:

@@ -6,18 +6,23 @@ import logging
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import transformers
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from othink_pipeline.prompts import encode
+from othink_pipeline.pixels import limit_pixels
+from othink_pipeline.prompts import base_of, encode
 from othink_pipeline.sampling import sample
 from othink_pipeline.validation import ConfigurationError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from othink_pipeline.model_parameters import ModelSettings
 
 logger = logging.getLogger(__name__)
 transformers.utils.logging.disable_progress_bar()  # the log says what happens, a line a step
@@ -36,33 +41,84 @@ class Completion(NamedTuple):
     tokens: int
 
 
-def load_model(path: str) -> tuple[Any, Any]:
+def load_model(
+    path: str, settings: ModelSettings | None = None, base_path: str | None = None
+) -> tuple[Any, Any]:
     """A model on the best device there is and its processor, in evaluation mode.
 
     Only safetensors are read and no code from the checkpoint is run.
+
+    Args:
+        path: folder of a model, or of adapters alone.
+        settings: None takes everything as the model's files say.
+        base_path: the model that adapters were trained on; not needed for a whole model.
 
     Raises:
         ConfigurationError: no model there, or one that does not load.
     """
     if not Path(path).is_dir():
         raise ConfigurationError(f"model {path}: no such folder")
+    whole = path
+    if adapted := (Path(path) / "adapter_config.json").is_file():
+        if base_path is None:
+            raise ConfigurationError(f"model {path}: adapters, and no base model to put them on")
+        whole = base_path
+    # Left unsaid, transformers asks on the terminal whether to run a checkpoint's own code.
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        # Left unsaid, transformers asks on the terminal whether to run a checkpoint's own code.
-        safely = {"local_files_only": True, "trust_remote_code": False}
-        processor = AutoProcessor.from_pretrained(path, **safely)
+        processor = AutoProcessor.from_pretrained(path, **options)
+        if settings:
+            options |= {"dtype": settings.dtype, "attn_implementation": settings.attention}
         model: Any = AutoModelForImageTextToText.from_pretrained(
-            path, use_safetensors=True, **safely
+            whole, use_safetensors=True, **options
         )
+        if adapted:
+            model = PeftModel.from_pretrained(model, path, local_files_only=True)
     except Exception as error:  # transformers raises whatever its many readers raise
         raise ConfigurationError(f"model {path} does not load: {error}") from error
+    if settings:
+        limit_pixels(processor, settings.min_pixels, settings.max_pixels)
     processor.tokenizer.padding_side = "left"
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
 
 
-def save_model(model: Any, processor: Any, folder: Path) -> None:
-    """Write model and processor as a Hugging Face model folder."""
-    model.save_pretrained(folder, safe_serialization=True)
+def save_model(
+    model: Any,
+    processor: Any,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    merge: bool = True,
+) -> None:
+    """Write model and processor as a Hugging Face model folder.
+
+    Args:
+        dtype: of the weights in the files; None leaves each as it is. Adapters stay as they are.
+        merge: write a model with adapters as a whole one; False: the adapters alone. The model
+            itself is left as it is in either case.
+    """
+    if isinstance(model, PeftModel) and not merge:
+        model.save_pretrained(str(folder))
+    else:
+        state = _whole_state(model)
+        if dtype is not None:
+            kept = {id(weight): weight.to(dtype) for weight in state.values()}  # tied ones stay so
+            state = {name: kept[id(weight)] for name, weight in state.items()}
+        base_of(model).save_pretrained(folder, state_dict=state, safe_serialization=True)
     processor.save_pretrained(folder)
+
+
+def _whole_state(model: Any) -> dict[str, torch.Tensor]:
+    """The weights by the names of a model without adapters, these added to the layers' own."""
+    state: dict[str, torch.Tensor] = {}
+    for name, weight in base_of(model).state_dict().items():
+        if ".lora_" not in name:
+            state[name.replace(".base_layer.", ".")] = weight
+    for name, layer in base_of(model).named_modules():
+        if isinstance(layer, LoraLayer):
+            weight = state[f"{name}.weight"]
+            delta = cast(Any, layer).get_delta_weight(layer.active_adapters[0])
+            state[f"{name}.weight"] = weight.float() + delta.float()
+    return state
 
 
 def user_message(prompt: str, question: str) -> str:

@@ -132,6 +132,11 @@ class SFT(Method):
     target: Literal["answer", "steps"]
     """``<answer> n </answer>`` as in the paper's data, or the worked steps before it."""
 
+    @property
+    def rows_per_update(self) -> int:
+        """Sequences that an update's loss is taken over."""
+        return self.prompts_per_update
+
 
 class Rewards(Block):
     """Weights of the rewards; a reward with weight 0 is not given."""
@@ -158,6 +163,11 @@ class RL(Method):
     temperature: Annotated[float, Field(gt=0)]
     rewards: Rewards
     kl: KLSchedule = Field(discriminator="schedule")
+
+    @property
+    def rows_per_update(self) -> int:
+        """Sequences that an update's loss is taken over."""
+        return self.prompts_per_update * self.completions_per_prompt
 
 
 class Evaluation(Block):
@@ -262,6 +272,12 @@ class Parameters(Block):
                 f"experiment.methods holds {unknown[0]!r}, which is no method. Allowed: "
                 f"{', '.join(sorted(parameters.methods))}. A new method is a block under 'methods'."
             )
+        if parameters.model.dtype != "float32" and not parameters.compute.bf16:
+            raise ConfigurationError(
+                f"model.dtype = {parameters.model.dtype!r} with compute.bf16 = False: what is "
+                "trained is float32 and would meet it unconverted. Set compute.bf16: true, or "
+                "model.dtype: float32."
+            )
         compared = [name for pair in parameters.report.comparisons for name in pair]
         unknown = [name for name in compared if name not in parameters.methods]
         if unknown:
@@ -274,6 +290,10 @@ class Parameters(Block):
             resolved = resolve_method(raw, name)
             if isinstance(resolved, SFT) and resolved.target == "steps":
                 parameters.check_steps(name)
+            try:
+                parameters.compute.share_rows(resolved.rows_per_update)
+            except ValueError as error:
+                raise ConfigurationError(f"methods.{name}: {error}") from None
             available = parameters.data_preparation.splits.validation
             if resolved.validation_examples > available:
                 raise ConfigurationError(

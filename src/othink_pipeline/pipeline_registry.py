@@ -30,10 +30,12 @@ def register_pipelines() -> dict[str, Pipeline]:
     cells = start + sft_cells + rl_cells
     same_task = cells + same_task_eval.create_pipeline(grid) + same_task_eval.create_table(grid)
     whole = cells + tests
+    made = data_preparation.create_pipeline(grid) + base_model.create_pipeline(grid)
+    rebuild = {"base_model": made} if grid.drawn else {}
     return {
         "preflight": preflight.create_pipeline(),
         "data_preparation": start,
-        "base_model": data_preparation.create_pipeline(grid) + base_model.create_pipeline(grid),
+        **rebuild,
         "sft": start + sft_cells,
         "rl": start + rl_cells,
         "same_task_eval": same_task,

@@ -72,6 +72,7 @@ def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog)
                 base["digest"],
                 [manifest for manifest in examples if manifest],
                 parameters.evaluation,
+                parameters.model,
                 parameters.compute,
             )
             folder = cell_folder(parameters.folders, cell, key)

@@ -14,15 +14,18 @@ from trl import GRPOConfig
 from othink_pipeline.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.guard_rl import GuardedRL
 from othink_pipeline.kl import FLOOR
+from othink_pipeline.model_parameters import VLLMServer
 from othink_pipeline.rewards import ACCURACY_REWARDS, format_reward
 from othink_pipeline.training import Job, trainer_settings
 from othink_pipeline.training_data import rl_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import PeftConfig
     from transformers import TrainerCallback
 
     from othink_pipeline.health import Report
+    from othink_pipeline.model_parameters import Compute
     from othink_pipeline.parameters import RL
 
 
@@ -40,6 +43,7 @@ def build_trainer(
     processor: Any,
     rows: Dataset,
     job: Job,
+    adapters: PeftConfig | None,
     report: Report,
     callbacks: list[TrainerCallback],
 ) -> GuardedGRPOTrainer:
@@ -47,8 +51,7 @@ def build_trainer(
     parameters: RL = job.parameters
     config = GRPOConfig(
         **trainer_settings(job),
-        per_device_train_batch_size=parameters.prompts_per_update
-        * parameters.completions_per_prompt,
+        **_generation_settings(job.compute),
         num_generations=parameters.completions_per_prompt,
         max_completion_length=parameters.max_completion_tokens,
         temperature=parameters.temperature,
@@ -66,9 +69,21 @@ def build_trainer(
         callbacks=callbacks,
         kl=parameters.kl,
         share_prompts=job.compute.share_prompts,
+        peft_config=adapters,
         health=job.health,
         report=report,
     )
+
+
+def _generation_settings(compute: Compute) -> dict[str, Any]:
+    """TRL's settings of who generates the completions."""
+    if compute.vllm is None:
+        return {}
+    if isinstance(compute.vllm, VLLMServer):
+        where = {"vllm_server_host": compute.vllm.host, "vllm_server_port": compute.vllm.port}
+    else:
+        where = {"vllm_gpu_memory_utilization": compute.vllm.gpu_memory}
+    return {"use_vllm": True, "vllm_mode": compute.vllm.mode, **where}
 
 
 def completion_tokens(rows: Dataset, job: Job, processor: Any, mean_tokens: float) -> int:

@@ -13,10 +13,10 @@ from othink_pipeline.training_data import sft_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import PeftConfig
     from transformers import TrainerCallback
 
     from othink_pipeline.health import Report
-    from othink_pipeline.parameters import SFT
 
 
 class ResumableSFTTrainer(Resumable, SFTTrainer):
@@ -44,14 +44,13 @@ def build_trainer(
     processor: Any,
     rows: Dataset,
     job: Job,
+    adapters: PeftConfig | None,
     report: Report,
     callbacks: list[TrainerCallback],
 ) -> GuardedSFTTrainer:
     """An SFT trainer that takes ``rows`` in their order, with the loss on the completion alone."""
-    parameters: SFT = job.parameters
     config = SFTConfig(
         **trainer_settings(job),
-        per_device_train_batch_size=parameters.prompts_per_update,
         completion_only_loss=True,
         max_length=None,  # TRL's default cuts long examples without a word
         train_sampling_strategy="sequential",
@@ -62,6 +61,7 @@ def build_trainer(
         train_dataset=rows,
         processing_class=processor,
         callbacks=callbacks,
+        peft_config=adapters,
         health=job.health,
         report=report,
     )

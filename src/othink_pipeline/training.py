@@ -7,8 +7,9 @@ other: a cell's content key covers the code that its own algorithm imports.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -19,13 +20,15 @@ from transformers import PrinterCallback, TrainerCallback
 from othink_pipeline.models import load_model
 from othink_pipeline.resume import newest_checkpoint, update_of
 from othink_pipeline.training_data import prompt_order
+from othink_pipeline.tuning import choose_weights, keep_precise
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import PeftConfig
 
     from othink_pipeline.health import Report
-    from othink_pipeline.model_parameters import Compute
-    from othink_pipeline.parameters import Health, Method
+    from othink_pipeline.model_parameters import Compute, ModelSettings
+    from othink_pipeline.parameters import RL, SFT, Health, Method
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,13 @@ CURVES = {
 }
 """TRL's names of what is logged at every update -> ours, the same for every method."""
 
+OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+"""Our names of the optimizers -> those of Transformers."""
+
 Log = Callable[[int, dict[str, float]], None]
 Checkpoint = Callable[[int, Any, Any], dict[str, float]]
 
@@ -67,7 +77,8 @@ class Trained(NamedTuple):
     faults: dict[str, int]
     """How often each fault occurred; see ``health``."""
     weights_changed: float
-    """Euclidean norm of all weights' change, relative to that of the weights; above 0."""
+    """Euclidean norm of the trained weights' change, relative to that of these weights; above 0.
+    NaN where no process holds them whole."""
 
 
 class Stopwatch:
@@ -188,6 +199,7 @@ class Job:
     Attributes:
         name: the cell's name, for the progress line.
         model_path: the base model: a Hugging Face model folder.
+        model: how it is loaded.
         examples: the train split.
         prompt: template with ``{question}``.
         folder: for checkpoints to go on from; of this training alone, not needed afterwards.
@@ -195,6 +207,7 @@ class Job:
 
     name: str
     model_path: str
+    model: ModelSettings
     examples: Dataset
     prompt: str
     parameters: Any  # SFT or RL, as the algorithm takes it
@@ -216,6 +229,7 @@ class Algorithm(Protocol):
         processor: Any,
         rows: Dataset,
         job: Job,
+        adapters: PeftConfig | None,
         report: Report,
         callbacks: list[TrainerCallback],
     ) -> Any:
@@ -250,13 +264,17 @@ def train(
             more than numbers.
         TrainingFault: a number went wrong, and its policy is to stop.
     """
-    model, processor = load_model(job.model_path)
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    model, processor = load_model(job.model_path, job.model)
     prompts = job.parameters.updates * job.parameters.prompts_per_update
     stream = job.examples.select(prompt_order(len(job.examples), prompts, job.seed))
     watcher = Watcher(job.name, job.parameters, processor, log, checkpoint)
     rows = algorithm.make_rows(stream, job, processor)
-    trainer = algorithm.build_trainer(model, processor, rows, job, report, [watcher])
+    adapters = choose_weights(model, job.parameters)
+    trainer = algorithm.build_trainer(model, processor, rows, job, adapters, report, [watcher])
+    if not trainer.is_deepspeed_enabled:  # which keeps float32 weights of its own
+        keep_precise(trainer.model)
+    whole = not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
+    before = dict(_trained_weights(trainer.model)) if whole else {}
     trainer.remove_callback(PrinterCallback)  # the watcher's line says it shorter
     trainer.parts |= {"watcher": watcher, "health": trainer.monitor}
     newest = newest_checkpoint(job.folder)
@@ -272,13 +290,16 @@ def train(
         seconds=watcher.training.seconds,
         skipped_batches=trainer.monitor.skipped,
         faults=dict(trainer.monitor.counts),
-        weights_changed=_relative_change(before, model.named_parameters()),
+        weights_changed=_relative_change(before, _trained_weights(trainer.model))
+        if whole
+        else math.nan,
     )
 
 
 def trainer_settings(job: Job) -> dict[str, Any]:
     """TRL's settings that both algorithms share."""
-    parameters: Method = job.parameters
+    parameters: SFT | RL = job.parameters
+    rows, passes = job.compute.share_rows(parameters.rows_per_update)
     return {
         "output_dir": str(job.folder),
         "max_steps": parameters.updates,
@@ -294,7 +315,10 @@ def trainer_settings(job: Job) -> dict[str, Any]:
         "save_steps": job.compute.resume_every_updates,
         "report_to": "none",
         "disable_tqdm": True,
-        "activation_checkpointing": False,
+        "activation_checkpointing": job.compute.gradient_checkpointing,
+        "optim": OPTIMIZERS[parameters.optimizer],
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": passes,
         "bf16": job.compute.bf16,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -302,11 +326,18 @@ def trainer_settings(job: Job) -> dict[str, Any]:
     }
 
 
+def _trained_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Copies, in the main memory: a GPU has better use for its own."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            yield name, weight.detach().to("cpu", copy=True)
+
+
 def _relative_change(
     before: Mapping[str, torch.Tensor], after: Iterable[tuple[str, torch.Tensor]]
 ) -> float:
     changed = total = 0.0
     for name, weight in after:
-        changed += float((weight.detach() - before[name]).square().sum())
+        changed += float((weight - before[name]).square().sum())
         total += float(before[name].square().sum())
     return float((changed / total) ** 0.5)

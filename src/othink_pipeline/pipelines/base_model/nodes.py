@@ -16,7 +16,7 @@ from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.examples import read_examples
 from othink_pipeline.lifecycle import code_tags
 from othink_pipeline.locks import lock
-from othink_pipeline.model_parameters import BaseModel, Rebuild
+from othink_pipeline.model_parameters import BaseModel, Compute, ModelSettings, Rebuild
 from othink_pipeline.parameters import RL, SFT, Evaluation, Experiment, Folders
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_splits
 from othink_pipeline.preflight import refuse, resolve_methods
@@ -42,6 +42,8 @@ def check_base_model(
     methods: dict[str, Any],
     evaluation: Evaluation,
     folders: Folders,
+    model: ModelSettings,
+    compute: Compute,
     *examples: dict[str, Any],
     number: int,
 ) -> dict[str, Any]:
@@ -64,10 +66,10 @@ def check_base_model(
         "Set base_model.path to a model folder, restore the shipped one (git checkout), or make "
         f"one: kedro run --pipelines=base_model --params=rebuild.path=FOLDER {SAME_ENV}",
     )
-    path, folder = manifest["path"], Path(manifest["path"])
+    folder = Path(manifest["path"])
     resolved = resolve_methods(experiment, training, sft, rl, methods)
     home = Path(folders.checkpoints) / "base" / f"b{number}" / manifest["digest"][:16]
-    _check_fit(path, manifest["digest"], resolved, evaluation, examples, home / CHECKED)
+    _check_fit(manifest, resolved, evaluation, model, compute, examples, home / CHECKED)
     name, tags = f"base/b{number}", {"method": "base", "base_model": str(number)}
     with lock(home.with_name(f"{home.name}.lock"), lambda _: None):  # another `kedro run`: seconds
         run_id = runs.finished_run(home / runs.FILE)
@@ -82,17 +84,20 @@ def check_base_model(
 
 
 def _check_fit(
-    path: str,
-    digest: str,
+    base_model: dict[str, Any],
     methods: dict[str, SFT | RL],
     evaluation: Evaluation,
+    model: ModelSettings,
+    compute: Compute,
     examples: tuple[dict[str, Any], ...],
     checked: Path,
 ) -> None:
     """Run the checks of ``fit``, unless ``checked`` says that the same passed on this machine."""
     key = content_key(
         {
-            "model": [path, digest],
+            "base_model": base_model["digest"],
+            "model": model.model_dump(),
+            "compute": compute.model_dump(),
             "methods": {name: method.model_dump() for name, method in methods.items()},
             "evaluation": evaluation.model_dump(),
             "examples": [[manifest["task"], manifest["splits"]] for manifest in examples],
@@ -118,7 +123,7 @@ def _check_fit(
         manifest["task"]: {split: part["prompt"] for split, part in manifest["splits"].items()}
         for manifest in examples
     }
-    rows = fit.check_model(path, tasks, prompts, methods, evaluation)
+    rows = fit.check_model(base_model["path"], tasks, prompts, methods, evaluation, model, compute)
     refuse(rows)
     for row in rows:
         if row.outcome == "note":

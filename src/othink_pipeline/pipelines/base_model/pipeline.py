@@ -55,6 +55,8 @@ def create_check(grid: Grid) -> Pipeline:
                     "params:methods",
                     "params:evaluation",
                     "params:folders",
+                    "params:model",
+                    "params:compute",
                     *(f"{task}.examples" for task in grid.tasks),
                 ],
                 outputs=f"base.b{number}.checkpoint",

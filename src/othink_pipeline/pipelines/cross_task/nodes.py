@@ -20,7 +20,7 @@ from othink_pipeline.figures import (
 )
 from othink_pipeline.grid import Cell
 from othink_pipeline.matrix import BASE, KEYS, matrix_text, transfer_matrix
-from othink_pipeline.model_parameters import Compute
+from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import Evaluation, Folders, Report
 from othink_pipeline.report import report_markdown
 from othink_pipeline.validation import ConfigurationError
@@ -43,6 +43,7 @@ def evaluate_base_model(
     examples: dict[str, Any],
     evaluation: Evaluation,
     folders: Folders,
+    model: ModelSettings,
     compute: Compute,
     *,
     base_model: int,
@@ -53,6 +54,7 @@ def evaluate_base_model(
         examples,
         evaluation,
         folders,
+        model,
         compute,
         task="none",
         method=BASE,

@@ -29,6 +29,7 @@ def create_pipeline(grid: Grid) -> Pipeline:
                         f"{task}.examples",
                         "params:evaluation",
                         "params:folders",
+                        "params:model",
                         "params:compute",
                     ],
                     outputs=f"base.b{number}.{task}.predictions",

@@ -10,7 +10,7 @@ import click
 
 from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.examples import read_examples
-from othink_pipeline.model_parameters import BaseModel
+from othink_pipeline.model_parameters import BaseModel, Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Experiment, Folders
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
 from othink_pipeline.preflight import (
@@ -66,6 +66,8 @@ def check_fit(
     folders: Folders,
     data_preparation: DataPreparation,
     evaluation: Evaluation,
+    model: ModelSettings,
+    compute: Compute,
 ) -> list[Row]:
     """Check examples and base models; see ``fit``."""
     from othink_pipeline import fit
@@ -95,7 +97,7 @@ def check_fit(
         except ConfigurationError as error:
             rows.append(Row(f"model {path}", "FAILED", error.message))
         else:
-            rows += fit.check_model(path, tasks, prompts, resolved, evaluation)
+            rows += fit.check_model(path, tasks, prompts, resolved, evaluation, model, compute)
     return rows
 
 

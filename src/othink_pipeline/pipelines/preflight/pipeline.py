@@ -26,6 +26,8 @@ def create_pipeline() -> Pipeline:
                     "params:folders",
                     "params:data_preparation",
                     "params:evaluation",
+                    "params:model",
+                    "params:compute",
                 ],
                 outputs="preflight.fit",
                 name="check_fit",

@@ -10,7 +10,7 @@ import pandas as pd
 from othink_pipeline.cell_evaluation import evaluate_model, read_predictions
 from othink_pipeline.cells import FAILED
 from othink_pipeline.matrix import matrix_text, transfer_matrix
-from othink_pipeline.model_parameters import Compute
+from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import Evaluation, Folders
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,7 @@ def evaluate_cell(
     examples: dict[str, Any],
     evaluation: Evaluation,
     folders: Folders,
+    model: ModelSettings,
     compute: Compute,
     *,
     task: str,
@@ -34,6 +35,7 @@ def evaluate_cell(
         examples,
         evaluation,
         folders,
+        model,
         compute,
         task=task,
         method=method,

@@ -8,7 +8,7 @@ import pandas as pd
 
 from othink_pipeline.cell_training import train_cell
 from othink_pipeline.grid import Cell
-from othink_pipeline.model_parameters import Compute
+from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import Evaluation, Folders, Health, resolve_method
 
 
@@ -19,6 +19,7 @@ def train_sft(
     method: dict[str, Any],
     evaluation: Evaluation,
     folders: Folders,
+    model: ModelSettings,
     compute: Compute,
     health: Health,
     *examples: dict[str, Any],
@@ -27,4 +28,5 @@ def train_sft(
     """Fine-tune the base model on worked or bare answers; see ``train_cell``."""
     blocks = {"training": training, "sft": sft, "methods": {cell.method: method}}
     parameters = resolve_method(blocks, cell.method)
-    return train_cell(cell, parameters, base_model, examples, evaluation, folders, compute, health)
+    settings = (evaluation, folders, model, compute, health)
+    return train_cell(cell, parameters, base_model, examples, *settings)

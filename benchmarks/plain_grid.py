@@ -66,8 +66,7 @@ def load() -> tuple[Any, Any]:
 
 def read(file: Path, items: int | None = None) -> Dataset:
     """The first examples of a split."""
-    with TemporaryDirectory() as cache:
-        examples = Dataset.from_parquet(str(file), cache_dir=cache, keep_in_memory=True)
+    examples = Dataset.from_file(str(file), in_memory=True)
     return examples if items is None else examples.select(range(items))
 
 
@@ -231,11 +230,11 @@ def train_grpo(
 
 def main(updates: int, test_items: int, folder: Path, scratch: Path) -> dict[str, Any]:
     """The whole grid: the base model, then task by task and method by method."""
-    train = {task: read(folder / task / "train.parquet") for task in TASKS}
+    train = {task: read(folder / task / "train.arrow") for task in TASKS}
     validation = {
-        task: read(folder / task / "validation.parquet", VALIDATION_ITEMS) for task in TASKS
+        task: read(folder / task / "validation.arrow", VALIDATION_ITEMS) for task in TASKS
     }
-    test = {task: read(folder / task / "test.parquet", test_items) for task in TASKS}
+    test = {task: read(folder / task / "test.arrow", test_items) for task in TASKS}
     accuracies: dict[str, float] = {}
 
     def test_on_all(name: str, model: Any, processor: Any) -> None:
@@ -282,7 +281,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--updates", type=int, default=48)
     parser.add_argument("--test-items", type=int, default=1000)
-    parser.add_argument("--examples", type=Path, required=True, help="TASK/SPLIT.parquet are here")
+    parser.add_argument("--examples", type=Path, required=True, help="TASK/SPLIT.arrow are here")
     parser.add_argument("--out", type=Path, required=True, help="JSON file of seconds, accuracies")
     options = parser.parse_args()
     disable_progress_bars()

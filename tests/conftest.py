@@ -70,7 +70,7 @@ def shipped_health() -> Any:
 
 @pytest.fixture(scope="session")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str, "Dataset"]]:
-    """Task -> split -> examples, from parquet files as the nodes read them."""
+    """Task -> split -> examples, from files as the nodes read them."""
     from othink_pipeline.examples import draw_examples, read_examples, write_examples
 
     folder = tmp_path_factory.mktemp("examples")
@@ -80,7 +80,7 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str
         examples = list(draw_examples(task, sizes, seed=0))
         tables[task] = {}
         for split in sizes:
-            file = folder / f"{task}_{split}.parquet"
+            file = folder / f"{task}_{split}.arrow"
             write_examples([row for row in examples if row["split"] == split], file)
             tables[task][split] = read_examples(file)
     return tables

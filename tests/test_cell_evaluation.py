@@ -56,7 +56,7 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.delenv(tracking.PARENT_VARIABLE, raising=False)
     sizes = {"base": 1, "train": 4, "validation": 4, "test": TEST_ITEMS}
     preparation = DataPreparation.model_validate(
-        {"seed": 0, "splits": sizes, "prompt": PROMPT, "max_rejected": 0}
+        {"seed": 0, "splits": sizes, "prompt": PROMPT, "max_rejected": 0, "sources": {}}
     )
     return prepare_splits(preparation, "geometry", CELL_SPLITS, Path("examples/geometry"))
 
@@ -232,12 +232,13 @@ def test_whatever_the_predictions_depend_on_names_them(
     monkeypatch.setattr(cell_evaluation, "check_examples", lambda *_: None)
     splits = examples["splits"]
     other_test = {**splits, "test": {**splits["test"], "digest": "other"}}
+    other_prompt = {**splits, "test": {**splits["test"], "prompt": "{question}?"}}
     other_train = {**splits, "train": {**splits["train"], "digest": "other"}}
     keys = [
         evaluate(checkpoint, examples)["key"],
         evaluate({**checkpoint, "digest": "other"}, examples)["key"],
         evaluate(checkpoint, {**examples, "splits": other_test})["key"],
-        evaluate(checkpoint, {**examples, "prompt": "{question}?"})["key"],
+        evaluate(checkpoint, {**examples, "splits": other_prompt})["key"],
         evaluate(checkpoint, examples, {**CELL, "seed": 4})["key"],
         evaluate(checkpoint, examples, {**CELL, "base_model": 1})["key"],
     ]

@@ -111,7 +111,7 @@ def prepared(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) ->
     project = tmp_path_factory.mktemp("prepared")
     sizes = {"base": 1, "train": 12, "validation": 4, "test": 4}
     preparation = DataPreparation.model_validate(
-        {"seed": 0, "splits": sizes, "prompt": PROMPT, "max_rejected": 0}
+        {"seed": 0, "splits": sizes, "prompt": PROMPT, "max_rejected": 0, "sources": {}}
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)

@@ -80,10 +80,15 @@ COMPUTE: dict[str, Any] = {
 def manifest_of(task: str) -> dict[str, Any]:
     """What data_preparation says of a task's examples."""
     splits = {
-        split: {"path": f"data/{task}/{split}.parquet", "examples": 9, "digest": f"{task} {split}"}
+        split: {
+            "path": f"data/{task}/{split}.arrow",
+            "examples": 9,
+            "digest": f"{task} {split}",
+            "prompt": PROMPT,
+        }
         for split in ("train", "validation", "test")
     }
-    return {"task": task, "seed": 0, "prompt": PROMPT, "key": "k", "rejected": 0, "splits": splits}
+    return {"task": task, "seed": 0, "key": "k", "rejected": 0, "splits": splits}
 
 
 def key_of(
@@ -173,9 +178,12 @@ def test_all_that_a_training_starts_from_changes_the_key() -> None:
         "validation of another task": key_of(
             examples=[counting, edited(geometry, "splits", "validation", "digest")],
         ),
-        "prompt": key_of(examples=[{**counting, "prompt": "{question}"}, geometry]),
+        "prompt": key_of(examples=[edited(counting, "splits", "train", "prompt"), geometry]),
+        "validation prompt": key_of(
+            examples=[edited(counting, "splits", "validation", "prompt"), geometry],
+        ),
         "prompt of another task": key_of(
-            examples=[counting, {**geometry, "prompt": "{question}"}],
+            examples=[counting, edited(geometry, "splits", "validation", "prompt")],
         ),
         "one task less": key_of(examples=[counting]),
         "task": key_of(cell=CELL._replace(task="geometry")),
@@ -385,7 +393,7 @@ def test_a_split_is_named_by_task_and_split() -> None:
     assert tuple(getattr(ref, name) for name in ("name", "digest", "source", "examples")) == (
         "counting_test",
         "counting test",
-        "data/counting/test.parquet",
+        "data/counting/test.arrow",
         7,
     )
 
@@ -393,7 +401,7 @@ def test_a_split_is_named_by_task_and_split() -> None:
 def test_examples_that_were_made_anew_are_not_those_of_the_catalog(tmp_path: Path) -> None:
     manifest = manifest_of("counting")
     for split, part in manifest["splits"].items():
-        part["path"] = str(tmp_path / f"{split}.parquet")
+        part["path"] = str(tmp_path / f"{split}.arrow")
     with pytest.raises(ConfigurationError, match="kedro run --pipelines=data_preparation"):
         check_examples(manifest)
     write_json(tmp_path / MANIFEST, manifest)

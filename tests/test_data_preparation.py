@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -35,7 +35,14 @@ FOLDER = Path(FOLDERS.examples) / "counting"
 def settings(**changes: Any) -> DataPreparation:
     sizes = SplitSizes(base=6, train=5, validation=3, test=4)
     return DataPreparation(
-        **{"seed": 0, "splits": sizes, "prompt": "{question} Think.", "max_rejected": 0, **changes}
+        **{
+            "seed": 0,
+            "splits": sizes,
+            "prompt": "{question} Think.",
+            "max_rejected": 0,
+            "sources": {},
+            **changes,
+        }
     )
 
 
@@ -67,6 +74,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, **faults: dict[str, Any]) -> None:
     monkeypatch.setattr(nodes, "draw_examples", draw)
 
 
+WRITER = pa.ipc.RecordBatchStreamWriter
 LOCK = f".{FOLDER.name}.lock"
 
 
@@ -83,11 +91,12 @@ def test_a_task_is_published_whole() -> None:
     manifest = prepare(settings())
     assert manifest == read_manifest(FOLDER, "")
     assert (manifest["task"], manifest["seed"]) == ("counting", 0)
-    assert (manifest["prompt"], manifest["rejected"]) == ("{question} Think.", 0)
+    assert manifest["rejected"] == 0
+    assert {part["prompt"] for part in manifest["splits"].values()} == {"{question} Think."}
     sizes = {split: part["examples"] for split, part in manifest["splits"].items()}
     assert sizes == {"train": 5, "validation": 3, "test": 4}
     for split, part in manifest["splits"].items():
-        assert part["path"] == str(FOLDER / f"{split}.parquet")
+        assert part["path"] == str(FOLDER / f"{split}.arrow")
         table = read_examples(part["path"])
         assert len(table) == part["examples"]
         assert set(table["split"]) == {split}
@@ -110,7 +119,7 @@ def test_digests_are_those_of_the_fields_and_pixels_in_the_files(
     fields = ("id", "task", "split", "key", "form", "question", "answer", "steps")
     for part in manifest["splits"].values():
         content = b""
-        for row in pq.read_table(part["path"]).to_pylist():
+        for row in pa.ipc.open_stream(Path(part["path"]).read_bytes()).read_all().to_pylist():
             picture = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB").tobytes()
             for item in (*(row[name].encode() for name in fields), picture):
                 content += len(item).to_bytes(8, "big") + item
@@ -132,7 +141,7 @@ def test_examples_go_to_their_files_as_they_are_drawn(
 ) -> None:
     """Never more in memory than the batches of three splits and the example in hand."""
     monkeypatch.setattr(examples_module, "BATCH_EXAMPLES", 4)
-    drawn, alive, written, write_table = 0, 0, 0, pq.ParquetWriter.write_table
+    drawn, alive, written, write_batch = 0, 0, 0, WRITER.write_batch
 
     class Picture(bytes):
         def __del__(self) -> None:
@@ -147,17 +156,17 @@ def test_examples_go_to_their_files_as_they_are_drawn(
             assert alive <= 3 * 3 + 1
             assert drawn - written <= 3 * 3
 
-    def count_rows(file: pq.ParquetWriter, table: Any) -> None:
-        nonlocal written
-        write_table(file, table)
-        written += table.num_rows
+    def count_rows(file: Any, batch: Any) -> None:
+        nonlocal written, batches
+        write_batch(file, batch)
+        written, batches = written + batch.num_rows, batches + 1
 
     monkeypatch.setattr(nodes, "draw_examples", draw)
-    monkeypatch.setattr(pq.ParquetWriter, "write_table", count_rows)
+    monkeypatch.setattr(WRITER, "write_batch", count_rows)
+    batches = 0
     prepare(settings(splits=SplitSizes(base=1, train=30, validation=10, test=20)))
     assert (drawn, alive, written) == (60, 0, 60)
-    for split, groups in {"train": 8, "validation": 3, "test": 5}.items():
-        assert pq.read_metadata(FOLDER / f"{split}.parquet").num_row_groups == groups
+    assert batches == 8 + 3 + 5
 
 
 def test_a_long_run_says_how_far_it_is(
@@ -166,9 +175,9 @@ def test_a_long_run_says_how_far_it_is(
     monkeypatch.setattr(nodes, "PROGRESS_EXAMPLES", 5)
     with caplog.at_level("INFO"):
         prepare(settings())
-    assert [line for line in caplog.messages if line.endswith("drawn")] == [
-        "counting: 5 of 12 examples drawn",
-        "counting: 10 of 12 examples drawn",
+    assert [line for line in caplog.messages if line.endswith("made")] == [
+        "counting: 5 of 12 examples made",
+        "counting: 10 of 12 examples made",
     ]
 
 
@@ -190,7 +199,7 @@ def test_an_environment_with_a_folder_of_its_own_leaves_the_others_alone() -> No
     elsewhere = FOLDERS.model_copy(update={"examples": "data/smoke/03_primary"})
     second = prepare_examples(settings(seed=1), elsewhere, task="counting")
     assert second == read_manifest(Path("data/smoke/03_primary/counting"), "")
-    assert second["splits"]["test"]["path"] == "data/smoke/03_primary/counting/test.parquet"
+    assert second["splits"]["test"]["path"] == "data/smoke/03_primary/counting/test.arrow"
     assert read_manifest(FOLDER, "") == first
     assert before.items() <= files().items()
 
@@ -235,6 +244,7 @@ def test_what_other_stages_need_does_not_matter() -> None:
         ("examples.py", True),
         ("tasks/geometry.py", False),
         ("training.py", False),
+        ("source_splits.py", False),
     ],
 )
 def test_changed_code_makes_the_examples_anew(
@@ -259,8 +269,8 @@ def damage_byte(file: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda: damage_byte(FOLDER / "test.parquet"),
-        lambda: (FOLDER / "train.parquet").unlink(),
+        lambda: damage_byte(FOLDER / "test.arrow"),
+        lambda: (FOLDER / "train.arrow").unlink(),
         lambda: (FOLDER / "manifest.json").write_text("{"),
         lambda: (FOLDER / "manifest.json").unlink(),
     ],
@@ -307,7 +317,7 @@ def test_rejects_within_the_limit_are_counted_and_left_out(
         manifest = prepare(settings(max_rejected=2))
     assert manifest["rejected"] == 2
     assert manifest["splits"]["train"]["examples"] == 3
-    ids = list(read_examples(FOLDER / "train.parquet")["id"])
+    ids = list(read_examples(FOLDER / "train.arrow")["id"])
     assert ids == [f"counting-train-00000{number}" for number in (0, 2, 4)]
     rejected = pd.read_csv("data/03_primary/counting_rejected.csv", dtype=str)
     assert list(rejected["id"]) == ["counting-train-000001", "7"]
@@ -335,15 +345,15 @@ def fail_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fail_writing(monkeypatch: pytest.MonkeyPatch) -> None:
-    write_table, calls = pq.ParquetWriter.write_table, []
+    write_batch, calls = WRITER.write_batch, []
 
     def write(*arguments: Any) -> None:
         calls.append(arguments)
         if len(calls) == 3:
             raise OSError("No space left on device")
-        write_table(*arguments)
+        write_batch(*arguments)
 
-    monkeypatch.setattr(pq.ParquetWriter, "write_table", write)
+    monkeypatch.setattr(WRITER, "write_batch", write)
 
 
 def fail_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,7 +390,7 @@ def test_what_a_killed_process_left_is_not_taken_for_finished() -> None:
     """Killed between two files: the scratch folder stands there with some of them."""
     scratch = FOLDER.with_name(".counting.new")
     scratch.mkdir(parents=True)
-    (scratch / "train.parquet").write_bytes(b"half")
+    (scratch / "train.arrow").write_bytes(b"half")
     manifest = prepare(settings())
     assert manifest["digest"] == digest_folder(FOLDER)
     assert not scratch.exists()

@@ -23,6 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from othink_pipeline import tracking
 from othink_pipeline.__main__ import main
 from othink_pipeline.evaluation import predict
+from othink_pipeline.examples import read_examples
 from othink_pipeline.grid import GridConfigLoader
 from othink_pipeline.hooks import CellsFailedError
 from othink_pipeline.models import load_model
@@ -295,7 +296,7 @@ def test_no_test_example_was_trained_or_chosen_on(outcome: Outcome) -> None:
     for task in TASKS:
         folder = outcome.project / "data/03_primary" / task
         keys = {
-            split: set(pd.read_parquet(folder / f"{split}.parquet", columns=["key"])["key"])
+            split: set(read_examples(folder / f"{split}.arrow")["key"])
             for split in ("train", "validation", "test")
         }
         assert {split: len(values) for split, values in keys.items()} == {

@@ -16,6 +16,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from othink_pipeline import fit
+from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.examples import find_fault
 from othink_pipeline.models import load_model, render_prompt
 from othink_pipeline.parameters import RL, SFT, Evaluation, resolve_method
@@ -59,7 +60,8 @@ def folder(mini_model: MiniModel, tmp_path: Path) -> Path:
 @pytest.fixture
 def check(folder: Path, tasks: Tasks) -> Check:
     def run(methods: Mapping[str, Any] | None = None, prompt: str = PROMPT) -> list[Row]:
-        return fit.check_model(str(folder), tasks, prompt, methods or {}, EVALUATION)
+        prompts = {task: dict.fromkeys(splits, prompt) for task, splits in tasks.items()}
+        return fit.check_model(str(folder), tasks, prompts, methods or {}, EVALUATION)
 
     return run
 
@@ -319,7 +321,8 @@ def test_a_missing_column_and_an_empty_split_are_named(tasks: Tasks) -> None:
 
 
 def test_a_task_that_is_not_prepared_is_drawn() -> None:
-    splits = fit.draw_splits("geometry", 0)
+    raw = yaml.safe_load((ROOT / "conf/base/parameters_data_preparation.yml").read_text())
+    splits = fit.draw_splits("geometry", DataPreparation(**raw["data_preparation"]))
     assert {split: len(rows) for split, rows in splits.items()} == fit.DRAWN
     assert {row.outcome for row in fit.check_examples("geometry", splits)} == {"ok"}
     assert splits["train"][0]["image"].size == (64, 64)

@@ -56,10 +56,14 @@ def examples_manifest(raw: dict[str, Any], task: str) -> dict[str, Any]:
     preparation = Parameters.read(raw).data_preparation
     return {
         "task": task,
-        "prompt": preparation.prompt,
         "key": examples_key(preparation, task, CELL_SPLITS),
         "splits": {
-            split: {"path": f"{split}.parquet", "digest": f"{task} {split}", "examples": 9}
+            split: {
+                "path": f"{split}.arrow",
+                "digest": f"{task} {split}",
+                "examples": 9,
+                "prompt": PROMPT,
+            }
             for split in CELL_SPLITS
         },
     }

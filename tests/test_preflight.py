@@ -19,12 +19,14 @@ from kedro.pipeline import Node, Pipeline
 from safetensors.torch import load_file, save_file
 
 from othink_pipeline import fit, preflight, runs, tracking
+from othink_pipeline.data_parameters import DataPreparation, SplitSizes
 from othink_pipeline.examples import draw_examples, write_examples
 from othink_pipeline.parameters import (
     Parameters,
 )
 from othink_pipeline.pipelines.base_model import nodes as base_model_nodes
 from othink_pipeline.pipelines.base_model.nodes import CHECKED, check_base_model
+from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
 from othink_pipeline.pipelines.preflight.nodes import check_fit, check_places, report_checks
 from othink_pipeline.preflight import Row, Weights, needed_disk_bytes, read_weights
 from othink_pipeline.reuse import write_manifest
@@ -69,10 +71,18 @@ def prepare(folder: Path, task: str) -> dict[str, Any]:
     examples = list(draw_examples(task, SIZES, seed=0))
     splits = {}
     for split, size in SIZES.items():
-        file = folder / task / f"{split}.parquet"
+        file = folder / task / f"{split}.arrow"
         write_examples([row for row in examples if row["split"] == split], file)
-        splits[split] = {"path": str(file), "examples": size, "digest": f"digest of {split}"}
-    content = {"task": task, "seed": 0, "prompt": PROMPT, "rejected": 0, "splits": splits}
+        splits[split] = {
+            "path": str(file),
+            "examples": size,
+            "digest": f"digest of {split}",
+            "prompt": PROMPT,
+        }
+    sizes = SplitSizes(base=9, **SIZES)
+    preparation = DataPreparation(seed=0, splits=sizes, prompt=PROMPT, max_rejected=0, sources={})
+    key = examples_key(preparation, task, CELL_SPLITS)
+    content = {"task": task, "key": key, "rejected": 0, "splits": splits}
     return write_manifest(folder / task, content)
 
 
@@ -273,7 +283,7 @@ def test_every_fault_is_shown_whatever_the_others_are(
 ) -> None:
     """Damaged examples, a damaged model, a model that cannot take the prompts."""
     prepare(project / "data/03_primary", "counting")
-    with (project / "data/03_primary/counting/test.parquet").open("ab") as file:
+    with (project / "data/03_primary/counting/test.arrow").open("ab") as file:
         file.write(b"more")
     shutil.copytree(mini_model.path, project / "damaged")
     with (project / "damaged/config.json").open("a") as file:

@@ -85,7 +85,7 @@ def evaluate_model(
         {
             "checkpoint": checkpoint["digest"],
             "test": examples["splits"]["test"]["digest"],
-            "prompt": examples["prompt"],
+            "prompt": examples["splits"]["test"]["prompt"],
             "evaluation": _settings(evaluation),
             "model": model.model_dump(),
             "about": about,
@@ -202,15 +202,19 @@ def _predict(
         base = {"path": base_path, "digest": checkpoint["base_model"]}
         check_files(base, f"Check it: kedro run --pipelines=data_preparation {SAME_ENV}")
     model, processor = load_model(checkpoint["path"], settings, base_path)
-    test = read_examples(examples["splits"]["test"]["path"])
+    test = examples["splits"]["test"]
     predictions = predict(
-        model, processor, test, prompt=examples["prompt"], **evaluation.model_dump()
+        model,
+        processor,
+        read_examples(test["path"]),
+        prompt=test["prompt"],
+        **evaluation.model_dump(),
     )
     for position, (column, value) in enumerate(about.items()):
         predictions.insert(position, column, value)
     predictions["seed"] = predictions["seed"].astype("Int64")
     predictions["checkpoint"] = checkpoint["digest"]
-    predictions["test_data"] = examples["splits"]["test"]["digest"]
+    predictions["test_data"] = test["digest"]
     # A base model's manifest speaks of none but itself.
     predictions["base_digest"] = checkpoint.get("base_model", checkpoint["digest"])
     return predictions

@@ -99,7 +99,7 @@ def train_cell(
             **parameters.model_dump(),
             "seed": cell.seed,
             "task": cell.task,
-            "prompts": {part["task"]: part["prompt"] for part in examples},
+            "prompts": {part["task"]: part["splits"]["train"]["prompt"] for part in examples},
             "base_model": {"path": base_model["path"], "digest": base_model["digest"]},
             "model": model.model_dump(),
             "compute": compute.model_dump(),
@@ -214,7 +214,7 @@ def _train(
                     model,
                     processor,
                     validation[task],
-                    prompt=manifest["prompt"],
+                    prompt=manifest["splits"]["validation"]["prompt"],
                     **evaluation.generation,
                 )
                 metrics = {
@@ -236,7 +236,7 @@ def _train(
         model_path=base_model["path"],
         model=settings,
         examples=read_examples(own["splits"]["train"]["path"]),
-        prompt=own["prompt"],
+        prompt=own["splits"]["train"]["prompt"],
         parameters=parameters,
         compute=compute,
         health=health,

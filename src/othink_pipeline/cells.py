@@ -62,7 +62,11 @@ def training_key(
             "seed": cell.seed,
             "base_model": base_digest,
             "train": own["splits"]["train"]["digest"],
-            "prompts": {manifest["task"]: manifest["prompt"] for manifest in examples},
+            "prompt": own["splits"]["train"]["prompt"],
+            "prompts": {
+                manifest["task"]: manifest["splits"]["validation"]["prompt"]
+                for manifest in examples
+            },
             "validation": {
                 manifest["task"]: manifest["splits"]["validation"]["digest"]
                 for manifest in examples

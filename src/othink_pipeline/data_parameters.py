@@ -102,6 +102,14 @@ class DataPreparation(Block):
     def _check_prompt(cls, prompt: str) -> str:
         return _with_question(prompt)
 
+    def prompt_of(self, task: str, split: str) -> str:
+        """What is sent after the images of one split of a task."""
+        if task not in self.sources:
+            return self.prompt
+        source = self.sources[task]
+        own = (source.test if split == "test" else source.train).prompt
+        return self.prompt if own is None else own
+
 
 def _with_question(prompt: str) -> str:
     if prompt.count("{question}") != 1:

@@ -1,8 +1,8 @@
-"""Examples: one table a split, written and read as ``datasets`` parquet with real PNG bytes.
+"""Examples: one table a split, an Arrow file that is mapped into memory, pictures as they came.
 
-A problem's meaning decides its split (``split_of``), so no two splits can share a problem, whatever
-the seed. Digests cover fields and decoded pixels, never PNG or parquet bytes, which change with
-the versions of their encoders.
+A drawn problem's meaning decides its split (``split_of``), so no two splits can share a problem,
+whatever the seed; ``source_splits`` does as much for data sets. Digests cover fields and decoded
+pixels, never PNG or Arrow bytes, which change with the versions of their encoders.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from othink_pipeline.scoring import parse_answer
-from othink_pipeline.tasks import IMAGE_SIZE_PX, load_task
+from othink_pipeline.answers import read
+from othink_pipeline.tasks import load_task
 from othink_pipeline.validation import ConfigurationError
 
 if TYPE_CHECKING:
@@ -31,7 +31,19 @@ MAX_MISSES = 100_000
 """So many problems in a row that fill no split: there are no more."""
 
 BATCH_EXAMPLES = 1000
-"""So many examples wait in memory to be written together, as one row group."""
+"""So many examples wait in memory to be written together."""
+
+BATCH_BYTES = 32_000_000
+"""Or as many as have so many bytes of pictures, the last one apart."""
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+"""What is opened. Pillow hands an EPS over to Ghostscript, a program that runs what it reads."""
+
+MAX_PIXELS = 25_000_000
+"""A larger picture is refused by its header: decoded it would take 75 MB and more."""
+
+MAX_ASPECT = 200
+"""Qwen's processors refuse pictures that are longer than so many times their width."""
 
 TEXT_FIELDS = ("id", "task", "split", "key", "form", "question", "answer", "steps")
 
@@ -92,76 +104,108 @@ def draw_examples(task: str, sizes: Mapping[str, int], seed: int) -> Iterator[di
         }
 
 
-def find_fault(example: Mapping[str, Any]) -> str | None:
-    """Why ``example`` cannot be used, or None if it can."""
+class UnusableError(ValueError):
+    """Why an example cannot be used."""
+
+
+def read_pixels(example: Mapping[str, Any], size_px: int | None = None) -> bytes:
+    """Check an example and decode its picture, once: the pixels, RGB, row by row.
+
+    Args:
+        size_px: the width and height that the picture must have; None: any.
+
+    Raises:
+        UnusableError: a field that is missing or no text, an empty question, an answer that the
+            scorer cannot read, or a picture that cannot be used.
+    """
     for name in TEXT_FIELDS:
         if not isinstance(example.get(name), str):
-            return f"field {name!r} is {type(example.get(name)).__name__}, not text"
+            raise UnusableError(f"field {name!r} is {type(example.get(name)).__name__}, not text")
     if not example["question"].strip():
-        return "the question is empty"
-    if parse_answer(example["answer"]) is None:
-        return f"the answer {example['answer']!r} does not parse"
+        raise UnusableError("the question is empty")
+    if read(example["answer"]) is None:
+        raise UnusableError(f"the answer {example['answer']!r} does not parse")
     if not isinstance(example.get("image"), bytes):
-        return f"field 'image' is {type(example.get('image')).__name__}, not bytes"
+        raise UnusableError(f"field 'image' is {type(example.get('image')).__name__}, not bytes")
     try:
         with _open(example["image"]) as image:
-            width, height = image.size  # from the header: a huge picture is never decoded
-            if (width, height) != (IMAGE_SIZE_PX, IMAGE_SIZE_PX):
-                return f"the image is {width} x {height}, not {IMAGE_SIZE_PX} x {IMAGE_SIZE_PX}"
-            image.convert("RGB")
+            _check_size(*image.size, size_px)  # from the header: a huge picture is never decoded
+            return image.convert("RGB").tobytes()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"the image does not decode: {error}"
+        if isinstance(error, UnusableError):
+            raise
+        raise UnusableError(f"the image does not decode: {error}") from error
+
+
+def find_fault(example: Mapping[str, Any], size_px: int | None = None) -> str | None:
+    """Why ``example`` cannot be used, or None if it can; see ``read_pixels``."""
+    try:
+        read_pixels(example, size_px)
+    except UnusableError as error:
+        return str(error)
     return None
 
 
-def _open(png: bytes) -> Image.Image:
-    # Nothing but PNG: Pillow hands an EPS over to Ghostscript, a program that runs what it reads.
-    return Image.open(io.BytesIO(png), formats=("PNG",))
+def _check_size(width: int, height: int, size_px: int | None) -> None:
+    found = f"the image is {width} x {height}"
+    if size_px is not None and (width, height) != (size_px, size_px):
+        raise UnusableError(f"{found}, not {size_px} x {size_px}")
+    if width * height > MAX_PIXELS:
+        raise UnusableError(f"{found}: more than {MAX_PIXELS:,} pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise UnusableError(f"{found}: more than {MAX_ASPECT} times as long as wide")
 
 
-def decode(png: bytes) -> Image.Image:
+def _open(picture: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(picture), formats=FORMATS)
+
+
+def picture_size(picture: bytes) -> tuple[int, int]:
+    """Width and height, from the header alone."""
+    with _open(picture) as image:
+        return image.size
+
+
+def decode(picture: bytes) -> Image.Image:
     """Decode image bytes fully, as RGB."""
-    with _open(png) as image:
+    with _open(picture) as image:
         return image.convert("RGB")
 
 
-def update_digest(digest: hashlib._Hash, example: Mapping[str, Any]) -> None:
+def update_digest(digest: hashlib._Hash, example: Mapping[str, Any], pixels: bytes) -> None:
     """Feed one example's fields and decoded pixels to ``digest``."""
     fields = [example[name].encode() for name in TEXT_FIELDS]
-    for part in (*fields, decode(example["image"]).tobytes()):
+    for part in (*fields, pixels):
         digest.update(len(part).to_bytes(8))
         digest.update(part)
 
 
 @contextmanager
 def open_split(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A new parquet file that ``datasets`` reads with an Image column; yields what adds an example.
+    """A new Arrow file that ``datasets`` maps, with an Image column; yields what adds an example.
 
-    Holds fewer than ``BATCH_EXAMPLES`` examples at a time: the file takes them as a row group.
+    Holds fewer than ``BATCH_EXAMPLES`` examples and ``BATCH_BYTES`` at a time.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
     from datasets import Features, Image, Value
 
     features = Features({name: Value("string") for name in TEXT_FIELDS} | {"image": Image()})
     schema = features.arrow_schema
     batch: list[dict[str, Any]] = []
-    with pq.ParquetWriter(
-        path,
-        schema,
-        # Not the pictures: compressed already, rarely there twice, no use as smallest and largest.
-        compression=dict.fromkeys(TEXT_FIELDS, "snappy"),
-        use_dictionary=list(TEXT_FIELDS),
-        write_statistics=list(TEXT_FIELDS),
-    ) as file:
+    waiting_bytes = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as file:
 
         def write_batch() -> None:
-            file.write_table(pa.Table.from_pylist(batch, schema))
+            nonlocal waiting_bytes
+            file.write_batch(pa.RecordBatch.from_pylist(batch, schema))
             batch.clear()
+            waiting_bytes = 0
 
         def add(example: Mapping[str, Any]) -> None:
+            nonlocal waiting_bytes
             batch.append({**example, "image": {"bytes": example["image"], "path": None}})
-            if len(batch) == BATCH_EXAMPLES:
+            waiting_bytes += len(example["image"])
+            if len(batch) == BATCH_EXAMPLES or waiting_bytes >= BATCH_BYTES:
                 write_batch()
 
         yield add
@@ -170,7 +214,7 @@ def open_split(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
 
 def write_examples(examples: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Write one split as parquet; see ``open_split``."""
+    """Write one split; see ``open_split``."""
     with open_split(path) as add:
         for example in examples:
             add(example)
@@ -178,8 +222,7 @@ def write_examples(examples: Iterable[Mapping[str, Any]], path: Path) -> None:
 
 def read_examples(path: str | Path) -> Dataset:
     """Read one split, memory-mapped, images decoded on access."""
-    import pyarrow.parquet as pq
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
-    return Dataset(pq.read_table(path, memory_map=True))
+    return Dataset.from_file(str(path))

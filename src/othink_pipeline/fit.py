@@ -14,21 +14,29 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from datasets import Dataset, Features, Image, Value
 
-from othink_pipeline.examples import TEXT_FIELDS, draw_examples, find_fault
+from othink_pipeline.data_parameters import DataPreparation
+from othink_pipeline.examples import TEXT_FIELDS, draw_examples, find_fault, picture_size
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.models import load_model, render_prompt, user_message
 from othink_pipeline.parameters import RL, SFT, Evaluation
 from othink_pipeline.preflight import Row, Weights, read_weights
 from othink_pipeline.prompts import Prompt, collate, encode
 from othink_pipeline.scoring import score
+from othink_pipeline.source_splits import peek
 from othink_pipeline.training_data import sft_rows
 from othink_pipeline.validation import ConfigurationError
 
 Splits = Mapping[str, Dataset]
 """The examples of a task by split."""
 
+Prompts = Mapping[str, Mapping[str, str]]
+"""Task -> split -> template with ``{question}``."""
+
 DRAWN = {"train": 16, "validation": 16, "test": 16}
 """Examples that stand for those of a task that is not prepared yet."""
+
+LOOKED_AT = 256
+"""Pictures of a split whose size is looked up, to find large ones."""
 
 TIGHT = 0.8
 """A larger share of the memory is worth a note."""
@@ -58,14 +66,22 @@ def find_device() -> tuple[str, int]:
     return f"CPU (threads: {torch.get_num_threads()})", min(limits)
 
 
-def draw_splits(task: str, seed: int) -> dict[str, Dataset]:
-    """A few examples of each split of ``task``, in memory.
+def draw_splits(task: str, settings: DataPreparation) -> dict[str, Dataset]:
+    """A few examples of each split of ``task``, in memory: drawn, or the first of its data sets.
+
+    Nothing is downloaded: none of a task that is read from a hub.
 
     Raises:
-        ConfigurationError: as ``draw_examples``.
+        ConfigurationError: as ``draw_examples`` or ``peek``.
     """
+    source = settings.sources.get(task)
+    if source is None:
+        rows = list(draw_examples(task, DRAWN, settings.seed))
+    elif "hub" in (source.train.source.kind, source.test.source.kind):
+        return {}
+    else:
+        rows = peek(task, source, DRAWN["train"])
     features = Features({name: Value("string") for name in TEXT_FIELDS} | {"image": Image()})
-    rows = list(draw_examples(task, DRAWN, seed))
     for row in rows:
         row["image"] = {"bytes": row["image"], "path": None}
     return {
@@ -91,7 +107,7 @@ def check_examples(task: str, splits: Splits) -> list[Row]:
 def check_model(
     path: str,
     tasks: Mapping[str, Splits],
-    prompt: str,
+    prompts: Prompts,
     methods: Mapping[str, SFT | RL],
     evaluation: Evaluation,
     settings: ModelSettings,
@@ -102,7 +118,7 @@ def check_model(
     Args:
         path: the model's folder.
         tasks: examples of every task, sound ones alone: see ``check_examples``.
-        prompt: template with ``{question}``.
+        prompts: of every task and split.
         methods: what the grid trains it by.
         settings: how it is loaded.
         compute: how it is trained.
@@ -128,10 +144,10 @@ def check_model(
     if any(row.outcome == "FAILED" for row in rows):
         return rows  # a token without an embedding would break all that follows
     for task, splits in tasks.items():
-        rows.append(_check_forward(path, model, processor, task, splits, prompt))
+        rows.append(_check_forward(path, model, processor, task, splits, prompts[task]))
     if not tasks or any(row.outcome == "FAILED" for row in rows):
         return rows
-    lengths = _measure(processor, tasks, prompt, methods)
+    lengths = _measure(processor, tasks, prompts, methods)
     rows += _check_context(path, model, lengths, methods, evaluation)
     config = model.config.get_text_config()
     rows.append(_check_peak_memory(path, config, weights, lengths, methods, evaluation))
@@ -184,7 +200,7 @@ def _check_tokens(path: str, model: Any, processor: Any) -> list[Row]:
 
 
 def _check_forward(
-    path: str, model: Any, processor: Any, task: str, splits: Splits, prompt: str
+    path: str, model: Any, processor: Any, task: str, splits: Splits, prompts: Mapping[str, str]
 ) -> Row:
     """Run the model once on an example: do picture and image tokens match?"""
     name = f"{task} through {path}"
@@ -193,9 +209,9 @@ def _check_forward(
         "same place as the weights: patch_size, merge_size and temporal_patch_size must be those "
         "of config.json."
     )
-    examples = next(iter(splits.values()))
+    split, examples = next(iter(splits.items()))
     try:
-        made = _encode(processor, examples, 0, prompt)
+        made = _encode(processor, examples, 0, prompts[split])
         inputs = collate([made], processor.tokenizer.pad_token_id, model.device)
         with torch.inference_mode():
             logits = model(**inputs).logits
@@ -217,30 +233,46 @@ def _encode(processor: Any, examples: Dataset, row: int, prompt: str) -> Prompt:
 def _measure(
     processor: Any,
     tasks: Mapping[str, Splits],
-    prompt: str,
+    prompts: Prompts,
     methods: Mapping[str, SFT | RL],
 ) -> Lengths:
-    """The longest prompts and targets; every picture of a task is as large as the next."""
+    """The longest prompts and targets, each taken with the largest of the pictures looked at."""
     count = processor.tokenizer
     supervised = {name: method for name, method in methods.items() if isinstance(method, SFT)}
     longest, sft = 0, dict.fromkeys(supervised, 0)
-    for splits in tasks.values():
-        first = next(iter(splits.values()))
-        text = render_prompt(processor, prompt, first["question"][0])
-        images = len(_encode(processor, first, 0, prompt).ids) - len(count(text)["input_ids"])
-        for examples in splits.values():
+    for task, splits in tasks.items():
+        images = {
+            split: max(
+                len(_encode(processor, examples, row, "{question}").ids)
+                - len(count(render_prompt(processor, "{question}", question))["input_ids"])
+                for row, question in _largest(examples)
+            )
+            for split, examples in splits.items()
+        }
+        for split, examples in splits.items():
             for row in _longest(processor, examples["question"][:]):
-                text = render_prompt(processor, prompt, examples["question"][row])
-                longest = max(longest, images + len(count(text)["input_ids"]))
+                text = render_prompt(processor, prompts[task][split], examples["question"][row])
+                longest = max(longest, images[split] + len(count(text)["input_ids"]))
         for name, method in supervised.items():
+            prompt = prompts[task]["train"]
             made = sft_rows(splits["train"], prompt, method)
             targets = [messages[0]["content"] for messages in made["completion"]]
             questions = splits["train"]["question"][:]
             joined = [f"{q} {t}" for q, t in zip(questions, targets, strict=True)]
             for row in _longest(processor, joined):
                 text = _render_target(processor, prompt, questions[row], targets[row])
-                sft[name] = max(sft[name], images + len(count(text)["input_ids"]))
+                sft[name] = max(sft[name], images["train"] + len(count(text)["input_ids"]))
     return Lengths(longest, sft)
+
+
+def _largest(examples: Dataset, most: int = 3) -> list[tuple[int, str]]:
+    """Place and question of the examples with the largest pictures, each of another size."""
+    step = max(1, len(examples) // LOOKED_AT)
+    some = range(0, len(examples), step)
+    pictures = examples.cast_column("image", Image(decode=False))
+    sizes = {picture_size(pictures[row]["image"]["bytes"]): row for row in some}
+    largest = sorted(sizes, key=lambda size: -size[0] * size[1])[:most]
+    return [(sizes[size], pictures[sizes[size]]["question"]) for size in largest]
 
 
 def _longest(processor: Any, texts: Sequence[str], most: int = 8) -> list[int]:

@@ -52,7 +52,7 @@ def make_model(folder: Path) -> Path:
 
     base = {}
     for task in TASKS:
-        file = folder / f"{task}.parquet"
+        file = folder / f"{task}.arrow"
         write_examples(list(draw_examples(task, {"base": 300}, seed=0)), file)
         base[task] = read_examples(file)
     model, processor, facts = pretrain(base, PROMPT, tiny_rebuild(), lambda *_: None)

@@ -262,7 +262,7 @@ DAMAGES = {
         "data/06_models/*/*/s0/*/resume/*/model.safetensors"
     ),
     "journal: a torn last line": _append("data/06_models/*/*/s0/*/journal.jsonl"),
-    "examples: cut in half": _truncate("data/03_primary/counting/train.parquet"),
+    "examples: cut in half": _truncate("data/03_primary/counting/train.arrow"),
 }
 DAMAGES_AFTER = {
     "predictions: a bit flipped": _flip("data/07_model_output/*/*/s0/counting/*.parquet"),

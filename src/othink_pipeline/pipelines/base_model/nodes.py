@@ -100,9 +100,7 @@ def _check_fit(
             "compute": compute.model_dump(),
             "methods": {name: method.model_dump() for name, method in methods.items()},
             "evaluation": evaluation.model_dump(),
-            "examples": [
-                [manifest["task"], manifest["prompt"], manifest["splits"]] for manifest in examples
-            ],
+            "examples": [[manifest["task"], manifest["splits"]] for manifest in examples],
             "code": code_digest("othink_pipeline.fit"),
             "versions": library_versions(),
             "machine": [platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES")],
@@ -121,9 +119,11 @@ def _check_fit(
     }
     rows = [row for task, splits in tasks.items() for row in fit.check_examples(task, splits)]
     refuse(rows)  # the model is run on sound examples only
-    rows = fit.check_model(
-        base_model["path"], tasks, examples[0]["prompt"], methods, evaluation, model, compute
-    )
+    prompts = {
+        manifest["task"]: {split: part["prompt"] for split, part in manifest["splits"].items()}
+        for manifest in examples
+    }
+    rows = fit.check_model(base_model["path"], tasks, prompts, methods, evaluation, model, compute)
     refuse(rows)
     for row in rows:
         if row.outcome == "note":
@@ -160,7 +160,7 @@ def train_base_model(
     from othink_pipeline.pretraining import pretrain
 
     tasks = len(examples) // 2
-    prompt = examples[0]["prompt"]
+    prompt = examples[0]["splits"]["base"]["prompt"]
     base_splits = {
         manifest["task"]: read_examples(manifest["splits"]["base"]["path"])
         for manifest in examples[:tasks]
@@ -212,7 +212,8 @@ def _measure(
     from othink_pipeline.evaluation import predict
 
     measured: dict[str, float] = {}
-    validation = read_examples(manifest["splits"]["validation"]["path"])
+    part = manifest["splits"]["validation"]
+    validation = read_examples(part["path"])
     modes: dict[str, dict[str, Any]] = {
         "greedy": {},
         "sampled": {"temperature": 1.0},
@@ -224,7 +225,7 @@ def _measure(
             model,
             processor,
             validation,
-            prompt=manifest["prompt"],
+            prompt=part["prompt"],
             **settings,
             **evaluation.generation,
         )

@@ -12,6 +12,7 @@ from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.examples import read_examples
 from othink_pipeline.model_parameters import BaseModel, Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Experiment, Folders
+from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
 from othink_pipeline.preflight import (
     Row,
     check_disk,
@@ -77,24 +78,26 @@ def check_fit(
         found, splits = _read_task(task, data_preparation, Path(folders.examples) / task)
         if splits is None:
             try:
-                splits = fit.draw_splits(task, data_preparation.seed)
+                splits = fit.draw_splits(task, data_preparation)
             except ConfigurationError as error:
                 found.append(Row(f"{task} examples", "FAILED", error.message))
                 splits = {}
         found += fit.check_examples(task, splits)
-        if all(row.outcome != "FAILED" for row in found):
+        if splits and all(row.outcome != "FAILED" for row in found):
             tasks[task] = splits
         rows += found
     resolved = resolve_methods(experiment, training, sft, rl, methods)
+    prompts = {
+        task: {split: data_preparation.prompt_of(task, split) for split in CELL_SPLITS}
+        for task in tasks
+    }
     for path in base_model.path or ():
         try:
             read_manifest(Path(path), "Set base_model.path to a model folder, or restore this one.")
         except ConfigurationError as error:
             rows.append(Row(f"model {path}", "FAILED", error.message))
         else:
-            rows += fit.check_model(
-                path, tasks, data_preparation.prompt, resolved, evaluation, model, compute
-            )
+            rows += fit.check_model(path, tasks, prompts, resolved, evaluation, model, compute)
     return rows
 
 
@@ -151,16 +154,29 @@ def _read_task(
 ) -> tuple[list[Row], Mapping[str, Dataset] | None]:
     """A task's prepared examples by split; None where there are none made with these settings."""
     name, remedy = f"{task} examples", "Make them: kedro run --pipelines=data_preparation"
+    instead = _instead(task, settings)
     if not folder.exists():
-        return [Row(name, "note", f"not prepared yet, some are drawn. {remedy}")], None
+        return [Row(name, "note", f"not prepared yet, {instead}. {remedy}")], None
     try:
         manifest = read_manifest(folder, f"{remedy} (it replaces them).")
     except ConfigurationError as error:
         return [Row(name, "FAILED", error.message)], None
-    counts = [part["examples"] for part in manifest["splits"].values()]
-    made = (manifest["seed"], manifest["prompt"], sum(counts) + manifest["rejected"])
-    asked = sum(getattr(settings.splits, split) for split in manifest["splits"])
-    if made != (settings.seed, settings.prompt, asked):
-        return [Row(name, "note", f"prepared with other settings, some are drawn. {remedy}")], None
+    try:
+        key = examples_key(settings, task, CELL_SPLITS)
+    except ConfigurationError as error:
+        return [Row(name, "FAILED", error.message)], None
+    if manifest.get("key") != key:
+        detail = f"prepared with other settings, data or code, {instead}. {remedy}"
+        return [Row(name, "note", detail)], None
     splits = {split: read_examples(part["path"]) for split, part in manifest["splits"].items()}
     return [Row(name, "ok", f"{folder}: whole")], splits
+
+
+def _instead(task: str, settings: DataPreparation) -> str:
+    """What is checked of a task that is not prepared; see ``fit.draw_splits``."""
+    source = settings.sources.get(task)
+    if source is None:
+        return "some are drawn"
+    if "hub" in (source.train.source.kind, source.test.source.kind):
+        return "nothing to check"
+    return "some are read"

@@ -13,12 +13,14 @@ SIZES = (1_000, 10_000, 100_000)
 SCRIPT = """
 import resource, sys, time
 from pathlib import Path
-from othink_pipeline.parameters import DataPreparation
+from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_splits
 
 task, split, count, folder = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
 splits = {"base": 1, "train": 1, "validation": 1, "test": 1, split: count}
-settings = DataPreparation(seed=0, splits=splits, prompt="{question}", max_rejected=0)
+settings = DataPreparation(
+    seed=0, splits=splits, prompt="{question}", max_rejected=0, sources={}
+)
 started = time.perf_counter()
 prepare_splits(settings, task, (split,), folder / task)
 seconds = time.perf_counter() - started

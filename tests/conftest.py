@@ -58,14 +58,22 @@ def tiny_rebuild(**changes: Any) -> Any:
     return Rebuild(**{**sizes, **changes})
 
 
-def shipped_health() -> Any:
-    """The policies for numbers that go wrong, as the project ships them."""
+def shipped(block: str, **changes: Any) -> dict[str, Any]:
+    """A block of conf/base as the project ships it, but for some keys."""
     import yaml
 
+    blocks: dict[str, Any] = {}
+    for file in (Path(__file__).parents[1] / "conf/base").glob("parameters_*.yml"):
+        blocks |= yaml.safe_load(file.read_text())
+    assert changes.keys() <= blocks[block].keys()
+    return {**blocks[block], **changes}
+
+
+def shipped_health() -> Any:
+    """The policies for numbers that go wrong, as the project ships them."""
     from othink_pipeline.parameters import Health
 
-    file = Path(__file__).parents[1] / "conf/base/parameters_health.yml"
-    return Health(**yaml.safe_load(file.read_text())["health"])
+    return Health(**shipped("health"))
 
 
 @pytest.fixture(scope="session")

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import PROMPT, MiniModel
+from conftest import PROMPT, MiniModel, shipped
 from mlflow import MlflowClient
 
 from othink_pipeline import cell_evaluation, evaluation, models, tracking
 from othink_pipeline.cell_evaluation import evaluate_model, read_predictions, write_predictions
 from othink_pipeline.cells import FAILED
 from othink_pipeline.data_parameters import DataPreparation
-from othink_pipeline.model_parameters import Compute
+from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import Evaluation, Folders
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, prepare_splits
 from othink_pipeline.reuse import digest_folder
@@ -56,7 +56,7 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.delenv(tracking.PARENT_VARIABLE, raising=False)
     sizes = {"base": 1, "train": 4, "validation": 4, "test": TEST_ITEMS}
     preparation = DataPreparation.model_validate(
-        {"seed": 0, "splits": sizes, "prompt": PROMPT, "max_rejected": 0, "sources": {}}
+        shipped("data_preparation", splits=sizes, prompt=PROMPT)
     )
     return prepare_splits(preparation, "geometry", CELL_SPLITS, Path("examples/geometry"))
 
@@ -85,11 +85,14 @@ def evaluate(
     fresh: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
-    compute = Compute(
-        share_prompts=True, data_workers=0, bf16=False, resume_every_updates=1, fresh=fresh
-    )
     return evaluate_model(
-        checkpoint, examples, Evaluation(**{**SETTINGS, **settings}), FOLDERS, compute, **origin
+        checkpoint,
+        examples,
+        Evaluation(**{**SETTINGS, **settings}),
+        FOLDERS,
+        ModelSettings(**shipped("model")),
+        Compute(**shipped("compute", fresh=fresh)),
+        **origin,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import mlflow
 import pandas as pd
 import pytest
-from conftest import PROMPT, TASKS, MiniModel, shipped_health
+from conftest import PROMPT, TASKS, MiniModel, shipped, shipped_health
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -25,7 +25,7 @@ from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.delivery import TrackingUnavailableError
 from othink_pipeline.grid import Cell
 from othink_pipeline.health import TrainingFault
-from othink_pipeline.model_parameters import Compute
+from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Folders
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, prepare_splits
 from othink_pipeline.reuse import MANIFEST, digest_folder
@@ -35,6 +35,7 @@ Result = tuple[dict[str, Any], pd.DataFrame]
 
 UPDATES = 4
 BUDGET: dict[str, Any] = {
+    **shipped("training"),
     "updates": UPDATES,
     "prompts_per_update": 2,
     "checkpoint_every_updates": 2,
@@ -77,13 +78,8 @@ EVALUATION = Evaluation(
 FOLDERS = Folders(  # relative: a copy of the project is a project of its own
     examples="data/examples", checkpoints="data/models", predictions="data/predictions"
 )
-COMPUTE: dict[str, Any] = {
-    "share_prompts": True,
-    "data_workers": 0,
-    "bf16": False,
-    "resume_every_updates": 1,
-    "fresh": False,
-}
+MODEL = ModelSettings(**shipped("model"))
+COMPUTE = shipped("compute", resume_every_updates=1)
 STORE = "mlflow.db"
 
 
@@ -111,7 +107,7 @@ def prepared(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) ->
     project = tmp_path_factory.mktemp("prepared")
     sizes = {"base": 1, "train": 12, "validation": 4, "test": 4}
     preparation = DataPreparation.model_validate(
-        {"seed": 0, "splits": sizes, "prompt": PROMPT, "max_rejected": 0, "sources": {}}
+        shipped("data_preparation", splits=sizes, prompt=PROMPT)
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
@@ -179,6 +175,7 @@ def call(method: str = "sft", health: Any = None, **compute: Any) -> Result:
         inputs.examples,
         EVALUATION,
         FOLDERS,
+        MODEL,
         Compute(**{**COMPUTE, **compute}),
         health or shipped_health(),
     )
@@ -365,7 +362,7 @@ KILLS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
     "save a checkpoint": (
         models,
         "save_model",
-        lambda model, processor, folder: folder.name == ".update-000002.new",
+        lambda model, processor, folder, *_: folder.name == ".update-000002.new",
     ),
     "record a checkpoint": (recording.Recorder, "checkpoint", lambda _, step, *rest: step == 4),
     "record a score": (

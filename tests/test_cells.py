@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from conftest import PROMPT, TASKS, shipped_health
+from conftest import PROMPT, TASKS, shipped, shipped_health
 
 from othink_pipeline import cells
 from othink_pipeline.cells import (
@@ -22,7 +22,7 @@ from othink_pipeline.cells import (
 )
 from othink_pipeline.grid import Cell
 from othink_pipeline.kl import KLSchedule
-from othink_pipeline.model_parameters import Compute
+from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Health
 from othink_pipeline.reuse import MANIFEST, digest_folder, write_json
 from othink_pipeline.source import reached
@@ -30,6 +30,8 @@ from othink_pipeline.validation import ConfigurationError
 
 CELL = Cell("counting", "grpo", 0)
 METHOD: dict[str, Any] = {
+    **shipped("training"),
+    "lora": {"rank": 2, "alpha": 4.0, "dropout": 0.0, "modules": "all-linear", "merge": False},
     "updates": 4,
     "prompts_per_update": 2,
     "checkpoint_every_updates": 3,
@@ -50,7 +52,13 @@ RL_BLOCK = {
     "rewards": {"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
     "kl": {"schedule": "linear", "start": 0.25, "end": 0.5},
 }
-OTHERWISE = {"constant": "cosine", "answer": "steps", "tagged": "any"}
+OTHERWISE: dict[str, Any] = {
+    "constant": "cosine",
+    "answer": "steps",
+    "tagged": "any",
+    "adamw": "paged_adamw_8bit",
+    "all-linear": ("q_proj",),
+}
 KL_BLOCKS: dict[str, dict[str, Any]] = {
     "constant": {"weight": 0.25},
     "linear": {"start": 0.25, "end": 0.5},
@@ -68,13 +76,8 @@ EVALUATION: dict[str, Any] = {
     "shuffle_images": False,
     "seed": 0,
 }
-COMPUTE: dict[str, Any] = {
-    "share_prompts": True,
-    "data_workers": 0,
-    "bf16": False,
-    "resume_every_updates": 2,
-    "fresh": False,
-}
+MODEL = shipped("model")
+COMPUTE = shipped("compute", resume_every_updates=2)
 
 
 def manifest_of(task: str) -> dict[str, Any]:
@@ -97,6 +100,7 @@ def key_of(
     base_digest: str = "base",
     examples: list[dict[str, Any]] | None = None,
     evaluation: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
     compute: dict[str, Any] | None = None,
 ) -> str:
     parameters = (RL if block["algorithm"] == "rl" else SFT).model_validate(block)
@@ -106,6 +110,7 @@ def key_of(
         base_digest,
         [manifest_of(task) for task in TASKS] if examples is None else examples,
         Evaluation(**{**EVALUATION, **(evaluation or {})}),
+        ModelSettings(**{**MODEL, **(model or {})}),
         Compute(**{**COMPUTE, **(compute or {})}),
     )
 
@@ -133,10 +138,11 @@ def edited(content: dict[str, Any], *path: str) -> dict[str, Any]:
 def test_every_parameter_of_the_method_changes_the_key(block: dict[str, Any]) -> None:
     model = RL if block["algorithm"] == "rl" else SFT
     assert block.keys() == model.model_fields.keys(), "a new parameter needs a value here"
-    leaves = [(name,) for name in block if name not in ("algorithm", "kl", "rewards")]
-    leaves += [("rewards", name) for name in block.get("rewards", ())]
+    leaves = [(name,) for name in block if name not in ("algorithm", "kl", "rewards", "lora")]
+    leaves += [(part, name) for part in ("rewards", "lora") for name in block.get(part, ())]
     keys = [key_of(block=edited(block, *leaf)) for leaf in leaves]
-    assert len({key_of(block=block), *keys}) == 1 + len(leaves)
+    keys.append(key_of(block={**block, "lora": None}))
+    assert len({key_of(block=block), *keys}) == 2 + len(leaves)
 
 
 @pytest.mark.parametrize("schedule", KL_BLOCKS)
@@ -188,9 +194,28 @@ def test_all_that_a_training_starts_from_changes_the_key() -> None:
         "one task less": key_of(examples=[counting]),
         "task": key_of(cell=CELL._replace(task="geometry")),
         "tokens": key_of(evaluation={"max_completion_tokens": 9}),
-        "share_prompts": key_of(compute={"share_prompts": False}),
-        "bf16": key_of(compute={"bf16": True}),
+        **{
+            name: key_of(compute={name: value})
+            for name, value in {
+                "share_prompts": False,
+                "bf16": True,
+                "num_processes": 2,
+                "micro_batch_size": 1,
+                "gradient_checkpointing": True,
+                "vllm": {"mode": "colocate", "gpu_memory": 0.25},
+            }.items()
+        },
+        **{
+            name: key_of(model={name: value})
+            for name, value in {
+                "dtype": "bfloat16",
+                "attention": "eager",
+                "min_pixels": 100,
+                "max_pixels": 100,
+            }.items()
+        },
     }
+    assert MODEL.keys() <= others.keys(), "a new key needs a value here"
     assert len({key_of(), *others.values()}) == 1 + len(others)
 
 
@@ -213,9 +238,8 @@ def test_names_places_and_what_comes_after_training_do_not_change_the_key() -> N
             if name != "max_completion_tokens"
         },
         **{
-            name: key_of(compute={name: changed(value)})
-            for name, value in COMPUTE.items()
-            if name not in ("share_prompts", "bf16")
+            name: key_of(compute={name: changed(COMPUTE[name])})
+            for name in ("data_workers", "resume_every_updates", "fresh")
         },
     }
     assert {name for name, key in same.items() if key != key_of()} == set()

@@ -11,7 +11,7 @@ import mlflow
 import pandas as pd
 import pytest
 import yaml
-from conftest import PROMPT, TASKS, MiniModel, tiny_rebuild
+from conftest import PROMPT, TASKS, MiniModel, shipped, tiny_rebuild
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
@@ -42,9 +42,11 @@ PARAMETERS: dict[str, Any] = {
         "splits": {"base": 16, "train": 6, "validation": 5, "test": TEST_EXAMPLES},
         "prompt": PROMPT,
         "max_rejected": 0,
+        "sources": {},
     },
-    "base_model": {"path": "data/01_raw/tiny"},
+    "base_model": shipped("base_model", path="data/01_raw/tiny"),
     "training": {
+        **shipped("training"),
         "updates": 2,
         "prompts_per_update": 3,
         "checkpoint_every_updates": 1,
@@ -742,7 +744,7 @@ def test_the_base_model_can_be_rebuilt_and_taken(copied: Path) -> None:
     write_environment(
         copied,
         "rebuilt",
-        base_model={"path": ["data/01_raw/tiny", "data/06_models/rebuilt"]},
+        base_model=shipped("base_model", path=["data/01_raw/tiny", "data/06_models/rebuilt"]),
         experiment={**PARAMETERS["experiment"], "seeds": [1]},
     )
     kedro_run(copied, "data_preparation", "rebuilt")

@@ -232,6 +232,7 @@ def test_every_training_gets_the_same_inputs_but_for_its_method(configure: Confi
             f"params:methods.{cell.method}",
             "params:evaluation",
             "params:folders",
+            "params:model",
             "params:compute",
             "params:health",
             "counting.examples",

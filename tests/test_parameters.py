@@ -277,7 +277,7 @@ def test_all_faults_are_told_at_once() -> None:
 
 def test_an_unknown_task_is_told_with_those_there_are() -> None:
     message = fault(changed("experiment.tasks", ["counting", "chess"]))
-    assert "experiment.tasks = ['counting', 'chess']: 'chess' is no task" in message
+    assert "experiment.tasks holds 'chess', which is no task" in message
     assert "Allowed: counting, geometry" in message
 
 
@@ -433,7 +433,7 @@ def test_base_models_are_one_path_or_several() -> None:
     assert Parameters.read(changed("base_model.path", "one")).base_model.path == ("one",)
     both = Parameters.read(changed("base_model.path", ["one", "two"])).base_model
     assert both.path == ("one", "two")
-    for wrong in (3, True, None, [], ["one", 2], {"one": 1}):
+    for wrong in (3, True, [], ["one", 2], {"one": 1}):
         assert "base_model.path" in fault(changed("base_model.path", wrong))
 
 

@@ -89,6 +89,7 @@ def folder_of(raw: dict[str, Any], cell: Cell) -> Path:
         base_manifest(GRID.base_model_of(cell.seed))["digest"],
         [examples_manifest(raw, task) for task in TASKS],
         parameters.evaluation,
+        parameters.model,
         parameters.compute,
     )
     return cell_folder(parameters.folders, cell, key)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPT, MiniModel, grpo_config, run_two_processes, shipped_health
+from conftest import PROMPT, MiniModel, grpo_config, run_two_processes, shipped, shipped_health
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 from trl import SFTConfig
@@ -27,7 +27,7 @@ from trl import SFTConfig
 from othink_pipeline import grpo, resume, reuse, rl_training, sft_training, training
 from othink_pipeline.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.kl import Accuracy, Adaptive
-from othink_pipeline.model_parameters import Compute
+from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.models import load_model
 from othink_pipeline.parameters import RL, SFT
 from othink_pipeline.prompts import CannotShareError
@@ -42,6 +42,7 @@ COPIES = 4
 ADAPTIVE = Adaptive(schedule="adaptive", start=0.3, target=0.02, gain=2.0, low=0.01, high=5.0)
 ACCURACY = Accuracy(schedule="accuracy", low=0.1, high=0.9, midpoint=0.5, width=0.1)
 BUDGET: dict[str, Any] = {
+    **shipped("training"),
     "updates": 5,
     "prompts_per_update": 2,
     "checkpoint_every_updates": 2,
@@ -62,9 +63,7 @@ RL_PARAMETERS = RL(
     rewards={"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
     kl=ADAPTIVE,
 )
-COMPUTE = Compute(
-    share_prompts=True, data_workers=0, bf16=False, resume_every_updates=2, fresh=False
-)
+COMPUTE = Compute(**shipped("compute", resume_every_updates=2))
 TIMES = {
     "step_time",
     "train_runtime",
@@ -503,6 +502,7 @@ def train_cell(
         job = training.Job(
             name="a cell",
             model_path=str(mini_model.path),
+            model=ModelSettings(**shipped("model")),
             examples=splits["counting"]["train"],
             prompt=PROMPT,
             parameters=parameters,

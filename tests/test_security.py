@@ -219,19 +219,21 @@ def test_no_code_of_a_model_folder_runs(
 def test_no_weights_but_safetensors_are_read(
     name: str, folder: Folder, mini_model: MiniModel
 ) -> None:
+    base_path = None
     if name == "adapter_model.bin":
+        base_path = str(mini_model.path)
         folder.set(
             "adapter_config.json",
             peft_type="LORA",
             target_modules=["q_proj"],
             r=2,
-            base_model_name_or_path=str(mini_model.path),
+            base_model_name_or_path=base_path,
         )
     else:
         (folder.path / "model.safetensors").unlink()
     torch.save({"weight": Trap(folder.sprung)}, folder.path / name)
     with pytest.raises(ConfigurationError, match="safetensors"):
-        load_model(str(folder.path))
+        load_model(str(folder.path), base_path=base_path)
     assert not folder.sprung.exists()
 
 

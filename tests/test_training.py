@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import PROMPT, MiniModel, shipped_health, stock_rows
+from conftest import PROMPT, MiniModel, shipped, shipped_health, stock_rows
 from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 
 from othink_pipeline import rl_training, sft_training
 from othink_pipeline.evaluation import predict
 from othink_pipeline.kl import Constant, KLSchedule, Linear
-from othink_pipeline.model_parameters import Compute
+from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.models import load_model, render_prompt, save_model, user_message
 from othink_pipeline.parameters import RL, SFT
 from othink_pipeline.rewards import ACCURACY_REWARDS, accuracy_reward, format_reward
@@ -25,6 +25,7 @@ Checkpoint = Callable[[int, Any, Any], dict[str, float]]
 
 UPDATES, PROMPTS, COPIES = 3, 5, 4
 BUDGET: dict[str, Any] = {
+    **shipped("training"),
     "updates": UPDATES,
     "prompts_per_update": PROMPTS,  # 3 x 5: more than one pass over the 12 examples
     "checkpoint_every_updates": 2,
@@ -37,9 +38,7 @@ BUDGET: dict[str, Any] = {
 }
 LINEAR = Linear(schedule="linear", start=0.1, end=0.7)
 CONSTANT = Constant(schedule="constant", weight=0.5)
-COMPUTE = Compute(
-    share_prompts=True, data_workers=0, bf16=False, resume_every_updates=2, fresh=False
-)
+COMPUTE = Compute(**shipped("compute", resume_every_updates=2))
 HEALTH = shipped_health()
 
 
@@ -65,6 +64,7 @@ def job_of(
     return Job(
         name="a cell",
         model_path=str(mini_model.path),
+        model=ModelSettings(**shipped("model")),
         examples=examples,
         prompt=PROMPT,
         parameters=parameters,
@@ -271,7 +271,7 @@ def test_the_sft_loss_is_taken_over_the_whole_completion_and_nothing_else(
     examples, parameters = splits["geometry"]["train"], sft_parameters(target)
     rows = sft_rows(examples, prompt, parameters)
     job = job_of(mini_model, examples, parameters, tmp_path)
-    trainer = sft_training.build_trainer(model, processor, rows, job, lambda *_: None, [])
+    trainer = sft_training.build_trainer(model, processor, rows, job, None, lambda *_: None, [])
     number = 0
     for batch in trainer.get_train_dataloader():
         assert batch["input_ids"].shape[1] > 1024

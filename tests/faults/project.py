@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
+from tests.conftest import shipped
+
 ROOT = Path(__file__).parents[2]
 TASKS, METHODS = ("counting", "geometry"), ("sft", "grpo_d")
 UPDATES = 5
@@ -25,9 +27,11 @@ PARAMETERS: dict[str, Any] = {
         "splits": {"base": 16, "train": 9, "validation": 4, "test": 16},
         "prompt": "{question}  Answer in <think> </think> and <answer> </answer> tags.",
         "max_rejected": 0,
+        "sources": {},
     },
-    "base_model": {"path": "data/01_raw/tiny"},
+    "base_model": shipped("base_model", path="data/01_raw/tiny"),
     "training": {
+        **shipped("training"),
         "updates": UPDATES,
         "prompts_per_update": 3,
         "checkpoint_every_updates": 3,
@@ -41,13 +45,7 @@ PARAMETERS: dict[str, Any] = {
         "shuffle_images": False,
         "seed": 0,
     },
-    "compute": {
-        "share_prompts": True,
-        "data_workers": 0,
-        "resume_every_updates": SAVED_EVERY,
-        "fresh": False,
-        "bf16": False,
-    },
+    "compute": shipped("compute", resume_every_updates=SAVED_EVERY),
     "rl": {
         "learning_rate": 2.0e-3,
         "lr_schedule": "cosine",

@@ -92,7 +92,7 @@ def _check_fit(
     """Run the checks of ``fit``, unless ``checked`` says that the same passed on this machine."""
     key = content_key(
         {
-            "model": [path, digest],
+            "model": digest,
             "methods": {name: method.model_dump() for name, method in methods.items()},
             "evaluation": evaluation.model_dump(),
             "examples": [

@@ -18,7 +18,7 @@ TOKEN = "hf_topsecret"
 
 @dataclass
 class Repository:
-    """Files by name; each of ``commits`` by the branches, tags and commits that name it."""
+    """Files by name, and the commits that branches and tags stand for."""
 
     files: dict[str, bytes]
     revisions: dict[str, str] = field(default_factory=lambda: {"main": COMMIT})
@@ -30,11 +30,7 @@ class Repository:
 
 
 class FakeHub(ThreadingHTTPServer):
-    """A server on this machine.
-
-    Set ``status`` to answer every request with it, ``cut`` to break off the next download of a
-    file after so many bytes (and all later ones of it while the hub is ``down``).
-    """
+    """A server on this machine, with the faults that it is told to have."""
 
     daemon_threads = True
 
@@ -44,8 +40,13 @@ class FakeHub(ThreadingHTTPServer):
         self.requests: list[tuple[str, str]] = []
         """Method and path of each."""
         self.ranges: list[str] = []
+        """What was asked for of files that an earlier answer broke off."""
         self.cut: dict[str, int] = {}
+        """File -> bytes after which its next download breaks off."""
+        self.broken: set[str] = set()
+        """Files whose download fails."""
         self.status = 0
+        """What every request is answered with; 0: what it deserves."""
         Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
@@ -62,12 +63,12 @@ class FakeHub(ThreadingHTTPServer):
         return self.add(path, files, **settings)
 
     def downloads(self) -> list[str]:
-        """The files whose bytes were asked for, in order."""
-        return [
+        """The files whose bytes were asked for, sorted: they come in any order."""
+        return sorted(
             path.rpartition("/")[2]
             for method, path in self.requests
             if method == "GET" and "/resolve/" in path
-        ]
+        )
 
     def handle_error(self, *_: Any) -> None:
         """A client that went away is no news."""
@@ -135,6 +136,8 @@ class Handler(BaseHTTPRequestHandler):
         commit, data = repository.commit(revision), repository.files.get(name)
         if commit is None or data is None:
             return self._send(404, b"", write, {"X-Error-Code": "EntryNotFound"})
+        if name in self.server.broken and self.command == "GET":
+            return self._send(500, b"", write)
         headers = {"X-Repo-Commit": commit, "ETag": f'"{_etag(data)}"'}
         start = 0
         if part := self.headers.get("Range"):

@@ -149,7 +149,11 @@ def _fetch(repository: Repository) -> Path:
 def _find(repository: Repository) -> Path | None:
     """The snapshot folder, if all that is wanted is in the cache."""
     from huggingface_hub import get_cached_repo_tree
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        CachedRepoTreeNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     try:
         folder = Path(repository.snapshot(local_files_only=True))
@@ -160,6 +164,8 @@ def _find(repository: Repository) -> Path | None:
             read_weights(folder)
     except (LocalEntryNotFoundError, CachedRepoTreeNotFoundError, ConfigurationError):
         return None
+    except HFValidationError:  # no id at all: told when the hub is asked
+        return None
     return folder
 
 
@@ -167,7 +173,7 @@ def _check_files(repository: Repository, files: Sequence[DryRunFileInfo]) -> Non
     """Refuse a repository without what is needed, before the large files are downloaded."""
     names = [file.filename for file in files]
     if repository.kind == "dataset":
-        if not set(names) - {"README.md"}:
+        if not set(names) - {"README.md", "dataset_infos.json"}:
             raise ConfigurationError(
                 f"{repository}: no file that can be read without running code of the repository: "
                 f"{', '.join(DATA_FILES[:-1])}. Many data sets have a copy as parquet: set "

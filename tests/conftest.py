@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads are slower on tenso
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +21,7 @@ import pytest
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from fake_hub import FakeHub
 
 TASKS = ("counting", "geometry")
 PROMPT = "{question}  Answer in <think> </think> and <answer> </answer> tags."
@@ -117,6 +118,29 @@ def loaded(mini_model: MiniModel) -> tuple[Any, Any]:
     from othink_pipeline.models import load_model
 
     return load_model(str(mini_model.path))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["FakeHub"]:
+    """A hub of the test's own, and an empty cache."""
+    import datasets
+    from fake_hub import FakeHub
+    from huggingface_hub import constants
+
+    with FakeHub() as server:
+        home = tmp_path / "hf_home"
+        # What the environment says was read when the library was imported.
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HOME", str(home))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield server
+        server.shutdown()
 
 
 def stock_rows(examples: Any) -> Any:

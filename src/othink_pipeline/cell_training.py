@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from othink_pipeline import runs, tracking
+from othink_pipeline.base_models import ORIGIN
 from othink_pipeline.cells import (
     FAILED,
     RESUME,
@@ -100,7 +101,7 @@ def train_cell(
             "seed": cell.seed,
             "task": cell.task,
             "prompts": {part["task"]: part["splits"]["train"]["prompt"] for part in examples},
-            "base_model": {"path": base_model["path"], "digest": base_model["digest"]},
+            "base_model": {key: base_model[key] for key in ORIGIN if key in base_model},
             "model": model.model_dump(),
             "compute": compute.model_dump(),
             "health": health.model_dump(),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from othink_pipeline.base_models import digest_model
 from othink_pipeline.grid import Cell
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Health
@@ -119,13 +120,13 @@ def resume_state(folder: Path) -> int:
 
 
 def check_files(model: dict[str, Any], remedy: str) -> None:
-    """Refuse a model folder whose files are not those of its manifest.
+    """Refuse a base model whose files are not those of its manifest.
 
     Raises:
         ConfigurationError: missing or changed files.
     """
     folder = Path(model["path"])
-    if not folder.is_dir() or digest_folder(folder) != model["digest"]:
+    if not folder.is_dir() or digest_model(model) != model["digest"]:
         raise ConfigurationError(
             f"{folder}: missing, or changed since its manifest was written. {remedy}"
         )

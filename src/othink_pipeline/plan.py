@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple, cast
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple, cast
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
+from othink_pipeline.base_models import base_model_folders, locate_base_model
 from othink_pipeline.cells import cell_folder, find_finished, resume_state, training_key
 from othink_pipeline.grid import Cell
 from othink_pipeline.parameters import Parameters, resolve_method
@@ -52,16 +54,17 @@ def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog)
     made = pipeline.all_outputs()
     costs = _costs(Path(parameters.folders.checkpoints))
     planned = []
+
+    @cache  # the same for all cells, and a large model takes seconds
+    def manifest(name: str) -> dict[str, Any] | None:
+        return _manifest(name, name in made, parameters, catalog)
+
     for node in pipeline.nodes:
         if not node.tags & {"sft", "rl"}:
             continue
         cell: Cell = cast(Any, node.func).keywords["cell"]  # see `grid.bind`
         method = resolve_method(raw, cell.method)
-        manifests = {
-            name: _manifest(name, name in made, parameters, catalog)
-            for name in node.inputs
-            if not name.startswith("params:")
-        }
+        manifests = {name: manifest(name) for name in node.inputs if name[:7] != "params:"}
         state: State = "train"
         done = 0
         base, *examples = manifests.values()  # in the order of the node's arguments
@@ -70,7 +73,7 @@ def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog)
                 cell,
                 method,
                 base["digest"],
-                [manifest for manifest in examples if manifest],
+                [each for each in examples if each],
                 parameters.evaluation,
                 parameters.model,
                 parameters.compute,
@@ -122,10 +125,12 @@ def check_room(planned: Sequence[Planned], raw: Mapping[str, Any]) -> None:
     if not left:
         return
     try:
-        weights = max(read_weights(Path(path)) for path in parameters.base_model.path or ())
+        models = [read_weights(folder) for folder in base_model_folders(parameters.base_model)]
     except ConfigurationError:
         return  # told, with a better remedy, when the model itself is looked at
-    check_disk(Path(parameters.folders.checkpoints), needed_disk_bytes(weights, left))
+    if not models:
+        return  # not downloaded yet
+    check_disk(Path(parameters.folders.checkpoints), needed_disk_bytes(max(models), left))
 
 
 def _manifest(
@@ -137,9 +142,7 @@ def _manifest(
         return loaded
     if name.startswith("base."):
         number = int(name.split(".")[1].removeprefix("b"))
-        paths = parameters.base_model.path or ()
-        model = read_json(Path(paths[number]) / MANIFEST) if paths else None
-        return model if model and "digest" in model else None
+        return locate_base_model(parameters.base_model, number)
     task = name.split(".")[0]
     manifest = read_json(Path(parameters.folders.examples) / task / MANIFEST)
     key = examples_key(parameters.data_preparation, task, CELL_SPLITS)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,14 @@ def content_key(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def digest_folder(folder: Path) -> str:
-    """SHA-256 over names and bytes of every file below ``folder`` except its manifest."""
+def digest_folder(folder: Path, files: Iterable[Path] | None = None) -> str:
+    """SHA-256 over names and bytes of every file below ``folder`` except its manifest.
+
+    Args:
+        files: those of its files that count; None: all.
+    """
     digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for file in sorted(path for path in files or folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder).as_posix()
         if name != MANIFEST and not file.name.startswith("."):  # a file manager's .DS_Store
             digest.update(f"{name}\0{file.stat().st_size}\0".encode())

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from othink_pipeline.base_models import base_model_folders, find_base_model
 from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.examples import read_examples
+from othink_pipeline.hub import measure_model
 from othink_pipeline.model_parameters import BaseModel, Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Experiment, Folders
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
@@ -91,12 +93,10 @@ def check_fit(
         task: {split: data_preparation.prompt_of(task, split) for split in CELL_SPLITS}
         for task in tasks
     }
-    for path in base_model.path or ():
-        try:
-            read_manifest(Path(path), "Set base_model.path to a model folder, or restore this one.")
-        except ConfigurationError as error:
-            rows.append(Row(f"model {path}", "FAILED", error.message))
-        else:
+    for number in range(base_model.count):
+        found, path = _find_model(base_model, number)
+        rows += found
+        if path is not None:
             rows += fit.check_model(path, tasks, prompts, resolved, evaluation, model, compute)
     return rows
 
@@ -141,12 +141,31 @@ def _check_room(
     """Is there room for the whole grid, nothing of it trained yet?"""
     cells = list(methods.values()) * len(experiment.tasks) * len(experiment.seeds)
     try:
-        largest = max(read_weights(Path(path)) for path in base_model.path or ())
-        needed = needed_disk_bytes(largest, cells)
+        models = [read_weights(model) for model in base_model_folders(base_model)]
+        if not models:
+            return Row("disk", "note", "not known before the model is downloaded")
+        needed = needed_disk_bytes(max(models), cells)
         check_disk(folder, needed)
     except ConfigurationError as error:
         return Row("disk", "FAILED", error.message)
     return Row("disk", "ok", f"{folder}: room for {needed / 1024**3:.1f} GiB, the whole grid")
+
+
+def _find_model(base_model: BaseModel, number: int) -> tuple[list[Row], str | None]:
+    """What is to say of a base model, and where it is if it can be checked; nothing is fetched."""
+    hub = base_model.hub
+    name = hub.id if hub else (base_model.path or ())[number]
+    try:
+        if hub is None:
+            remedy = "Set base_model.path to a model folder, or restore this one."
+            return [], find_base_model(base_model, number, remedy)["path"]
+        if folders := base_model_folders(base_model):
+            return [], str(folders[0])
+        missing = measure_model(**hub.model_dump())
+    except ConfigurationError as error:
+        return [Row(f"model {name}", "FAILED", error.message)], None
+    detail = f"on the hub, a run downloads {missing / 1e9:.2f} GB and checks it"
+    return [Row(f"model {name}", "note", detail)], None
 
 
 def _read_task(

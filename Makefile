@@ -13,11 +13,12 @@ OUTPUTS := data/02_intermediate data/03_primary data/04_feature data/05_model_in
 export DO_NOT_TRACK := true
 export KEDRO_DISABLE_TELEMETRY := true
 
-.PHONY: help demo test check faults bench lock clean
+.PHONY: help demo test release check faults bench lock clean
 
 help:
 	@echo "make demo    train and evaluate the whole grid, print the transfer matrix"
 	@echo "make test    run the tests with coverage"
+	@echo "make release run the slow tests: every model family through the whole pipeline"
 	@echo "make check   lint, check the format and the types"
 	@echo "make faults  kill, damage and starve real runs, half an hour; writes docs/faults.md"
 	@echo "make bench   measure against peers, about an hour; writes docs/benchmarks.md"
@@ -30,6 +31,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(VENV)/bin/pytest --numprocesses=2 --dist=loadfile --cov=othink_pipeline --cov-report=term-missing:skip-covered
+
+release: $(STAMP)
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m slow
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check

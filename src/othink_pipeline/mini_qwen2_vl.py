@@ -35,7 +35,8 @@ SPECIAL_TOKENS = (
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 """Ordinary tokens (they survive ``skip_special_tokens``), whole so that format is learnt first."""
 
-# Qwen2-VL's template without its default system message: R1-V sends one user message, image first.
+# Qwen2-VL's template, which adds "You are a helpful assistant." to a conversation without a system
+# message. The mini model goes without.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"

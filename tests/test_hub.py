@@ -144,6 +144,10 @@ def test_a_branch_moves_on_and_stays_where_the_hub_does_not_answer(
     assert commit == LATER
     assert Path(folder, "merges.txt").read_bytes() == b"c d"
     assert find_model("own/mini", "main") == (folder, LATER)
+    del hub.repositories["own/mini"]  # an answer, if no welcome one
+    with pytest.raises(ConfigurationError, match="has none with this id"):
+        fetch_model("own/mini", "main")
+    assert fetch_model("own/mini", LATER) == (folder, LATER)
 
 
 def test_a_download_that_breaks_off_goes_on(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

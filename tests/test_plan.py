@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import yaml
 from conftest import PROMPT, TASKS
+from fake_hub import FakeHub
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
+from othink_pipeline import base_models
+from othink_pipeline.base_models import find_base_model
 from othink_pipeline.cells import RESUME, cell_folder, training_key
 from othink_pipeline.grid import Cell, Grid, training_nodes
 from othink_pipeline.parameters import Parameters, resolve_method
@@ -234,6 +237,37 @@ def test_what_the_run_makes_first_is_known_where_it_was_made_before(raw: dict[st
     planned = states(plan_cells(whole_pipeline(), raw, DataCatalog({})))
     assert planned.pop(cell.name) == "reuse"
     assert set(planned.values()) == {"train"}
+
+
+def test_a_model_of_the_hub_is_known_once_it_is_downloaded(
+    raw: dict[str, Any], catalog: DataCatalog, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is hashed once, however many cells start from it."""
+    weights = {"weight": np.ones(1000, dtype=np.float32)}
+    hub.add("own/mini", {"config.json": b"{}", "model.safetensors": save(weights)})
+    raw["base_model"] = {"path": None, "hub": {"id": "own/mini", "revision": "main"}}
+    grid = Grid(TASKS, {"sft": "sft"}, (0, 1))
+    made = Node(lambda: {}, None, "base.b0.checkpoint", name="check_base_model")
+    pipeline = Pipeline([made, *training_nodes(grid, "sft", train_sft)])
+    assert {item.state for item in plan_cells(pipeline, raw, catalog)} == {"train"}
+    check_room(plan_cells(pipeline, raw, catalog), raw)
+    assert hub.requests == []
+    digest = find_base_model(Parameters.read(raw).base_model, 0, "")["digest"]
+    hub.requests.clear()
+    monkeypatch.setitem(globals(), "base_manifest", lambda _: {"digest": digest})
+    finish(raw, Cell("counting", "sft", 1))
+    looked: list[int] = []
+    digest_model = base_models.digest_model
+    monkeypatch.setattr(
+        base_models, "digest_model", lambda model: looked.append(1) or digest_model(model)
+    )
+    states = {item.cell.name: item.state for item in plan_cells(pipeline, raw, catalog)}
+    assert [name for name, state in states.items() if state == "reuse"] == ["counting.sft.s1"]
+    assert (len(states), len(looked)) == (4, 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(9, 9, 0))
+    with pytest.raises(ConfigurationError, match=r"0\.0 GiB free"):
+        check_room(plan_cells(pipeline, raw, catalog), raw)
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize("missing", ["examples", "base model", "other settings", "damaged"])

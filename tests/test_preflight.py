@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 from conftest import PROMPT, TASKS, MiniModel
+from fake_hub import COMMIT, FakeHub
+from huggingface_hub import constants
 from kedro.io import DataCatalog
 from kedro.pipeline import Node, Pipeline
 from safetensors.torch import load_file, save_file
@@ -21,9 +23,8 @@ from safetensors.torch import load_file, save_file
 from othink_pipeline import fit, preflight, runs, tracking
 from othink_pipeline.data_parameters import DataPreparation, SplitSizes
 from othink_pipeline.examples import draw_examples, write_examples
-from othink_pipeline.parameters import (
-    Parameters,
-)
+from othink_pipeline.hub import fetch_model
+from othink_pipeline.parameters import Parameters
 from othink_pipeline.pipelines.base_model import nodes as base_model_nodes
 from othink_pipeline.pipelines.base_model.nodes import CHECKED, check_base_model
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
@@ -278,6 +279,27 @@ def test_examples_that_are_not_there_yet_are_a_note(raw: dict[str, Any], project
         assert "other settings" in of(fits(changed), "geometry examples").detail
 
 
+def test_a_model_of_the_hub_is_asked_for_and_checked_once_it_is_there(
+    raw: dict[str, Any], project: Path, hub: FakeHub, mini_model: MiniModel
+) -> None:
+    hub.add_folder("own/mini", mini_model.path)
+    raw["base_model"] = {"path": None, "hub": {"id": "own/mini", "revision": "main"}}
+    row = of(fits(raw), "model own/mini")
+    assert (row.outcome, row.detail[:26]) == ("note", "on the hub, a run download")
+    assert of(places(raw), "disk") == Row(
+        "disk", "note", "not known before the model is downloaded"
+    )
+    assert hub.downloads() == ["config.json"]
+    folder, _ = fetch_model("own/mini", "main")
+    hub.requests.clear()
+    assert of(fits(raw), f"model {folder}").outcome == "ok"
+    assert of(places(raw), "disk").outcome == "ok"
+    assert hub.requests == []
+    raw["base_model"]["hub"]["id"] = "own/none"
+    row = of(fits(raw), "model own/none")
+    assert (row.outcome, "has none with this id" in row.detail) == ("FAILED", True)
+
+
 def test_every_fault_is_shown_whatever_the_others_are(
     raw: dict[str, Any], project: Path, mini_model: MiniModel
 ) -> None:
@@ -381,6 +403,29 @@ def test_the_gate_checks_once_and_again_after_any_change(
     assert {"model"} == set(checked)
     gate(raw, examples)
     assert len(checked) == count + 3
+
+
+def test_the_gate_checks_a_model_once_wherever_the_cache_is(
+    raw: dict[str, Any],
+    examples: list[dict[str, Any]],
+    untracked: None,
+    hub: FakeHub,
+    mini_model: MiniModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub.add_folder("own/mini", mini_model.path)
+    raw["base_model"] = {"path": None, "hub": {"id": "own/mini", "revision": "main"}}
+    checked: list[str] = []
+    monkeypatch.setattr(fit, "check_model", lambda *given: checked.append(given[0]) or [])
+    first = gate(raw, examples)
+    assert checked == [first["path"]]
+    assert (first["hub"], first["revision"], first["commit"]) == ("own/mini", "main", COMMIT)
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", f"{constants.HF_HUB_CACHE}2")
+    again = gate(raw, examples)
+    assert again == {**first, "path": again["path"]}
+    assert again["path"] != first["path"]
+    assert len(checked) == 1
 
 
 def test_methods_outside_the_grid_do_not_matter_to_the_gate(

@@ -1,7 +1,6 @@
 """Every model family from its published layout through loading, training, testing and saving."""
 
 import io
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 import trl
-import yaml
-from conftest import shipped_health
+from conftest import shipped, shipped_health
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageColumn
 from family_checkpoints import FAMILIES, SYSTEM, TEMPLATES, make_checkpoint
@@ -95,8 +93,6 @@ class Loaded(NamedTuple):
 @pytest.fixture(scope="module", params=FAMILIES)
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     family = request.param
-    if family == "smolvlm" and find_spec("num2words") is None:
-        pytest.skip("SmolVLM2's processor needs the package num2words")
     folder = tmp_path_factory.mktemp(family)
     path = make_checkpoint(family, folder / "published")
     model, processor = load_model(str(path), settings(max_pixels=CAP))
@@ -104,13 +100,8 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Loaded(family, path, folder / "capped", model, processor)
 
 
-def shipped(block: str, file: str) -> dict[str, Any]:
-    content = yaml.safe_load((ROOT / f"conf/base/parameters_{file}.yml").read_text())
-    return dict(content[block])
-
-
 def settings(**changes: Any) -> ModelSettings:
-    return ModelSettings(**{**shipped("model", "base_model"), **changes})
+    return ModelSettings(**{**shipped("model"), **changes})
 
 
 def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -293,7 +284,7 @@ def job(loaded: Loaded, examples: Any, parameters: SFT | RL, folder: Path) -> Jo
         examples=examples,
         prompt=PROMPT,
         parameters=parameters,
-        compute=Compute(**shipped("compute", "compute")),
+        compute=Compute(**shipped("compute")),
         health=shipped_health(),
         seed=0,
         folder=folder,
@@ -302,8 +293,8 @@ def job(loaded: Loaded, examples: Any, parameters: SFT | RL, folder: Path) -> Jo
 
 def parameters(algorithm: str, **changes: Any) -> dict[str, Any]:
     return {
-        **shipped("training", "experiment"),
-        **shipped(algorithm, algorithm),
+        **shipped("training"),
+        **shipped(algorithm),
         "algorithm": algorithm,
         "prompts_per_update": 3,
         "checkpoint_every_updates": 2,

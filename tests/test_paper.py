@@ -114,7 +114,7 @@ def test_the_papers_setting_goes_from_data_to_report(family: str, tmp_path: Path
     assert len(shared) == 2 * 2 * 2  # tasks x RL methods x updates
     for task in TASKS:
         manifest = json.loads((project / f"data/paper/06_models/{task}/grpo_d/s0.json").read_text())
-        model, processor = load_model(manifest["path"])
+        model, processor = load_model(str(project / manifest["path"]))
         assert model.config.model_type == family
         assert str(model.dtype) == "torch.bfloat16"
         limit = processor.image_processor.size["longest_edge"]

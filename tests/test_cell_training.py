@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import mlflow
 import pandas as pd
 import pytest
+import torch
 from conftest import PROMPT, TASKS, MiniModel, shipped, shipped_health
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from othink_pipeline import cell_training, evaluation, models, recording, reuse, tracking, training
+from othink_pipeline.cell_evaluation import evaluate_model, read_predictions
 from othink_pipeline.cell_training import train_cell
 from othink_pipeline.cells import FAILED
 from othink_pipeline.data_parameters import DataPreparation
@@ -26,7 +28,7 @@ from othink_pipeline.delivery import TrackingUnavailableError
 from othink_pipeline.grid import Cell
 from othink_pipeline.health import TrainingFault
 from othink_pipeline.model_parameters import Compute, ModelSettings
-from othink_pipeline.parameters import RL, SFT, Evaluation, Folders
+from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Lora
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, prepare_splits
 from othink_pipeline.reuse import MANIFEST, digest_folder
 from othink_pipeline.validation import ConfigurationError
@@ -419,6 +421,51 @@ def test_a_killed_training_ends_as_one_that_was_not(
     assert (run.info.status, run.data.tags["resumed"]) == ("FINISHED", "1")
     assert not (folder / "resume").exists()
     assert not list(folder.glob(".*"))
+
+
+def test_adapters_go_on_as_well_and_are_scored_merged_or_not(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, completions, kept = read_inputs(), [], {}
+
+    def score(manifest: dict[str, Any], fresh: bool = True) -> dict[str, Any]:
+        about = {"task": "counting", "method": "sft", "seed": 3, "base_model": 0}
+        compute = Compute(**{**COMPUTE, "fresh": fresh})
+        return evaluate_model(
+            manifest, inputs.examples[1], EVALUATION, FOLDERS, MODEL, compute, **about
+        )
+
+    for merge in (False, True):
+        lora = Lora(rank=2, alpha=8.0, dropout=0.0, modules="all-linear", merge=merge)
+        monkeypatch.setitem(METHODS, "sft", METHODS["sft"].model_copy(update={"lora": lora}))
+        with monkeypatch.context() as patch:
+            kill_when(patch, *KILLS["update 3"])
+            with pytest.raises(KeyboardInterrupt):
+                call()
+        resumed, _ = call()
+        kept[merge], _ = call(fresh=True)
+        assert resumed["digest"] == kept[merge]["digest"], "as one that was not killed"
+        reused, _ = call()
+        assert reused == kept[merge]
+        files = {file.name for file in Path(reused["path"]).iterdir()}
+        assert ("model.safetensors" in files, "adapter_model.safetensors" in files) == (
+            merge,
+            not merge,
+        )
+        completions.append(read_predictions(score(reused))["completion"].tolist())
+    assert completions[0] == completions[1]
+    base, _ = models.load_model("model")
+    for name, weight in models.load_model(kept[True]["path"])[0].named_parameters():
+        linear = "_proj." in name or ".attn." in name or ".mlp." in name
+        assert torch.equal(weight, base.get_parameter(name)) == (not linear or "bias" in name), name
+
+    config = Path("model/config.json")
+    config.write_text(config.read_text() + " ")
+    assert "model: missing, or changed since its manifest" in score(kept[False])[FAILED]
+    shutil.rmtree("model")
+    assert "model: missing, or changed since its manifest" in score(kept[False])[FAILED]
+    assert FAILED not in score(kept[True])
+    assert score(kept[False], fresh=False).keys() == score(kept[True], fresh=False).keys()
 
 
 def _run_id(folder: Path) -> str:

@@ -243,6 +243,39 @@ def test_every_training_gets_the_same_inputs_but_for_its_method(configure: Confi
         assert node.func.keywords == {"cell": cell}
 
 
+def test_params_take_no_key_away(configure: Configure) -> None:
+    kl = {"schedule": "constant", "weight": 0.1}
+    loader = configure("base", {"methods": {"grpo_d": {"kl": kl}}})
+    assert loader["parameters"]["methods"]["grpo_d"]["kl"].keys() == {*kl, "start", "end"}
+    with pytest.raises(ConfigurationError) as error:
+        read_grid()
+    for key in ("start", "end"):
+        assert (
+            f"methods.grpo_d.kl.{key}: unknown key. Allowed here: schedule, weight. Where it is "
+            "left over from another kind of kl: --params takes no key away; write the block anew "
+            "in the parameters.yml of an environment"
+        ) in error.value.message
+
+
+def test_an_environment_leaves_nothing_of_a_block_that_it_writes_anew(
+    configure: Configure, conf: Path
+) -> None:
+    (conf / "mine").mkdir()
+    (conf / "mine" / "parameters.yml").write_text(
+        "experiment: {tasks: [counting], methods: [grpo_d], seeds: 1}\n"
+        "methods: {grpo_d: {algorithm: rl, kl: {schedule: constant, weight: 0.1}}}\n"
+        "report: {comparisons: []}\n"
+    )
+    raw = configure("mine", conf=conf)["parameters"]
+    assert raw["methods"] == {
+        "grpo_d": {"algorithm": "rl", "kl": {"schedule": "constant", "weight": 0.1}}
+    }
+    assert read_grid().algorithms == {"grpo_d": "rl"}
+    changed = configure("mine", {"methods": {"grpo_d": {"kl": {"weight": 0.3}}}}, conf=conf)
+    kl = changed["parameters"]["methods"]["grpo_d"]["kl"]
+    assert kl == {"schedule": "constant", "weight": 0.3}
+
+
 def test_one_method_of_one_task_runs_alone(configure: Configure) -> None:
     """`kedro run --namespaces=counting.grpo_d`; not grpo, though it begins the same way."""
     configure("base", {"experiment": {"methods": ["sft", "grpo", "grpo_d"], "seeds": 2}})

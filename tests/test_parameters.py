@@ -437,6 +437,143 @@ def test_base_models_are_one_path_or_several() -> None:
         assert "base_model.path" in fault(changed("base_model.path", wrong))
 
 
+LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "modules": "all-linear", "merge": False}
+COLOCATE = {"mode": "colocate", "gpu_memory": 0.3}
+SERVER = {"mode": "server", "host": "there", "port": 8000}
+
+
+def without(block: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in block.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("training.optimizer", "adam", "training.optimizer = 'adam': "),
+        ("training.freeze_vision", "no", "training.freeze_vision = 'no': "),
+        ("training.lora", True, "must be a block with the keys alpha, dropout, merge, modules"),
+        ("training.lora", {**LORA, "rnak": 4}, "training.lora.rnak: unknown key. Did you mean 'ra"),
+        ("training.lora", without(LORA, "merge"), "training.lora.merge: missing; add it"),
+        ("training.lora", {**LORA, "rank": 0}, "training.lora.rank = 0: "),
+        ("training.lora", {**LORA, "alpha": 0.0}, "training.lora.alpha = 0.0: "),
+        ("training.lora", {**LORA, "dropout": 1.0}, "training.lora.dropout = 1.0: "),
+        ("training.lora", {**LORA, "modules": "q_proj"}, "or a list of names of layers: [q_proj"),
+        (
+            "training.lora",
+            {**LORA, "modules": []},
+            "training.lora.modules = []: must be all-linear",
+        ),
+        (
+            "training.lora",
+            {**LORA, "modules": ["q_proj", 3]},
+            "training.lora.modules = ['q_proj', 3",
+        ),
+        ("model.dtype", "float16", "model.dtype = 'float16': "),
+        ("model.dtype", "bfloat16", "Set compute.bf16: true, or model.dtype: float32."),
+        ("model.attention", "flash", "model.attention = 'flash': "),
+        ("model.min_pixels", 0, "model.min_pixels = 0: "),
+        ("model.max_pixels", -1, "model.max_pixels = -1: "),
+        ("base_model.path", None, "base_model = {'path': None, 'hub': None}: needs either path or"),
+        ("base_model.hub", {"id": "a/b", "revision": "c"}, "needs either path or hub, and null"),
+        ("base_model.hub", {"id": "a/b"}, "base_model.hub.revision: missing; add it"),
+        ("base_model.hub", {"id": "ab", "revision": "c"}, "base_model.hub.id = 'ab': "),
+        ("compute.num_processes", 0, "compute.num_processes = 0: "),
+        ("compute.micro_batch_size", 0, "compute.micro_batch_size = 0: "),
+        ("compute.gradient_checkpointing", None, "compute.gradient_checkpointing = None: "),
+        ("compute.launcher", 3, "compute.launcher = 3: "),
+        ("compute.vllm", "colocate", "with the keys gpu_memory, mode; or host, mode, port"),
+        (
+            "compute.vllm",
+            {"mode": "local"},
+            "compute.vllm.mode = 'local': not allowed. Allowed: co",
+        ),
+        ("compute.vllm", {**COLOCATE, "gpu_memory": 1.0}, "compute.vllm.gpu_memory = 1.0: "),
+        ("compute.vllm", {**COLOCATE, "gpu_memroy": 1}, "Did you mean 'gpu_memory'? Allowed here"),
+        ("compute.vllm", {**SERVER, "port": 65536}, "compute.vllm.port = 65536: "),
+        ("compute.vllm", without(SERVER, "host"), "compute.vllm.host: missing; add it"),
+    ],
+)
+def test_what_cannot_be_trained_so_is_refused(path: str, value: object, told: str) -> None:
+    assert told in fault(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("training.lora", LORA),
+        ("training.lora", {**LORA, "modules": ["q_proj", "v_proj"], "alpha": 8}),
+        ("model.max_pixels", 401408),
+        ("compute.vllm", COLOCATE),
+        ("compute.vllm", SERVER),
+        ("compute.micro_batch_size", 8),
+        ("compute.micro_batch_size", 1000),
+        ("compute.num_processes", 2),
+    ],
+)
+def test_what_can_be_trained_so_is_not_refused(path: str, value: object) -> None:
+    Parameters.read(changed(path, value))
+
+
+def test_pixels_have_bounds_in_their_order() -> None:
+    raw = changed("model.min_pixels", 200)
+    raw["model"]["max_pixels"] = 100
+    assert "min_pixels = 200, max_pixels = 100" in fault(raw)
+
+
+def test_weights_in_bfloat16_go_with_arithmetic_in_it() -> None:
+    raw = changed("model.dtype", "bfloat16")
+    raw["compute"]["bf16"] = True
+    Parameters.read(raw)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "method"),
+    [("micro_batch_size", 3, "sft"), ("num_processes", 5, "sft"), ("micro_batch_size", 32, None)],
+)
+def test_rows_of_an_update_go_evenly_into_passes(key: str, value: int, method: str | None) -> None:
+    raw = changed(f"compute.{key}", value)
+    if method is None:  # 16 prompts are one pass of at most 32; so are not 128 completions of 3
+        Parameters.read(raw)
+        raw["rl"]["completions_per_prompt"] = 3
+        method = "grpo"
+    message = fault(raw)
+    assert message.startswith(f"methods.{method}: ")
+    assert f"compute.{key} = {value}" in message
+    assert "prompts_per_update" in message
+
+
+def from_data_set(steps: str | None) -> dict[str, Any]:
+    """A task that is read from files."""
+    columns = {"image": "image", "question": "problem", "answer": "solution", "steps": steps}
+    source = {"kind": "jsonl", "file": "data/a.jsonl", "images": "data"}
+    split = {"source": source, "columns": columns, "prompt": None}
+    return {"train": split, "test": split}
+
+
+def test_a_task_may_be_a_data_set() -> None:
+    raw = changed("experiment.tasks", ["counting", "charts"])
+    assert "experiment.tasks holds 'charts', which is no task" in fault(raw)
+    raw["data_preparation"]["sources"] = {"charts": from_data_set(None)}
+    Parameters.read(raw)
+    raw["data_preparation"]["sources"]["charts"]["trian"] = {}
+    assert "sources.charts.trian: unknown key. Did you mean 'train'? Allowed here" in fault(raw)
+
+
+def test_worked_steps_are_asked_for_where_there_are_any() -> None:
+    raw = changed("data_preparation.sources", {"charts": from_data_set(None)})
+    raw["experiment"] |= {"tasks": ["charts"], "methods": ["grpo"]}
+    Parameters.read(raw)  # sft_cot, which wants them, is not in the grid
+    raw["experiment"]["methods"] = ["grpo", "sft_cot"]
+    message = fault(raw)
+    assert "methods.sft_cot.target = 'steps': the data set of task 'charts' has no" in message
+    assert "data_preparation.sources.charts.train.columns.steps" in message
+    raw["data_preparation"]["sources"] = {"charts": from_data_set("worked")}
+    Parameters.read(raw)
+    raw["data_preparation"]["sources"] = {"counting": from_data_set(None)}
+    raw["experiment"]["tasks"] = ["geometry"]
+    Parameters.read(raw)
+
+
 def test_the_kl_weights_are_what_the_methods_are_called_for() -> None:
     grpo, grpo_d = (resolve_method(load("base"), method) for method in ("grpo", "grpo_d"))
     assert isinstance(grpo, RL)

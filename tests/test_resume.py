@@ -29,7 +29,7 @@ from othink_pipeline.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.kl import Accuracy, Adaptive
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.models import load_model
-from othink_pipeline.parameters import RL, SFT
+from othink_pipeline.parameters import RL, SFT, Lora
 from othink_pipeline.prompts import CannotShareError
 from othink_pipeline.resume import newest_checkpoint, update_of
 from othink_pipeline.reuse import write_manifest
@@ -64,6 +64,7 @@ RL_PARAMETERS = RL(
     kl=ADAPTIVE,
 )
 COMPUTE = Compute(**shipped("compute", resume_every_updates=2))
+LORA = Lora(rank=2, alpha=4.0, dropout=0.1, modules="all-linear", merge=False)
 TIMES = {
     "step_time",
     "train_runtime",
@@ -481,7 +482,9 @@ def train_cell(
 
     events: list[tuple[str, int]] = []
 
-    def train(parameters: Any, folder: str, killed: int | None = None) -> Cell:
+    def train(
+        parameters: Any, folder: str, killed: int | None = None, dtype: str = "float32"
+    ) -> Cell:
         curve: dict[int, dict[str, float]] = {}
         weights: dict[str, torch.Tensor] = {}
         events.clear()
@@ -502,11 +505,11 @@ def train_cell(
         job = training.Job(
             name="a cell",
             model_path=str(mini_model.path),
-            model=ModelSettings(**shipped("model")),
+            model=ModelSettings(**shipped("model", dtype=dtype)),
             examples=splits["counting"]["train"],
             prompt=PROMPT,
             parameters=parameters,
-            compute=COMPUTE,
+            compute=COMPUTE.model_copy(update={"bf16": dtype == "bfloat16"}),
             health=shipped_health(),
             seed=3,
             folder=tmp_path / folder,
@@ -561,6 +564,22 @@ def test_a_cell_hands_on_what_came_after_its_newest_checkpoint_and_counts_all(
     # Update 3 was computed twice, and counts once.
     assert whole.trained.seconds == 5
     assert resumed.trained == whole.trained
+
+
+@pytest.mark.parametrize("changes", [{"freeze_vision": True}, {"lora": LORA}], ids=lambda c: min(c))
+def test_weights_of_two_types_go_on_with_their_bits(
+    train_cell: Callable[..., Cell], changes: dict[str, Any]
+) -> None:
+    """What is trained is float32, in a model that is bfloat16."""
+    parameters = RL_PARAMETERS.model_copy(update=changes)
+    whole = train_cell(parameters, "whole", dtype="bfloat16")
+    assert {weight.dtype for weight in whole.weights.values()} == {torch.float32, torch.bfloat16}
+    with pytest.raises(Killed):
+        train_cell(parameters, "killed", killed=3, dtype="bfloat16")
+    disturb_streams()
+    resumed = train_cell(parameters, "killed", dtype="bfloat16")
+    assert resumed.curve == {update: whole.curve[update] for update in (3, 4, 5)}
+    assert all(torch.equal(resumed.weights[name], w) for name, w in whole.weights.items())
 
 
 KILLED_WHILE_SAVING = Case([], updates=5)

@@ -81,9 +81,11 @@ def evaluate_model(
     origin = f"b{base_model}" if seed is None else f"{task}/{method}/s{seed}"
     name = f"{BASE}.{origin}" if seed is None else origin.replace("/", ".")
     place = f"{BASE}/{origin}" if seed is None else origin
+    adapters = "base_path" in checkpoint
     key = content_key(
         {
             "checkpoint": checkpoint["digest"],
+            **({"base_model": checkpoint["base_model"]} if adapters else {}),
             "test": examples["splits"]["test"]["digest"],
             "prompt": examples["splits"]["test"]["prompt"],
             "evaluation": _settings(evaluation),

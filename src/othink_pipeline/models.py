@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import deepcopy
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -12,6 +13,7 @@ import torch
 import transformers
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from othink_pipeline.pixels import limit_pixels
@@ -59,9 +61,14 @@ def load_model(
     if not Path(path).is_dir():
         raise ConfigurationError(f"model {path}: no such folder")
     whole = path
-    if adapted := (Path(path) / "adapter_config.json").is_file():
+    if adapted := (Path(path) / CONFIG_NAME).is_file():
         if base_path is None:
             raise ConfigurationError(f"model {path}: adapters, and no base model to put them on")
+        if not (Path(path) / SAFETENSORS_WEIGHTS_NAME).is_file():
+            raise ConfigurationError(
+                f"model {path}: adapters without {SAFETENSORS_WEIGHTS_NAME}; no other file of "
+                "weights is read"
+            )
         whole = base_path
     # Left unsaid, transformers asks on the terminal whether to run a checkpoint's own code.
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -99,25 +106,37 @@ def save_model(
     if isinstance(model, PeftModel) and not merge:
         model.save_pretrained(str(folder))
     else:
-        state = _whole_state(model)
-        if dtype is not None:
-            kept = {id(weight): weight.to(dtype) for weight in state.values()}  # tied ones stay so
-            state = {name: kept[id(weight)] for name, weight in state.items()}
-        base_of(model).save_pretrained(folder, state_dict=state, safe_serialization=True)
+        base = base_of(model)
+        base.save_pretrained(folder, state_dict=_whole_state(base, dtype))
+        if dtype is not None:  # there stands that of the weights in memory
+            config = deepcopy(base.config)
+            config.dtype = dtype
+            config.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
-def _whole_state(model: Any) -> dict[str, torch.Tensor]:
+@torch.no_grad()
+def _whole_state(base: Any, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
     """The weights by the names of a model without adapters, these added to the layers' own."""
+    adapted = {
+        f"{name}.weight": cast(Any, layer)
+        for name, layer in base.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
     state: dict[str, torch.Tensor] = {}
-    for name, weight in base_of(model).state_dict().items():
-        if ".lora_" not in name:
-            state[name.replace(".base_layer.", ".")] = weight
-    for name, layer in base_of(model).named_modules():
-        if isinstance(layer, LoraLayer):
-            weight = state[f"{name}.weight"]
-            delta = cast(Any, layer).get_delta_weight(layer.active_adapters[0])
-            state[f"{name}.weight"] = weight.float() + delta.float()
+    copies: dict[int, torch.Tensor] = {}  # of tied weights one
+    for full_name, weight in base.state_dict(keep_vars=True).items():
+        if ".lora_" in full_name:
+            continue
+        name = full_name.replace(".base_layer.", ".")
+        if id(weight) not in copies:
+            value = weight.detach()
+            if layer := adapted.get(name):
+                value = value.float() + layer.get_delta_weight(layer.active_adapters[0]).float()
+            if value.is_floating_point():
+                value = value.to(dtype or weight.dtype)
+            copies[id(weight)] = value
+        state[name] = copies[id(weight)]
     return state
 
 

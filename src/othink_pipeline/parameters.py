@@ -92,10 +92,20 @@ class Lora(Block):
     alpha: Annotated[float, Field(gt=0)]
     """The adapters' output is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    modules: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] | Literal["all-linear"]
+    modules: tuple[str, ...] | Literal["all-linear"]
     """Names of the layers that get one: ``[q_proj, v_proj]``; or all but the output layer."""
     merge: bool
     """Checkpoints hold whole models with the adapters in them, not the adapters alone."""
+
+    @field_validator("modules", mode="before")
+    @classmethod
+    def _check_modules(cls, modules: Any) -> Any:
+        if modules == "all-linear":
+            return modules
+        named = isinstance(modules, list | tuple) and modules
+        if not named or not all(isinstance(name, str) for name in modules):
+            raise ValueError("must be all-linear, or a list of names of layers: [q_proj, v_proj]")
+        return tuple(modules)
 
 
 class Training(Block):

@@ -125,7 +125,10 @@ class Resumable(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         saved = type(model).from_pretrained(
-            resume_from_checkpoint, local_files_only=True, use_safetensors=True
+            resume_from_checkpoint,
+            dtype=torch.float32,  # holds every weight as it was: they may be of several types
+            local_files_only=True,
+            use_safetensors=True,
         )
         model.load_state_dict(saved.state_dict())
 

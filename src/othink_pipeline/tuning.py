@@ -23,8 +23,8 @@ def choose_weights(model: Any, parameters: Method) -> LoraConfig | None:
     The adapters are for TRL's trainers to put in.
 
     Raises:
-        ConfigurationError: the vision tower is not found; no layer has a name that an adapter is
-            asked for.
+        ConfigurationError: the vision tower is not found; an adapter is asked for in layers that
+            there are not.
     """
     tower = _find_vision(model) if parameters.freeze_vision else None
     if parameters.lora is None:
@@ -32,11 +32,11 @@ def choose_weights(model: Any, parameters: Method) -> LoraConfig | None:
             model.get_submodule(tower).requires_grad_(False)
         return None
     lora = parameters.lora
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    names = _layer_names(model, tower)
     if lora.modules != "all-linear" and (strange := sorted(set(lora.modules) - names)):
         raise ConfigurationError(
-            f"lora.modules: {type(model).__name__} has no layer called {strange[0]!r}. Name layers "
-            "by the last part of their names, as q_proj, or write all-linear."
+            f"lora.modules: {strange[0]!r} is no linear layer of {type(model).__name__} that can "
+            f"have an adapter. Allowed: {', '.join(sorted(names))}; or all-linear for all of them."
         )
     return LoraConfig(
         r=lora.rank,
@@ -46,6 +46,21 @@ def choose_weights(model: Any, parameters: Method) -> LoraConfig | None:
         exclude_modules=None if tower is None else rf"{tower}\..*",
         task_type="CAUSAL_LM",
     )
+
+
+def _layer_names(model: Any, tower: str | None) -> set[str]:
+    """The last parts of the names of all linear layers, but the output's and a frozen tower's.
+
+    The output layer often is the input's weights: with an adapter it could not be merged.
+    """
+    head = model.get_output_embeddings()
+    return {
+        name.rpartition(".")[2]
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+        and layer is not head
+        and not (tower and name.startswith(f"{tower}."))
+    }
 
 
 def keep_precise(model: Any) -> None:

@@ -52,7 +52,15 @@ def _explain(fault: Any, model: type[BaseModel]) -> str:
     if fault["type"] == "extra_forbidden":
         near = get_close_matches(keys[-1], siblings, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        return f"{key}: unknown key.{hint} Allowed here: {', '.join(siblings)}"
+        told = f"{key}: unknown key.{hint} Allowed here: {', '.join(siblings)}"
+        if (
+            len(keys) > 1 and fault["loc"][-2] != keys[-2] and not near
+        ):  # the block is of one kind of several
+            told += (
+                f". Where it is left over from another kind of {keys[-2]}: --params takes no key "
+                "away; write the block anew in the parameters.yml of an environment"
+            )
+        return told
     if fault["type"] == "missing":
         return f"{key}: missing; add it"
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
@@ -78,26 +86,33 @@ def _locate(
     """
     keys: list[str] = []
     siblings: list[str] = []
-    here = [model]
+    here, named = [model], False
     for part in location:
+        if named:  # a name in a mapping
+            keys.append(str(part))
+            named = False
+            continue
         chosen = [choice for choice in here if len(here) > 1 and part in _literals(choice)]
         if chosen:
             here = chosen
             continue
         keys.append(str(part))
         siblings = sorted({name for choice in here for name in choice.model_fields})
-        here = [
-            below
+        kinds = [
+            choice.model_fields[str(part)].annotation
             for choice in here
             if part in choice.model_fields
-            for below in _models_in(choice.model_fields[str(part)].annotation)
         ]
+        named = any(get_origin(kind) is dict for kind in kinds)
+        here = [below for kind in kinds for below in _models_in(kind)]
     return keys, siblings, here
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    candidates = get_args(annotation) or (annotation,)
-    return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+    if parts := get_args(annotation):
+        return [below for part in parts for below in _models_in(part)]
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return [annotation] if is_model else []
 
 
 def _literals(model: type[BaseModel]) -> list[str]:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from othink_pipeline import fit
 from othink_pipeline.examples import find_fault
+from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.models import load_model, render_prompt
 from othink_pipeline.parameters import RL, SFT, Evaluation, resolve_method
 from othink_pipeline.preflight import Row, Weights
@@ -36,11 +37,22 @@ Tasks = Mapping[str, Mapping[str, Dataset]]
 Check = Callable[..., list[Row]]
 
 
-def method(name: str, **changes: Any) -> SFT | RL:
-    """A method of the shipped configuration, with other keys."""
+def parameters() -> dict[str, Any]:
+    """The shipped configuration."""
     raw: dict[str, Any] = {}
     for file in (ROOT / "conf" / "base").glob("parameters*.yml"):
         raw |= yaml.safe_load(file.read_text())
+    return raw
+
+
+def shipped(block: str, model: Any, **changes: Any) -> Any:
+    """A block of the shipped configuration, with other keys."""
+    return model(**{**parameters()[block], **changes})
+
+
+def method(name: str, **changes: Any) -> SFT | RL:
+    """A method of the shipped configuration, with other keys."""
+    raw = parameters()
     raw["methods"][name] |= changes
     return resolve_method(raw, name)
 
@@ -59,7 +71,8 @@ def folder(mini_model: MiniModel, tmp_path: Path) -> Path:
 @pytest.fixture
 def check(folder: Path, tasks: Tasks) -> Check:
     def run(methods: Mapping[str, Any] | None = None, prompt: str = PROMPT) -> list[Row]:
-        return fit.check_model(str(folder), tasks, prompt, methods or {}, EVALUATION)
+        blocks = shipped("model", ModelSettings), shipped("compute", Compute)
+        return fit.check_model(str(folder), tasks, prompt, methods or {}, EVALUATION, *blocks)
 
     return run
 
@@ -148,7 +161,7 @@ def test_another_image_token_is_found(check: Check, folder: Path) -> None:
 def test_weights_cut_short_or_only_pickled_are_found_before_they_are_read(
     check: Check, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "load_model", lambda path: pytest.fail("the weights were read"))
+    monkeypatch.setattr(fit, "load_model", lambda *_: pytest.fail("the weights were read"))
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1])
@@ -219,7 +232,7 @@ def test_memory_that_training_alone_takes_must_be_there(
         assert faults(check({name: method(name)})) == ""
         device["bytes"] -= 1
         with monkeypatch.context() as patch:
-            patch.setattr(fit, "load_model", lambda path: pytest.fail("loaded what cannot fit"))
+            patch.setattr(fit, "load_model", lambda *_: pytest.fail("loaded what cannot fit"))
             message = faults(check({name: method(name)}))
         assert "GPU toy has" in message
         assert "Take a smaller base model" in message

@@ -203,9 +203,8 @@ def places(raw: dict[str, Any], **folders: str) -> list[Row]:
 def fits(raw: dict[str, Any]) -> list[Row]:
     p = Parameters.read(raw)
     blocks = (raw["training"], raw["sft"], raw["rl"], raw["methods"])
-    return check_fit(
-        p.experiment, *blocks, p.base_model, p.folders, p.data_preparation, p.evaluation
-    )
+    settings = (p.data_preparation, p.evaluation, p.model, p.compute)
+    return check_fit(p.experiment, *blocks, p.base_model, p.folders, *settings)
 
 
 def test_what_the_grid_costs_is_said(raw: dict[str, Any], project: Path) -> None:
@@ -323,6 +322,8 @@ def gate(raw: Mapping[str, Any], examples: list[dict[str, Any]]) -> dict[str, An
         raw["methods"],
         p.evaluation,
         p.folders,
+        p.model,
+        p.compute,
         *examples,
         number=0,
     )
@@ -425,7 +426,8 @@ raw, examples = json.load(open("raw.json"))
 p = Parameters.read(raw)
 blocks = [raw[name] for name in ("training", "sft", "rl", "methods")]
 check_base_model(
-    p.base_model, p.experiment, *blocks, p.evaluation, p.folders, *examples, number=0
+    p.base_model, p.experiment, *blocks, p.evaluation, p.folders, p.model, p.compute,
+    *examples, number=0
 )
 print({"torch", "transformers", "datasets", "mlflow"} & set(sys.modules))
 """

@@ -15,12 +15,15 @@ from conftest import PROMPT, TASKS, MiniModel
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from othink_pipeline import fit
+from othink_pipeline import context, device, fit
+from othink_pipeline.costs import Grid, Speed
 from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.examples import find_fault
+from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.models import load_model, render_prompt
+from othink_pipeline.needs import Device
 from othink_pipeline.parameters import RL, SFT, Evaluation, resolve_method
-from othink_pipeline.preflight import Row, Weights
+from othink_pipeline.preflight import Row
 from othink_pipeline.prompts import encode
 from othink_pipeline.training_data import sft_rows
 
@@ -37,11 +40,22 @@ Tasks = Mapping[str, Mapping[str, Dataset]]
 Check = Callable[..., list[Row]]
 
 
-def method(name: str, **changes: Any) -> SFT | RL:
-    """A method of the shipped configuration, with other keys."""
+def parameters() -> dict[str, Any]:
+    """The shipped configuration."""
     raw: dict[str, Any] = {}
     for file in (ROOT / "conf" / "base").glob("parameters*.yml"):
         raw |= yaml.safe_load(file.read_text())
+    return raw
+
+
+def shipped(block: str, model: Any, **changes: Any) -> Any:
+    """A block of the shipped configuration, with other keys."""
+    return model(**{**parameters()[block], **changes})
+
+
+def method(name: str, **changes: Any) -> SFT | RL:
+    """A method of the shipped configuration, with other keys."""
+    raw = parameters()
     raw["methods"][name] |= changes
     return resolve_method(raw, name)
 
@@ -61,7 +75,8 @@ def folder(mini_model: MiniModel, tmp_path: Path) -> Path:
 def check(folder: Path, tasks: Tasks) -> Check:
     def run(methods: Mapping[str, Any] | None = None, prompt: str = PROMPT) -> list[Row]:
         prompts = {task: dict.fromkeys(splits, prompt) for task, splits in tasks.items()}
-        return fit.check_model(str(folder), tasks, prompts, methods or {}, EVALUATION)
+        blocks = shipped("model", ModelSettings), shipped("compute", Compute)
+        return fit.check_model(str(folder), tasks, prompts, methods or {}, EVALUATION, *blocks)
 
     return run
 
@@ -150,7 +165,7 @@ def test_another_image_token_is_found(check: Check, folder: Path) -> None:
 def test_weights_cut_short_or_only_pickled_are_found_before_they_are_read(
     check: Check, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "load_model", lambda path: pytest.fail("the weights were read"))
+    monkeypatch.setattr(fit, "load_model", lambda *_: pytest.fail("the weights were read"))
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1])
@@ -199,12 +214,12 @@ def test_the_context_is_compared_with_the_longest_prompt_to_the_token(
     assert faults(check(methods)) == ""
     edit(folder / "config.json", "text_config", "max_position_embeddings", value=prompt + 29)
     rows = check(methods)
-    failed = row_of(rows, "for grpo")
+    failed = row_of(rows, f"context of {folder} for grpo")
     assert f"{prompt + 30} tokens needed, the model has {prompt + 29}" in failed.detail
     assert "Lower max_completion_tokens of rl or methods.grpo" in failed.remedy
-    assert row_of(rows, "for evaluation").outcome == "ok"
+    assert row_of(rows, f"context of {folder} for evaluation").outcome == "ok"
     edit(folder / "config.json", "text_config", "max_position_embeddings", value=target - 1)
-    failed = row_of(check(methods), "for sft_cot")
+    failed = row_of(check(methods), f"context of {folder} for sft_cot")
     assert f"{target} tokens needed, the model has {target - 1}" in failed.detail
     edit(folder / "config.json", "text_config", "max_position_embeddings", value=prompt + 23)
     assert "Lower evaluation.max_completion_tokens" in faults(check())
@@ -214,49 +229,87 @@ def test_memory_that_training_alone_takes_must_be_there(
     check: Check, mini_model: MiniModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = 4 * mini_model.manifest["facts"]["parameters"]
-    device = {"bytes": 0}
-    monkeypatch.setattr(fit, "find_device", lambda: ("GPU toy", device["bytes"]))
-    for name, copies in {"sft": 5, "grpo": 6}.items():  # RL has a reference model as well
-        device["bytes"] = copies * stored
+    toy = {"bytes": 0}
+    monkeypatch.setattr(fit, "find_device", lambda: Device("GPU toy", toy["bytes"], gpu=True))
+    for name, copies in {"sft": 4, "grpo": 5}.items():  # RL has a reference model as well
+        toy["bytes"] = copies * stored
         assert faults(check({name: method(name)})) == ""
-        device["bytes"] -= 1
+        toy["bytes"] -= 1
         with monkeypatch.context() as patch:
-            patch.setattr(fit, "load_model", lambda path: pytest.fail("loaded what cannot fit"))
+            patch.setattr(fit, "load_model", lambda *_: pytest.fail("loaded what cannot fit"))
             message = faults(check({name: method(name)}))
         assert "GPU toy has" in message
-        assert "Take a smaller base model" in message
+        assert "training.lora" in message
 
 
 def test_a_tight_memory_is_noted(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "find_device", lambda: ("GPU toy", 10**12))
+    monkeypatch.setattr(fit, "find_device", lambda: Device("GPU toy", 10**12, gpu=True))
     methods = {"grpo": method("grpo")}
     assert row_of(check(methods), "peak").outcome == "ok"
-    monkeypatch.setattr(fit, "find_device", lambda: ("GPU toy", 10**8))
+    monkeypatch.setattr(fit, "find_device", lambda: Device("GPU toy", 10**9, gpu=True))
     noted = row_of(check(methods), "peak")
     assert noted.outcome == "note"
-    assert "rl.completions_per_prompt" in noted.detail
+    assert "compute.micro_batch_size" in noted.detail
 
 
-def test_the_peak_counts_what_its_rule_says() -> None:
-    rl = method("grpo", prompts_per_update=10, completions_per_prompt=4, max_completion_tokens=50)
-    config = SimpleNamespace(
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=300,
-    )
+def test_what_is_not_installed_stops_before_the_model_is_read(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "load_model", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr("othink_pipeline.libraries.find_spec", lambda _: None)
+    message = faults(check({"sft": method("sft", optimizer="adamw_8bit")}))
+    assert "training.optimizer = 'adamw_8bit' (methods.sft): bitsandbytes is not" in message
 
-    def peak(**changes: Any) -> str:
-        evaluation = EVALUATION.model_copy(update=changes)
-        lengths, weights = fit.Lengths(30, {"sft": 60}), Weights(100, 400)
-        methods = {"grpo": rl, "sft": method("sft", prompts_per_update=1)}
-        return fit._check_peak_memory("m", config, weights, lengths, methods, evaluation).detail
 
-    backward = 40 * (80 * 17 * 4 * 2 * 64 + 50 * 3 * 4 * 300)
-    assert f"about {(6 * 400 + backward) / 1e9:.3g} GB" in peak()
-    cache = 10_000 * (30 + 24) * 2 * 4 * 2 * 2 * 16  # keys and values, 2 layers, 2 heads of 16
-    assert f"about {(6 * 400 + cache) / 1e9:.3g} GB" in peak(batch_size=10_000)
+def test_a_grid_is_told_what_it_costs(
+    folder: Path, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "measure_speed", lambda bf16: Speed(1e10, 1e10))
+    blocks = shipped("model", ModelSettings), shipped("compute", Compute)
+    grid = Grid(tasks=2, seeds=3, base_models=1, test_examples=50, seconds={"sft": 2.0})
+    methods = {"sft": method("sft", updates=10), "grpo": method("grpo")}
+    prompts = {task: dict.fromkeys(splits, PROMPT) for task, splits in tasks.items()}
+    rows = fit.check_model(str(folder), tasks, prompts, methods, EVALUATION, *blocks, grid)
+    assert faults(rows) == ""
+    assert "measured: 2 s an update" in row_of(rows, "cost of sft").detail
+    assert row_of(rows, "cost of sft").detail.startswith("6 cells: training about 2 min")
+    assert "estimated from the device's speed" in row_of(rows, "cost of grpo").detail
+    assert "10 GFLOP/s" in row_of(rows, "cost of the grid").detail
+
+
+def test_the_largest_pictures_of_a_sample_are_measured(
+    folder: Path, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data sets that are read hold pictures of many sizes."""
+    from PIL import Image
+
+    _, processor = load_model(str(folder))
+    processor.image_processor.size = {"shortest_edge": 64 * 64, "longest_edge": 256 * 256}
+    test = tasks["counting"]["test"]
+    rows = [dict(example) for example in test]
+    rows[5]["image"] = Image.new("RGB", (128, 64))  # 8 x 16 patches, 2 x 2 of them a token
+    mixed = {"counting": {"test": Dataset.from_list(rows, test.features)}}
+    small = {"counting": {"test": test}}
+    prompts = {"counting": {"test": PROMPT}}
+    plain = context.measure_lengths(processor, small, prompts, {})
+    found = context.measure_lengths(processor, mixed, prompts, {})
+    assert (plain.image, found.image) == (16, 32)
+    assert found.prompt - plain.prompt == 16
+    monkeypatch.setattr(context, "LOOKED_AT", 2)  # a sample that does not hold it
+    assert context.measure_lengths(processor, mixed, prompts, {}).image == 16
+
+
+def test_the_speed_of_this_machine_is_a_number() -> None:
+    speed = device.measure_speed(bf16=False)
+    assert speed.flops > 0
+    assert speed.bytes > 0
+
+
+def test_a_gpu_without_bfloat16_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device.has_bfloat16()  # a CPU emulates it
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert not device.has_bfloat16()
 
 
 def test_the_memory_of_a_container_is_its_limit(
@@ -264,20 +317,21 @@ def test_the_memory_of_a_container_is_its_limit(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     usage = namedtuple("usage", "total")
-    monkeypatch.setattr(fit.psutil, "virtual_memory", lambda: usage(1000))
+    monkeypatch.setattr(device.psutil, "virtual_memory", lambda: usage(1000))
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(fit, "CGROUP_LIMITS", (tmp_path / "none", limit))
+    monkeypatch.setattr(device, "CGROUP_LIMITS", (tmp_path / "none", limit))
     for text, memory in {"max\n": 1000, "300\n": 300, "9223372036854771712\n": 1000}.items():
         limit.write_text(text)
-        assert fit.find_device()[1] == memory
-    assert fit.find_device()[0].startswith("CPU")
+        assert device.find_device().memory == memory
+    assert device.find_device().name.startswith("CPU")
+    assert not device.find_device().gpu
 
 
 def test_a_gpu_is_named_with_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     toy = SimpleNamespace(name="Toy", total_memory=7)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: toy)
-    assert fit.find_device() == ("GPU Toy", 7)
+    assert device.find_device() == Device("GPU Toy", 7, gpu=True)
 
 
 # --- The examples

@@ -26,7 +26,7 @@ from kedro_mlflow.framework.hooks.mlflow_hook import mlflow_hook
 from mlflow import MlflowClient
 from pandas import DataFrame
 
-from othink_pipeline import lifecycle, preflight, tracking
+from othink_pipeline import disk, lifecycle, preflight, tracking
 from othink_pipeline.grid import GridConfigLoader
 from othink_pipeline.hooks import CellsFailedError, FailureHooks, PreflightHooks, TrackingHooks
 from othink_pipeline.validation import ConfigurationError
@@ -203,10 +203,10 @@ def test_missing_files_are_named_with_the_command_that_makes_them(
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(9, 9, 3 * 1024**3))
-    preflight.check_disk(tmp_path, needed_bytes=3 * 1024**3)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage(9, 9, 3 * 1024**3))
+    disk.check_disk(tmp_path, needed_bytes=3 * 1024**3)
     with pytest.raises(ConfigurationError, match=r"3\.0 GiB free, a run needs 4\.0 GiB") as error:
-        preflight.check_disk(tmp_path, needed_bytes=4 * 1024**3)
+        disk.check_disk(tmp_path, needed_bytes=4 * 1024**3)
     assert str(tmp_path) in error.value.message
 
 

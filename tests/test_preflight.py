@@ -20,18 +20,20 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Node, Pipeline
 from safetensors.torch import load_file, save_file
 
-from othink_pipeline import fit, preflight, runs, tracking
-from othink_pipeline.data_parameters import DataPreparation, SplitSizes
+from othink_pipeline import disk, fit, preflight, runs, tracking
+from othink_pipeline.data_parameters import DataPreparation, SplitSizes, TaskSource
+from othink_pipeline.disk import needed_disk_bytes, source_bytes
 from othink_pipeline.examples import draw_examples, write_examples
 from othink_pipeline.hub import fetch_model
-from othink_pipeline.parameters import Parameters
+from othink_pipeline.parameters import Lora, Parameters
 from othink_pipeline.pipelines.base_model import nodes as base_model_nodes
 from othink_pipeline.pipelines.base_model.nodes import CHECKED, check_base_model
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
 from othink_pipeline.pipelines.preflight.nodes import check_fit, check_places, report_checks
-from othink_pipeline.preflight import Row, Weights, needed_disk_bytes, read_weights
+from othink_pipeline.preflight import Row
 from othink_pipeline.reuse import write_manifest
 from othink_pipeline.validation import ConfigurationError
+from othink_pipeline.weights import Weights, read_weights
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"train": 6, "validation": 4, "test": 5}
@@ -97,7 +99,14 @@ def of(rows: list[Row], check: str) -> Row:
 
 def test_parameters_are_counted_without_loading(mini_model: MiniModel) -> None:
     parameters = mini_model.manifest["facts"]["parameters"]
-    assert read_weights(mini_model.path) == Weights(parameters, 4 * parameters)
+    file = mini_model.path / "model.safetensors"
+    found = read_weights(mini_model.path)
+    assert (found.parameters, found.stored_bytes) == (parameters, 4 * parameters)
+    (table,) = [w for n, w in load_file(file).items() if n.endswith("embed_tokens.weight")]
+    assert found.embeddings == table.numel()
+    assert found.head == 0  # shared
+    vision = sum(w.numel() for n, w in load_file(file).items() if ".visual." in f".{n}")
+    assert found.vision == vision > 0
 
 
 def test_weights_in_several_files_are_counted_by_their_index(
@@ -150,10 +159,55 @@ def test_the_disk_holds_checkpoints_of_all_cells_and_the_states_of_one(
     raw["training"] |= {"updates": 10, "checkpoint_every_updates": 4}  # 4, 8 and the last
     raw["methods"]["sft"]["updates"] = 8  # 4 and 8
     rl, sft = (preflight.resolve_method(raw, name) for name in ("grpo", "sft"))
-    rest = needed_disk_bytes(Weights(100, 200), [])
+    settings = Parameters.read(raw).model
+    weights = Weights(100, 400, {"model.visual.a.weight": (2, 10), "model.b.weight": (8, 10)})
+    rest = needed_disk_bytes(weights, [], settings)
     assert rest == 2 * 1024**3
-    need = needed_disk_bytes(Weights(100, 200), [rl, sft, rl])
-    assert need - rest == (3 + 2 + 3) * 200 + 3 * (100 * 4 + 2 * 100 * 4)
+
+    def need(*cells: Any, **changes: Any) -> int:
+        changed = [cell.model_copy(update=changes) for cell in cells]
+        return needed_disk_bytes(weights, changed, settings) - rest
+
+    assert need(rl, sft, rl) == (3 + 2 + 3) * 400 + 3 * (100 * 4 + 2 * 100 * 4)
+    assert need(sft, optimizer="adamw_8bit") == 2 * 400 + 3 * (100 * 4 + 2 * 100)
+    assert need(sft, freeze_vision=True) == 2 * 400 + 3 * (80 * 12 + 20 * 4)
+    settings = settings.model_copy(update={"dtype": "bfloat16"})
+    assert need(sft) == 2 * 200 + 3 * 100 * 12
+    assert need(sft, freeze_vision=True) == 2 * 200 + 3 * (80 * 12 + 20 * 2)
+    lora = Lora(rank=2, alpha=4.0, dropout=0.0, modules="all-linear", merge=False)
+    adapters = 2 * (2 + 10) + 2 * (8 + 10)
+    assert need(sft, lora=lora) == 2 * 4 * adapters + 3 * 12 * adapters
+    merged = lora.model_copy(update={"merge": True})
+    assert need(sft, lora=merged) == 2 * 200 + 3 * 12 * adapters
+
+
+def test_the_copy_of_pictures_that_are_read_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, size in {"set/a.parquet": 100, "images/x/y.png": 20, "images/z.png": 3}.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(bytes(size))
+    columns = {"image": "image", "question": "q", "answer": "a", "steps": None}
+    places: dict[str, dict[str, Any]] = {
+        "folder": {"kind": "folder", "path": "set", "split": "train"},
+        "jsonl": {"kind": "jsonl", "file": "test.jsonl", "images": "images"},
+        "hub": {"kind": "hub", "id": "a/b", "revision": "main", "split": "train"},
+    }
+
+    def source(train: str, test: str) -> TaskSource:
+        splits = {"train": places[train], "test": places[test]}
+        return TaskSource(
+            **{
+                name: {"source": place, "columns": columns, "prompt": None}
+                for name, place in splits.items()
+            }
+        )
+
+    sources = {"one": source("folder", "jsonl"), "two": source("hub", "hub")}
+    assert source_bytes(sources, ["one", "two", "drawn"]) == 123
+    assert source_bytes({"one": source("folder", "folder")}, ["one"]) == 100  # a folder once
+    assert source_bytes(sources, ["two"]) == 0
 
 
 # --- Where a run writes
@@ -186,8 +240,8 @@ def test_room_is_measured_where_the_folder_will_be(
         asked.append(folder)
         return Usage(9, 9, 5 * 1024**3)
 
-    monkeypatch.setattr(preflight.shutil, "disk_usage", usage)
-    preflight.check_disk(tmp_path / "not" / "there")
+    monkeypatch.setattr(disk.shutil, "disk_usage", usage)
+    disk.check_disk(tmp_path / "not" / "there")
     assert asked == [tmp_path]
 
 
@@ -208,15 +262,15 @@ def places(raw: dict[str, Any], **folders: str) -> list[Row]:
     p = Parameters.read(raw)
     blocks = (raw["training"], raw["sft"], raw["rl"], raw["methods"])
     chosen = p.folders.model_copy(update=folders)
-    return check_places(p.experiment, *blocks, p.base_model, chosen)
+    settings = (p.data_preparation, p.model)
+    return check_places(p.experiment, *blocks, p.base_model, chosen, *settings)
 
 
 def fits(raw: dict[str, Any]) -> list[Row]:
     p = Parameters.read(raw)
     blocks = (raw["training"], raw["sft"], raw["rl"], raw["methods"])
-    return check_fit(
-        p.experiment, *blocks, p.base_model, p.folders, p.data_preparation, p.evaluation
-    )
+    settings = (p.data_preparation, p.evaluation, p.model, p.compute)
+    return check_fit(p.experiment, *blocks, p.base_model, p.folders, *settings)
 
 
 def test_what_the_grid_costs_is_said(raw: dict[str, Any], project: Path) -> None:
@@ -254,7 +308,7 @@ def test_a_grid_that_the_disk_cannot_hold_fails(
     cells = 4
     need = 2 * 1024**3 + cells * 3 * stored + 3 * 3 * stored  # three checkpoints a cell
     free = {"bytes": need}
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: Usage(9, 9, free["bytes"]))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(9, 9, free["bytes"]))
     assert of(places(raw), "disk").outcome == "ok"
     free["bytes"] -= 1
     assert of(places(raw), "disk").outcome == "FAILED"
@@ -355,6 +409,8 @@ def gate(raw: Mapping[str, Any], examples: list[dict[str, Any]]) -> dict[str, An
         raw["methods"],
         p.evaluation,
         p.folders,
+        p.model,
+        p.compute,
         *examples,
         number=0,
     )
@@ -480,7 +536,8 @@ raw, examples = json.load(open("raw.json"))
 p = Parameters.read(raw)
 blocks = [raw[name] for name in ("training", "sft", "rl", "methods")]
 check_base_model(
-    p.base_model, p.experiment, *blocks, p.evaluation, p.folders, *examples, number=0
+    p.base_model, p.experiment, *blocks, p.evaluation, p.folders, p.model, p.compute,
+    *examples, number=0
 )
 print({"torch", "transformers", "datasets", "mlflow"} & set(sys.modules))
 """

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random
@@ -551,12 +550,7 @@ def test_a_task_that_is_not_prepared_is_looked_into(public: dict[str, Any]) -> N
         "test": TEST,
     }
     assert [row.outcome for row in fit.check_examples("geometry", splits)] == ["ok"] * 3
-    sizes = Counter(image.size for image in splits["train"]["image"])
-    assert len(sizes) > 1
-    largest = fit._largest(splits["train"], 2)
-    areas = sorted((width * height for width, height in sizes), reverse=True)
-    found = [splits["train"][number]["image"].size for number, _ in largest]
-    assert [width * height for width, height in found] == areas[:2]
+    assert len({image.size for image in splits["train"]["image"]}) > 1
 
 
 def test_a_row_that_cannot_be_used_is_found_before_anything_is_prepared(

@@ -6,64 +6,34 @@ inside functions: it imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from datasets import Dataset, Features, Image, Value
 
+from othink_pipeline.context import Prompts, Splits, check_context, encode_example, measure_lengths
+from othink_pipeline.costs import Grid, Model, estimate
 from othink_pipeline.data_parameters import DataPreparation
-from othink_pipeline.examples import TEXT_FIELDS, draw_examples, find_fault, picture_size
+from othink_pipeline.device import find_device, has_bfloat16, measure_speed
+from othink_pipeline.examples import TEXT_FIELDS, draw_examples, find_fault
+from othink_pipeline.launcher import read_sharing
+from othink_pipeline.libraries import check_libraries
+from othink_pipeline.memory import read_shape
 from othink_pipeline.model_parameters import Compute, ModelSettings
-from othink_pipeline.models import load_model, render_prompt, user_message
+from othink_pipeline.models import load_model
+from othink_pipeline.needs import Plan, check_held, check_peak, gigabytes
 from othink_pipeline.parameters import RL, SFT, Evaluation
-from othink_pipeline.preflight import Row, Weights, read_weights
-from othink_pipeline.prompts import Prompt, collate, encode
+from othink_pipeline.preflight import Row
+from othink_pipeline.prompts import collate
 from othink_pipeline.scoring import score
 from othink_pipeline.source_splits import peek
-from othink_pipeline.training_data import sft_rows
 from othink_pipeline.validation import ConfigurationError
-
-Splits = Mapping[str, Dataset]
-"""The examples of a task by split."""
-
-Prompts = Mapping[str, Mapping[str, str]]
-"""Task -> split -> template with ``{question}``."""
+from othink_pipeline.weights import read_weights
 
 DRAWN = {"train": 16, "validation": 16, "test": 16}
 """Examples that stand for those of a task that is not prepared yet."""
-
-LOOKED_AT = 256
-"""Pictures of a split whose size is looked up, to find large ones."""
-
-TIGHT = 0.8
-"""A larger share of the memory is worth a note."""
-
-CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
-
-
-class Lengths(NamedTuple):
-    """The most tokens, image included, of a prompt and, by method, of a prompt and its target."""
-
-    prompt: int
-    sft: dict[str, int]
-
-
-def find_device() -> tuple[str, int]:
-    """What computes, in words, and its memory in bytes: of the first GPU, else of the process."""
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_properties(0)
-        return f"GPU {device.name}", device.total_memory
-    limits = [psutil.virtual_memory().total]
-    for file in CGROUP_LIMITS:
-        if file.exists() and (text := file.read_text().strip()).isdecimal():
-            limits.append(int(text))
-    return f"CPU (threads: {torch.get_num_threads()})", min(limits)
 
 
 def draw_splits(task: str, settings: DataPreparation) -> dict[str, Dataset]:
@@ -112,6 +82,7 @@ def check_model(
     evaluation: Evaluation,
     settings: ModelSettings,
     compute: Compute,
+    grid: Grid | None = None,
 ) -> list[Row]:
     """Check that a base model loads, reads the tasks' examples and fits context and memory.
 
@@ -122,35 +93,48 @@ def check_model(
         methods: what the grid trains it by.
         settings: how it is loaded.
         compute: how it is trained.
+        grid: how often; None does not ask what it costs.
     """
     if (gpus := torch.cuda.device_count()) > 1:
         detail = f"{gpus} GPUs can be seen, and a run trains on one"
         remedy = "Start a run for each: CUDA_VISIBLE_DEVICES=0 kedro run --namespaces=TASK.METHOD"
         return [Row("device", "FAILED", detail, remedy)]
     name = f"model {path}"
+    device = find_device()
     try:
+        sharing = read_sharing(compute)
         weights = read_weights(Path(path))
     except ConfigurationError as error:
         return [Row(name, "FAILED", error.message)]
-    fixed = [_check_fixed_memory(path, weights, methods)]
-    if fixed[0].outcome == "FAILED":
-        return fixed  # it may not even load
+    rows = check_libraries(
+        methods, settings, compute, sharing, gpu=device.gpu, bfloat16=has_bfloat16()
+    )
+    plans = {name: Plan(method, settings, compute, sharing, 0) for name, method in methods.items()}
+    rows += check_held(path, weights, plans, device)
+    if any(row.outcome == "FAILED" for row in rows):
+        return rows  # it may not even load
     try:
         model, processor = load_model(path, settings)
     except ConfigurationError as error:
-        return [*fixed, Row(name, "FAILED", error.message)]
-    detail = f"loads: {weights.parameters:,} parameters, {_gigabytes(weights.stored_bytes)}"
-    rows = [*fixed, Row(name, "ok", detail), *_check_tokens(path, model, processor)]
+        return [*rows, Row(name, "FAILED", error.message)]
+    detail = f"loads: {weights.parameters:,} parameters, {gigabytes(weights.stored_bytes)}"
+    rows += [Row(name, "ok", detail), *_check_tokens(path, model, processor)]
     if any(row.outcome == "FAILED" for row in rows):
         return rows  # a token without an embedding would break all that follows
     for task, splits in tasks.items():
         rows.append(_check_forward(path, model, processor, task, splits, prompts[task]))
     if not tasks or any(row.outcome == "FAILED" for row in rows):
         return rows
-    lengths = _measure(processor, tasks, prompts, methods)
-    rows += _check_context(path, model, lengths, methods, evaluation)
-    config = model.config.get_text_config()
-    rows.append(_check_peak_memory(path, config, weights, lengths, methods, evaluation))
+    lengths = measure_lengths(processor, tasks, prompts, methods)
+    rows += check_context(path, model, lengths, methods, evaluation)
+    shape = read_shape(model.config)
+    plans = {
+        name: plan._replace(target_tokens=lengths.sft.get(name, 0)) for name, plan in plans.items()
+    }
+    rows += check_peak(path, weights, shape, lengths, plans, evaluation, device)
+    if grid:
+        speed = measure_speed(compute.bf16)
+        rows += estimate(Model(weights, shape, lengths), plans, evaluation, grid, speed)
     return rows
 
 
@@ -211,7 +195,7 @@ def _check_forward(
     )
     split, examples = next(iter(splits.items()))
     try:
-        made = _encode(processor, examples, 0, prompts[split])
+        made = encode_example(processor, examples, 0, prompts[split])
         inputs = collate([made], processor.tokenizer.pad_token_id, model.device)
         with torch.inference_mode():
             logits = model(**inputs).logits
@@ -223,173 +207,3 @@ def _check_forward(
     if not bool(logits.isfinite().all()):
         return Row(name, "FAILED", "the model's outputs are not finite.", "Replace its weights.")
     return Row(name, "ok", f"a prompt of {len(made.ids)} tokens, {images} of them the image")
-
-
-def _encode(processor: Any, examples: Dataset, row: int, prompt: str) -> Prompt:
-    text = render_prompt(processor, prompt, examples["question"][row])
-    return encode(processor, [text], [[examples[row]["image"]]])[0]
-
-
-def _measure(
-    processor: Any,
-    tasks: Mapping[str, Splits],
-    prompts: Prompts,
-    methods: Mapping[str, SFT | RL],
-) -> Lengths:
-    """The longest prompts and targets, each taken with the largest of the pictures looked at."""
-    count = processor.tokenizer
-    supervised = {name: method for name, method in methods.items() if isinstance(method, SFT)}
-    longest, sft = 0, dict.fromkeys(supervised, 0)
-    for task, splits in tasks.items():
-        images = {
-            split: max(
-                len(_encode(processor, examples, row, "{question}").ids)
-                - len(count(render_prompt(processor, "{question}", question))["input_ids"])
-                for row, question in _largest(examples)
-            )
-            for split, examples in splits.items()
-        }
-        for split, examples in splits.items():
-            for row in _longest(processor, examples["question"][:]):
-                text = render_prompt(processor, prompts[task][split], examples["question"][row])
-                longest = max(longest, images[split] + len(count(text)["input_ids"]))
-        for name, method in supervised.items():
-            prompt = prompts[task]["train"]
-            made = sft_rows(splits["train"], prompt, method)
-            targets = [messages[0]["content"] for messages in made["completion"]]
-            questions = splits["train"]["question"][:]
-            joined = [f"{q} {t}" for q, t in zip(questions, targets, strict=True)]
-            for row in _longest(processor, joined):
-                text = _render_target(processor, prompt, questions[row], targets[row])
-                sft[name] = max(sft[name], images["train"] + len(count(text)["input_ids"]))
-    return Lengths(longest, sft)
-
-
-def _largest(examples: Dataset, most: int = 3) -> list[tuple[int, str]]:
-    """Place and question of the examples with the largest pictures, each of another size."""
-    step = max(1, len(examples) // LOOKED_AT)
-    some = range(0, len(examples), step)
-    pictures = examples.cast_column("image", Image(decode=False))
-    sizes = {picture_size(pictures[row]["image"]["bytes"]): row for row in some}
-    largest = sorted(sizes, key=lambda size: -size[0] * size[1])[:most]
-    return [(sizes[size], pictures[sizes[size]]["question"]) for size in largest]
-
-
-def _longest(processor: Any, texts: Sequence[str], most: int = 8) -> list[int]:
-    """Places of the longest texts by tokens: a template adds the same to all, up to its seams."""
-    lengths = [len(ids) for ids in processor.tokenizer(list(texts))["input_ids"]]
-    return sorted(range(len(texts)), key=lambda row: -lengths[row])[:most]
-
-
-def _render_target(processor: Any, prompt: str, question: str, target: str) -> str:
-    user = [{"type": "image"}, {"type": "text", "text": user_message(prompt, question)}]
-    messages = [
-        {"role": "user", "content": user},
-        {"role": "assistant", "content": [{"type": "text", "text": target}]},
-    ]
-    rendered: str = processor.apply_chat_template(messages, tokenize=False)
-    return rendered
-
-
-def _check_context(
-    path: str,
-    model: Any,
-    lengths: Lengths,
-    methods: Mapping[str, SFT | RL],
-    evaluation: Evaluation,
-) -> list[Row]:
-    """Check that the longest prompt and its completion fit the model's positions."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    needs = {"evaluation": lengths.prompt + evaluation.max_completion_tokens}
-    for name, method in methods.items():
-        if isinstance(method, RL):
-            needs[name] = lengths.prompt + method.max_completion_tokens
-        else:
-            needs[name] = lengths.sft[name]
-    if limit is None:
-        return [Row(f"context of {path}", "note", "config.json names no max_position_embeddings")]
-    rows = []
-    for name, need in needs.items():
-        what = f"{need:,} tokens needed, the model has {limit:,}"
-        if need <= limit:
-            rows.append(Row(f"context of {path} for {name}", "ok", what))
-            continue
-        detail = f"{what} (config.json: max_position_embeddings); {lengths.prompt:,} are the prompt"
-        if name in lengths.sft:
-            lower = f"Set methods.{name}.target: answer"
-        elif name in methods:
-            lower = f"Lower max_completion_tokens of rl or methods.{name}"
-        else:
-            lower = "Lower evaluation.max_completion_tokens"
-        remedy = f"{lower}, shorten data_preparation.prompt, or take a model with a longer context."
-        rows.append(Row(f"context of {path} for {name}", "FAILED", f"{detail}.", remedy))
-    return rows
-
-
-def _fixed_bytes(weights: Weights, methods: Mapping[str, SFT | RL]) -> int:
-    """Memory that training holds all the time.
-
-    Weights, their copy from before, gradients and Adam's two moments; with RL also the reference
-    model, which TRL loads in float32.
-    """
-    reference = 4 * weights.parameters if any(isinstance(m, RL) for m in methods.values()) else 0
-    return 5 * weights.stored_bytes + reference
-
-
-def _check_fixed_memory(path: str, weights: Weights, methods: Mapping[str, SFT | RL]) -> Row:
-    device, memory = find_device()
-    need = _fixed_bytes(weights, methods)
-    detail = (
-        f"{_gigabytes(need)} for weights, gradients, optimizer and reference; {device} has "
-        f"{_gigabytes(memory)}"
-    )
-    if need <= memory:
-        return Row(f"memory for {path}", "ok", detail)
-    remedy = "Take a smaller base model or a device with more memory."
-    return Row(f"memory for {path}", "FAILED", f"{detail}.", remedy)
-
-
-def _check_peak_memory(
-    path: str,
-    config: Any,
-    weights: Weights,
-    lengths: Lengths,
-    methods: Mapping[str, SFT | RL],
-    evaluation: Evaluation,
-) -> Row:
-    """Estimate the most memory that training and evaluation take; a note, as the rule is rough.
-
-    To what stays there all the time comes the larger of two. The backward pass: 17 numbers for
-    each token, layer and hidden unit (arXiv 2205.05198, table 2, without the attention matrix;
-    vision tower left out) and three for each token that the loss is over and each entry of the
-    vocabulary. Generation: keys and values of every token and layer. Prompts count once for each
-    of their completions, as where they are not shared.
-    """
-    size = 2 if torch.cuda.is_available() else 4  # bytes of a number
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    cached = 2 * size * config.num_hidden_layers * heads * head_size  # bytes a token
-    kept = 17 * size * config.num_hidden_layers * config.hidden_size
-    extra = [evaluation.batch_size * (lengths.prompt + evaluation.max_completion_tokens) * cached]
-    for name, method in methods.items():
-        rows = method.prompts_per_update
-        tokens = judged = lengths.sft.get(name, 0)
-        if isinstance(method, RL):
-            rows *= method.completions_per_prompt
-            judged = method.max_completion_tokens
-            tokens = lengths.prompt + judged
-            extra.append(rows * tokens * cached)
-        extra.append(rows * (tokens * kept + judged * 3 * 4 * config.vocab_size))
-    peak = _fixed_bytes(weights, methods) + max(extra)
-    device, memory = find_device()
-    detail = f"about {_gigabytes(peak)} at the peak of training; {device} has {_gigabytes(memory)}"
-    if peak <= TIGHT * memory:
-        return Row(f"peak memory for {path}", "ok", detail)
-    remedy = "Lower training.prompts_per_update, rl.completions_per_prompt or evaluation.batch_size"
-    return Row(f"peak memory for {path}", "note", f"{detail}. {remedy} if it runs out.")
-
-
-def _gigabytes(size_bytes: float) -> str:
-    return f"{size_bytes / 1e9:.3g} GB"

@@ -29,7 +29,7 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from pydantic import ValidationError
 
-from othink_pipeline import lifecycle, preflight, tracking
+from othink_pipeline import disk, lifecycle, preflight, tracking
 from othink_pipeline.cells import FAILED
 from othink_pipeline.grid import GridConfigLoader, read_grid
 from othink_pipeline.locks import lock
@@ -92,7 +92,7 @@ class PreflightHooks:
         environment = f" --env={run_params['env']}" if run_params["env"] else ""
         preflight.check_inputs(pipeline, catalog, environment)
         preflight.check_outputs(pipeline, catalog)
-        preflight.check_disk(Path(run_params["project_path"]))
+        disk.check_disk(Path(run_params["project_path"]))
         self._presence.close()  # of a run that was interrupted in this process (a notebook)
         loader = GridConfigLoader.current
         if loader is None or not any(node.tags & MAKING for node in pipeline.nodes):

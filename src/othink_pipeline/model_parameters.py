@@ -9,6 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from othink_pipeline.data_parameters import HubId
 from othink_pipeline.validation import Block, Count, LearningRate, Place, Positive, Share
 
+VISION = ("visual", "vision_model")
+"""What the families call their vision tower: Qwen's, SmolVLM's."""
+
 
 class HubModel(Block):
     """A model of the Hugging Face hub."""

@@ -18,12 +18,14 @@ from kedro.pipeline import Pipeline
 
 from othink_pipeline.base_models import base_model_folders, locate_base_model
 from othink_pipeline.cells import cell_folder, find_finished, resume_state, training_key
+from othink_pipeline.costs import duration
+from othink_pipeline.disk import check_disk, needed_disk_bytes
 from othink_pipeline.grid import Cell
 from othink_pipeline.parameters import Parameters, resolve_method
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
-from othink_pipeline.preflight import check_disk, needed_disk_bytes, read_weights
 from othink_pipeline.reuse import MANIFEST, read_json
 from othink_pipeline.validation import ConfigurationError
+from othink_pipeline.weights import read_weights
 
 State = Literal["train", "resume", "reuse"]
 LISTED = 12
@@ -52,7 +54,7 @@ def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog)
     """
     parameters = Parameters.read(raw)
     made = pipeline.all_outputs()
-    costs = _costs(Path(parameters.folders.checkpoints))
+    costs = measured_costs(Path(parameters.folders.checkpoints))
     planned = []
 
     @cache  # the same for all cells, and a large model takes seconds
@@ -101,12 +103,12 @@ def describe_plan(planned: Sequence[Planned]) -> str:
     known = [item.seconds for item in left if not math.isnan(item.seconds)]
     if known:
         # Cells of an unknown kind are taken to cost as much as the others on average.
-        text += f"; training takes about {_duration(sum(known) / len(known) * len(left))}"
+        text += f"; training takes about {duration(sum(known) / len(known) * len(left))}"
     else:
         text += "; no earlier training tells how long it takes"
     lines = [
         f"  {item.state:<7} {item.cell.name:<32} {item.updates - item.done} of {item.updates} "
-        f"updates{'' if math.isnan(item.seconds) else f', about {_duration(item.seconds)}'}"
+        f"updates{'' if math.isnan(item.seconds) else f', about {duration(item.seconds)}'}"
         for item in left[:LISTED]
     ]
     if len(left) > LISTED:
@@ -130,7 +132,8 @@ def check_room(planned: Sequence[Planned], raw: Mapping[str, Any]) -> None:
         return  # told, with a better remedy, when the model itself is looked at
     if not models:
         return  # not downloaded yet
-    check_disk(Path(parameters.folders.checkpoints), needed_disk_bytes(max(models), left))
+    needed = needed_disk_bytes(max(models), left, parameters.model)
+    check_disk(Path(parameters.folders.checkpoints), needed)
 
 
 def _manifest(
@@ -149,7 +152,7 @@ def _manifest(
     return manifest if manifest and manifest.get("key") == key else None
 
 
-def _costs(checkpoints: Path) -> dict[tuple[str, str], float]:
+def measured_costs(checkpoints: Path) -> dict[tuple[str, str], float]:
     """Seconds an update took in the finished trainings, the median by algorithm and base model."""
     seconds: dict[tuple[str, str], list[float]] = {}
     for file in checkpoints.glob(f"*/*/s*/*/{MANIFEST}"):
@@ -161,10 +164,3 @@ def _costs(checkpoints: Path) -> dict[tuple[str, str], float]:
             continue  # no finished training's: who looks for it there will be told
         seconds.setdefault(kind, []).append(each)
     return {kind: median(values) for kind, values in seconds.items()}
-
-
-def _duration(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

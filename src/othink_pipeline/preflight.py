@@ -5,14 +5,11 @@ These need no torch and take no time; `fit.py` has those that load the model.
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import shutil
 import socket
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +20,7 @@ from kedro.framework.project import pipelines
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
+from othink_pipeline.disk import nearest
 from othink_pipeline.parameters import RL, SFT, Experiment, resolve_method
 from othink_pipeline.validation import ConfigurationError
 
@@ -30,8 +28,6 @@ _SQLITE = "sqlite:///"
 _URI_KEY = "mlflow.yml: server.mlflow_tracking_uri"
 _ARTIFACTS_KEY = "mlflow.yml: tracking.experiment.create_experiment_kwargs.artifact_location"
 _OR_ELSEWHERE = "or name another place (conf/local/mlflow.yml overrides conf/base)."
-_OTHER_BYTES = 2 * 1024**3
-"""Examples, predictions, reports and MLflow's records."""
 
 
 class Row(NamedTuple):
@@ -41,13 +37,6 @@ class Row(NamedTuple):
     outcome: Literal["ok", "note", "FAILED"]
     detail: str
     remedy: str = ""
-
-
-class Weights(NamedTuple):
-    """The size of a model, as its files tell."""
-
-    parameters: int
-    stored_bytes: int
 
 
 def refuse(rows: Iterable[Row]) -> None:
@@ -78,53 +67,12 @@ def resolve_methods(
     return {name: resolve_method(raw, name) for name in experiment.methods}
 
 
-def read_weights(folder: Path) -> Weights:
-    """Count a model's parameters from the headers of its safetensors files.
-
-    Raises:
-        ConfigurationError: no such files, one that its index names is missing, or one is cut short.
-    """
-    remedy = "Copy or download the model again."
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    try:
-        names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else ()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigurationError(f"{index}: not an index of weights. {remedy}") from None
-    files = sorted(folder / name for name in names) or [single]
-    if missing := [file for file in files if not file.is_file()]:
-        pickles = ", ".join(sorted(file.name for file in folder.glob("*.bin")))
-        why = f"; {pickles} is no substitute: a pickle can run code" if pickles else ""
-        raise ConfigurationError(
-            f"{missing[0]}: not there{why}. Weights are read from safetensors alone: save the "
-            "model with model.save_pretrained(folder, safe_serialization=True)"
-        )
-    sizes = [_read_header(file, remedy) for file in files]
-    return Weights(sum(size[0] for size in sizes), sum(size[1] for size in sizes))
-
-
-def needed_disk_bytes(weights: Weights, cells: Sequence[SFT | RL]) -> int:
-    """What a run writes below ``folders.checkpoints`` at most, and 2 GiB for all the rest.
-
-    Each cell keeps a checkpoint (the weights as stored) every ``checkpoint_every_updates`` updates
-    and one of the last. Cells run one after the other; the one in training keeps two states to
-    resume from while it writes a third: weights and Adam's two moments, 3 x 4 bytes a parameter.
-
-    Args:
-        weights: of the largest base model.
-        cells: the parameters of each cell that is still to be trained.
-    """
-    if not cells:
-        return _OTHER_BYTES
-    checkpoints = sum(-(-cell.updates // cell.checkpoint_every_updates) for cell in cells)
-    return checkpoints * weights.stored_bytes + 3 * (3 * 4 * weights.parameters) + _OTHER_BYTES
-
-
 def check_folders(places: Mapping[str, Path]) -> list[Row]:
     """Check that each folder can be written, or made: a row a key."""
     rows = []
     for key, place in places.items():
         try:
-            _check_folder(key, str(place), _nearest(place), "or name another in the parameters.")
+            _check_folder(key, str(place), nearest(place), "or name another in the parameters.")
         except ConfigurationError as error:
             rows.append(Row(key, "FAILED", error.message))
         else:
@@ -172,13 +120,13 @@ def check_store(uri: str, artifact_location: str | None, project: Path) -> None:
     if uri.startswith(_SQLITE):
         _check_sqlite(uri, project)
     elif parts.scheme in ("", "file"):
-        folder = _nearest(project / url2pathname(parts.path))
+        folder = nearest(project / url2pathname(parts.path))
         _check_folder(_URI_KEY, uri, folder, _OR_ELSEWHERE)
     elif parts.hostname is not None:
         _check_server(uri)
     artifacts = urlsplit(artifact_location or "")
     if artifacts.path and artifacts.scheme in ("", "file"):
-        folder = _nearest(project / url2pathname(artifacts.path))
+        folder = nearest(project / url2pathname(artifacts.path))
         _check_folder(_ARTIFACTS_KEY, str(artifact_location), folder, _OR_ELSEWHERE)
 
 
@@ -244,30 +192,14 @@ def check_outputs(pipeline: Pipeline, catalog: DataCatalog) -> None:
         dataset = catalog.get(name)  # by pattern, too
         path = getattr(dataset, "_filepath", None)
         if path is not None and getattr(dataset, "_protocol", "file") == "file":
-            names.setdefault(_nearest(Path(path).absolute().parent), f"catalog.yml: {name}")
+            names.setdefault(nearest(Path(path).absolute().parent), f"catalog.yml: {name}")
     refuse(check_folders({key: place for place, key in names.items()}))
-
-
-def check_disk(folder: Path, needed_bytes: int = _OTHER_BYTES) -> None:
-    """Check that the disk of a folder, which need not be there yet, has room.
-
-    Raises:
-        ConfigurationError: with the folder, what is free and what is needed.
-    """
-    free_bytes = shutil.disk_usage(_nearest(folder.absolute())).free
-    if free_bytes < needed_bytes:
-        raise ConfigurationError(
-            f"{folder}: {free_bytes / 1024**3:.1f} GiB free, a run needs "
-            f"{needed_bytes / 1024**3:.1f} GiB. Free some space, move "
-            "the project or the folder, or take fewer checkpoints "
-            "(training.checkpoint_every_updates)."
-        )
 
 
 def _check_sqlite(uri: str, project: Path) -> None:
     path, _ = _split_query(uri.removeprefix(_SQLITE))
     file = project / path
-    _check_folder(_URI_KEY, uri, _nearest(file.parent), _OR_ELSEWHERE)
+    _check_folder(_URI_KEY, uri, nearest(file.parent), _OR_ELSEWHERE)
     if not file.exists():
         return  # MLflow makes it, with the folders above it
     try:
@@ -292,11 +224,6 @@ def _check_folder(key: str, value: str, folder: Path, or_else: str) -> None:
             f"{key} = {value!r}: cannot write to {folder} ({error.strerror}). "
             f"Make it a writable folder, {or_else}"
         ) from None
-
-
-def _nearest(folder: Path) -> Path:
-    """The folder itself or, while it is not there, the one that it will be made in."""
-    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _check_server(uri: str, timeout_s: float = 3.0) -> None:
@@ -332,22 +259,3 @@ def _remedy(name: str, options: str) -> str:
         )
     maker = min(makers, key=lambda key: makers[key])
     return f"Make it with: kedro run --pipelines={maker}{options}"
-
-
-def _read_header(file: Path, remedy: str) -> tuple[int, int]:
-    """Parameters and bytes of the weights in a safetensors file."""
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as content:
-            length = int.from_bytes(content.read(8), "little")
-            header = json.loads(content.read(min(length, size)))
-        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        stored = max(entry["data_offsets"][1] for entry in tensors)
-        parameters = sum(math.prod(entry["shape"]) for entry in tensors)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise ConfigurationError(f"{file}: no safetensors file, or cut short. {remedy}") from None
-    if 8 + length + stored != size:
-        raise ConfigurationError(
-            f"{file}: {size:,} bytes, its header speaks of {8 + length + stored:,}. {remedy}"
-        )
-    return parameters, stored

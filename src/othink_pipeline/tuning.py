@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import LoraConfig
 
+from othink_pipeline.model_parameters import VISION
 from othink_pipeline.prompts import base_of
 from othink_pipeline.validation import ConfigurationError
 
 if TYPE_CHECKING:
     from othink_pipeline.parameters import Method
-
-VISION = ("visual", "vision_model")
-"""What the families call their vision tower: Qwen's, SmolVLM's."""
 
 
 def choose_weights(model: Any, parameters: Method) -> LoraConfig | None:

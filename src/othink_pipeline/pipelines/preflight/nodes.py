@@ -8,25 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from othink_pipeline.base_models import base_model_folders, find_base_model
+from othink_pipeline.base_models import (
+    base_model_folders,
+    find_base_model,
+    locate_base_model,
+)
+from othink_pipeline.costs import Grid
 from othink_pipeline.data_parameters import DataPreparation
+from othink_pipeline.disk import check_disk, needed_disk_bytes, source_bytes
 from othink_pipeline.examples import read_examples
 from othink_pipeline.hub import measure_model
 from othink_pipeline.model_parameters import BaseModel, Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Experiment, Folders
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
-from othink_pipeline.preflight import (
-    Row,
-    check_disk,
-    check_folders,
-    check_store,
-    needed_disk_bytes,
-    read_weights,
-    refuse,
-    resolve_methods,
-)
+from othink_pipeline.plan import measured_costs
+from othink_pipeline.preflight import Row, check_folders, check_store, refuse, resolve_methods
 from othink_pipeline.reuse import read_manifest
 from othink_pipeline.validation import ConfigurationError
+from othink_pipeline.weights import read_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,12 +39,14 @@ def check_places(
     methods: dict[str, Any],
     base_model: BaseModel,
     folders: Folders,
+    data_preparation: DataPreparation,
+    model: ModelSettings,
 ) -> list[Row]:
     """Check what a run writes to, and say what it costs."""
     from mlflow import get_tracking_uri
 
     resolved = resolve_methods(experiment, training, sft, rl, methods)
-    rows = _estimate_costs(experiment, resolved)
+    rows = _count_work(experiment, resolved)
     try:
         check_store(get_tracking_uri(), None, Path.cwd())
     except ConfigurationError as error:
@@ -54,7 +55,7 @@ def check_places(
         rows.append(Row("MLflow store", "ok", "can be written"))
     places = {f"folders.{key}": Path(folder) for key, folder in folders}
     rows += check_folders({**places, "project folder": Path.cwd()})
-    rows.append(_check_room(experiment, resolved, base_model, Path(folders.checkpoints)))
+    rows.append(_check_room(experiment, resolved, base_model, folders, data_preparation, model))
     return rows
 
 
@@ -73,8 +74,10 @@ def check_fit(
 ) -> list[Row]:
     """Check examples and base models; see ``fit``."""
     from othink_pipeline import fit
+    from othink_pipeline.device import find_device
 
-    rows = [Row("device", "note", "{}, {:,} bytes".format(*fit.find_device()))]
+    device = find_device()
+    rows = [Row("device", "note", f"{device.name}, {device.memory:,} bytes")]
     tasks: dict[str, Mapping[str, Dataset]] = {}
     for task in experiment.tasks:
         found, splits = _read_task(task, data_preparation, Path(folders.examples) / task)
@@ -93,11 +96,26 @@ def check_fit(
         task: {split: data_preparation.prompt_of(task, split) for split in CELL_SPLITS}
         for task in tasks
     }
+    known = measured_costs(Path(folders.checkpoints))
     for number in range(base_model.count):
-        found, path = _find_model(base_model, number)
+        found, manifest = _find_model(base_model, number)
         rows += found
-        if path is not None:
-            rows += fit.check_model(path, tasks, prompts, resolved, evaluation, model, compute)
+        if manifest is None:
+            continue
+        grid = Grid(
+            tasks=len(experiment.tasks),
+            seeds=len(experiment.seeds),
+            base_models=base_model.count,
+            test_examples=data_preparation.splits.test,
+            seconds={
+                algorithm: each
+                for (algorithm, digest), each in known.items()
+                if digest == manifest["digest"]
+            },
+        )
+        rows += fit.check_model(
+            manifest["path"], tasks, prompts, resolved, evaluation, model, compute, grid
+        )
     return rows
 
 
@@ -114,8 +132,8 @@ def report_checks(places: list[Row], fit: list[Row]) -> None:
     refuse(rows)
 
 
-def _estimate_costs(experiment: Experiment, methods: Mapping[str, SFT | RL]) -> list[Row]:
-    """What each method's cells cost, and the whole grid: updates, prompts, completions, tokens."""
+def _count_work(experiment: Experiment, methods: Mapping[str, SFT | RL]) -> list[Row]:
+    """What each method's cells, and the whole grid, are given and make, without any model."""
     cells = len(experiment.tasks) * len(experiment.seeds)
     rows, updates, completions, tokens = [], 0, 0, 0
     for name, method in methods.items():
@@ -136,31 +154,39 @@ def _estimate_costs(experiment: Experiment, methods: Mapping[str, SFT | RL]) -> 
 
 
 def _check_room(
-    experiment: Experiment, methods: Mapping[str, SFT | RL], base_model: BaseModel, folder: Path
+    experiment: Experiment,
+    methods: Mapping[str, SFT | RL],
+    base_model: BaseModel,
+    folders: Folders,
+    data_preparation: DataPreparation,
+    model: ModelSettings,
 ) -> Row:
-    """Is there room for the whole grid, nothing of it trained yet?"""
+    """Is there room for the whole grid, nothing of it prepared or trained yet?"""
     cells = list(methods.values()) * len(experiment.tasks) * len(experiment.seeds)
+    place = Path(folders.checkpoints)
+    unread = [task for task in experiment.tasks if not (Path(folders.examples) / task).exists()]
     try:
-        models = [read_weights(model) for model in base_model_folders(base_model)]
+        models = [read_weights(folder) for folder in base_model_folders(base_model)]
         if not models:
             return Row("disk", "note", "not known before the model is downloaded")
-        needed = needed_disk_bytes(max(models), cells)
-        check_disk(folder, needed)
+        needed = needed_disk_bytes(max(models), cells, model)
+        needed += source_bytes(data_preparation.sources, unread)
+        check_disk(place, needed)
     except ConfigurationError as error:
         return Row("disk", "FAILED", error.message)
-    return Row("disk", "ok", f"{folder}: room for {needed / 1024**3:.1f} GiB, the whole grid")
+    return Row("disk", "ok", f"{place}: room for {needed / 1024**3:.1f} GiB, the whole grid")
 
 
-def _find_model(base_model: BaseModel, number: int) -> tuple[list[Row], str | None]:
-    """What is to say of a base model, and where it is if it can be checked; nothing is fetched."""
+def _find_model(base_model: BaseModel, number: int) -> tuple[list[Row], dict[str, Any] | None]:
+    """What is to say of a base model, its manifest if it can be checked; nothing is fetched."""
     hub = base_model.hub
     name = hub.id if hub else (base_model.path or ())[number]
     try:
         if hub is None:
             remedy = "Set base_model.path to a model folder, or restore this one."
-            return [], find_base_model(base_model, number, remedy)["path"]
-        if folders := base_model_folders(base_model):
-            return [], str(folders[0])
+            return [], find_base_model(base_model, number, remedy)
+        if manifest := locate_base_model(base_model, number):
+            return [], manifest
         missing = measure_model(**hub.model_dump())
     except ConfigurationError as error:
         return [Row(f"model {name}", "FAILED", error.message)], None

@@ -13,7 +13,13 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 check_places,
-                inputs=[*METHODS, "params:base_model", "params:folders"],
+                inputs=[
+                    *METHODS,
+                    "params:base_model",
+                    "params:folders",
+                    "params:data_preparation",
+                    "params:model",
+                ],
                 outputs="preflight.places",
                 name="check_places",
                 namespace="preflight",

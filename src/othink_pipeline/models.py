@@ -88,6 +88,7 @@ def save_model(
     folder: Path,
     dtype: torch.dtype | None = None,
     merge: bool = True,
+    state: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write model and processor as a Hugging Face model folder.
 
@@ -95,11 +96,12 @@ def save_model(
         dtype: of the weights in the files; None leaves each as it is. Adapters stay as they are.
         merge: write a model with adapters as a whole one; False: the adapters alone. The model
             itself is left as it is in either case.
+        state: the weights by their names in ``model``, where it does not hold them whole itself.
     """
     if isinstance(model, PeftModel) and not merge:
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), state_dict=state)
     else:
-        state = _whole_state(model)
+        state = _whole_state(model, state)
         if dtype is not None:
             kept = {id(weight): weight.to(dtype) for weight in state.values()}  # tied ones stay so
             state = {name: kept[id(weight)] for name, weight in state.items()}
@@ -107,8 +109,22 @@ def save_model(
     processor.save_pretrained(folder)
 
 
-def _whole_state(model: Any) -> dict[str, torch.Tensor]:
-    """The weights by the names of a model without adapters, these added to the layers' own."""
+def _whole_state(model: Any, held: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+    """The weights by the names of a model without adapters, these added to the layers' own.
+
+    Args:
+        held: see ``save_model``.
+
+    Raises:
+        ConfigurationError: adapters to be merged into weights that no process holds whole.
+    """
+    if held is not None:
+        if isinstance(model, PeftModel):
+            raise ConfigurationError(
+                "lora.merge = True with weights that FSDP shares out: set lora.merge: false, or "
+                "take another compute.launcher."
+            )
+        return held
     state: dict[str, torch.Tensor] = {}
     for name, weight in base_of(model).state_dict().items():
         if ".lora_" not in name:

@@ -14,11 +14,12 @@ from othink_pipeline.cells import RESUME, check_code, dataset_ref, training_code
 from othink_pipeline.examples import read_examples
 from othink_pipeline.grid import Cell
 from othink_pipeline.journal import Checkpoint, Journal
+from othink_pipeline.launchers import find_device_fault
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Health
 from othink_pipeline.recording import Recorder
 from othink_pipeline.reuse import MANIFEST, digest_folder, publish, write_json
-from othink_pipeline.validation import Block
+from othink_pipeline.validation import Block, ConfigurationError
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +68,10 @@ def train_job(job: CellJob, journal: Journal | None, recorder: Recorder | None) 
     Args:
         journal, recorder: None on all processes of a training but the main one, which alone writes
             records, checkpoints and the manifest.
+
+    Raises:
+        ConfigurationError: the GPUs that can be seen and ``compute`` do not go together; the code
+            was edited.
     """
     import torch
     from accelerate.utils import broadcast_object_list
@@ -78,6 +83,8 @@ def train_job(job: CellJob, journal: Journal | None, recorder: Recorder | None) 
     cell, parameters, folder = job.cell, job.parameters, Path(job.folder)
     algorithm = import_module(f"othink_pipeline.{parameters.algorithm}_training")
     check_code(*training_code(parameters.algorithm))
+    if fault := find_device_fault(job.compute, torch.cuda.device_count()):
+        raise ConfigurationError(". ".join(fault))
     own = next(manifest for manifest in job.examples if manifest["task"] == cell.task)
     validation = {
         manifest["task"]: read_examples(manifest["splits"]["validation"]["path"]).take(

@@ -144,7 +144,9 @@ def train_cell(
                 failure(error),
                 exc_info=None if known else error,
             )
-            history = journal.history() if journal else pd.DataFrame(columns=HISTORY_COLUMNS)
+            history = pd.DataFrame(columns=HISTORY_COLUMNS)
+            if journal:
+                history = Journal(journal.path).history()  # another process may have written
             return {**cell._asdict(), FAILED: failure(error)}, history
         for leftover in (folder / RESUME, retired):  # also of a process killed before this
             shutil.rmtree(leftover, ignore_errors=True)

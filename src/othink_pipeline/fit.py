@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset, Features, Image, Value
 
 from othink_pipeline.examples import TEXT_FIELDS, draw_examples, find_fault
+from othink_pipeline.launchers import find_device_fault
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.models import load_model, render_prompt, user_message
 from othink_pipeline.parameters import RL, SFT, Evaluation
@@ -107,10 +108,8 @@ def check_model(
         settings: how it is loaded.
         compute: how it is trained.
     """
-    if (gpus := torch.cuda.device_count()) > 1:
-        detail = f"{gpus} GPUs can be seen, and a run trains on one"
-        remedy = "Start a run for each: CUDA_VISIBLE_DEVICES=0 kedro run --namespaces=TASK.METHOD"
-        return [Row("device", "FAILED", detail, remedy)]
+    if fault := find_device_fault(compute, torch.cuda.device_count()):
+        return [Row("device", "FAILED", *fault)]
     name = f"model {path}"
     try:
         weights = read_weights(Path(path))

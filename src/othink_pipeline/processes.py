@@ -24,7 +24,6 @@ from othink_pipeline.cell_job import CellJob
 from othink_pipeline.cells import find_finished
 from othink_pipeline.delivery import TrackingRefusedError, TrackingUnavailableError
 from othink_pipeline.health import TrainingFault
-from othink_pipeline.launchers import find_device_fault
 from othink_pipeline.reuse import publish_file, read_json
 from othink_pipeline.validation import ConfigurationError
 
@@ -53,11 +52,6 @@ def train_in_processes(job: CellJob) -> dict[str, Any]:
             in one of them.
         ProcessFailedError: one of them failed otherwise, or was killed.
     """
-    from torch.cuda import device_count
-
-    fault = find_device_fault(job.compute, device_count())
-    if fault is not None:
-        raise ConfigurationError(". ".join(fault) + ".")
     folder = Path(job.folder)
     (folder / FAILURE).unlink(missing_ok=True)
     with publish_file(folder / JOB) as scratch:

@@ -28,7 +28,8 @@ def main(job_file: Path) -> None:
     """Train; what goes wrong first in any of the processes is kept beside the job's file."""
     end_with_parent()
     rank = int(os.environ["RANK"])
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    # Kedro, which is imported on the way, has set up a logging of its own.
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING, force=True)
     logging.getLogger("othink_pipeline").setLevel(logging.WARNING if rank else logging.INFO)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # records are delivered at the end
     try:

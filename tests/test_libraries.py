@@ -7,10 +7,10 @@ import pytest
 from test_memory import compute, method, shipped
 
 from othink_pipeline import libraries
-from othink_pipeline.launcher import Sharing
 from othink_pipeline.libraries import check_libraries
 from othink_pipeline.model_parameters import ModelSettings, VLLMColocate, VLLMServer
 from othink_pipeline.preflight import Row
+from othink_pipeline.sharing import Sharing
 
 ALONE = Sharing("alone", 1)
 COLOCATE = VLLMColocate(mode="colocate", gpu_memory=0.3)

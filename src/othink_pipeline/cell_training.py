@@ -7,13 +7,10 @@ imports this module.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +18,15 @@ import click
 
 from othink_pipeline import runs, tracking
 from othink_pipeline.base_models import ORIGIN
+from othink_pipeline.cell_job import CellJob, record_job
 from othink_pipeline.cells import (
     FAILED,
     RESUME,
     SAME_ENV,
     cell_folder,
-    check_code,
     check_examples,
     check_files,
-    dataset_ref,
     find_finished,
-    training_code,
     training_key,
 )
 from othink_pipeline.delivery import (
@@ -39,15 +34,15 @@ from othink_pipeline.delivery import (
     TrackingUnavailableError,
     raise_if_away,
 )
-from othink_pipeline.examples import read_examples
 from othink_pipeline.grid import Cell
-from othink_pipeline.journal import HISTORY_COLUMNS, Checkpoint, Journal
+from othink_pipeline.journal import HISTORY_COLUMNS, Journal
+from othink_pipeline.launchers import check_launcher
 from othink_pipeline.lifecycle import failure
 from othink_pipeline.locks import lock
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Health
-from othink_pipeline.recording import Recorder
-from othink_pipeline.reuse import MANIFEST, digest_folder, publish, write_json
+from othink_pipeline.processes import train_in_processes
+from othink_pipeline.reuse import MANIFEST
 from othink_pipeline.source import library_versions
 
 if TYPE_CHECKING:
@@ -85,6 +80,7 @@ def train_cell(
     """
     import pandas as pd
 
+    check_launcher(compute)
     key = training_key(cell, parameters, base_model["digest"], examples, evaluation, model, compute)
     folder = cell_folder(folders, cell, key)
     retired = folder.with_name(f".{key}.old")
@@ -119,15 +115,24 @@ def train_cell(
                 name = f"{cell.task}/{cell.method}/s{cell.seed}"
                 tags = {"task": cell.task, "method": cell.method, "seed": str(cell.seed)}
                 run_id = runs.open_run(folder / runs.FILE, name, "cell", tags, settings)
-                recorder = Recorder(run_id, name, journal, base_model_id=base_model["model_id"])
-                with tracking.ending(run_id), recorder:
-                    # Where it goes on with other policies, MLflow's parameters show the first.
-                    recorder.tag("health", json.dumps(health.model_dump()))
-                    if manifest is None:
-                        manifest = _train(
-                            *(cell, parameters, base_model, examples, evaluation, model),
-                            *(compute, health, folder, journal, recorder),
-                        )
+                job = CellJob(
+                    cell=cell,
+                    parameters=parameters,
+                    base_model=base_model,
+                    examples=examples,
+                    evaluation=evaluation,
+                    model=model,
+                    compute=compute,
+                    health=health,
+                    key=key,
+                    folder=str(folder),
+                    run_id=run_id,
+                )
+                with tracking.ending(run_id):
+                    if manifest is None and compute.launched:
+                        manifest = train_in_processes(job)
+                        journal = Journal(journal.path)  # in which one of them wrote
+                    manifest = record_job(job, journal, manifest)
             model_id = journal.model_id(run_id, manifest["updates"])
         except (TrackingUnavailableError, TrackingRefusedError):
             raise
@@ -140,7 +145,9 @@ def train_cell(
                 failure(error),
                 exc_info=None if known else error,
             )
-            history = journal.history() if journal else pd.DataFrame(columns=HISTORY_COLUMNS)
+            history = pd.DataFrame(columns=HISTORY_COLUMNS)
+            if journal:
+                history = Journal(journal.path).history()  # another process may have written
             return {**cell._asdict(), FAILED: failure(error)}, history
         for leftover in (folder / RESUME, retired):  # also of a process killed before this
             shutil.rmtree(leftover, ignore_errors=True)
@@ -154,113 +161,6 @@ def _retire(folder: Path, retired: Path) -> None:
     if folder.exists():
         shutil.rmtree(retired, ignore_errors=True)
         os.replace(folder, retired)
-
-
-def _train(
-    cell: Cell,
-    parameters: SFT | RL,
-    base_model: dict[str, Any],
-    examples: Sequence[dict[str, Any]],
-    evaluation: Evaluation,
-    settings: ModelSettings,
-    compute: Compute,
-    health: Health,
-    folder: Path,
-    journal: Journal,
-    recorder: Recorder,
-) -> dict[str, Any]:
-    """Train a cell in its folder, from where it was left, and write its manifest last of all."""
-    import torch
-
-    from othink_pipeline.evaluation import predict
-    from othink_pipeline.models import save_model
-    from othink_pipeline.training import Job, train
-
-    algorithm = import_module(f"othink_pipeline.{parameters.algorithm}_training")
-    check_code(*training_code(parameters.algorithm))
-    own = next(manifest for manifest in examples if manifest["task"] == cell.task)
-    validation = {
-        manifest["task"]: read_examples(manifest["splits"]["validation"]["path"]).take(
-            parameters.validation_examples
-        )
-        for manifest in examples
-    }
-    recorder.dataset(dataset_ref(own, "train"), "train")
-    for manifest in examples:
-        recorder.dataset(dataset_ref(manifest, "validation"), "validation")
-    known = {
-        (step, metric): value
-        for step, metric, value in journal.history().itertuples(index=False, name=None)
-    }
-    dtype = getattr(torch, settings.dtype)
-    merge = parameters.lora is None or parameters.lora.merge
-    digests = {
-        entry.checkpoint: entry.digest for entry in journal.entries if isinstance(entry, Checkpoint)
-    }
-
-    def checkpoint(step: int, model: Any, processor: Any) -> dict[str, float]:
-        """Keep and score a checkpoint; what was kept or scored before a crash stays as it is."""
-        if step:  # else it is the base model itself: where every curve starts
-            path = folder / f"update-{step:06d}"
-            if not path.is_dir() or digest_folder(path) != digests.get(step):
-                with publish(path) as scratch:
-                    save_model(model, processor, scratch, dtype, merge)
-                digests[step] = digest_folder(path)
-            recorder.checkpoint(step, path, digests[step])
-        scores = {}
-        for manifest in examples:
-            task = manifest["task"]
-            if (step, f"val/{task}") not in known:
-                predictions = predict(
-                    model,
-                    processor,
-                    validation[task],
-                    prompt=manifest["splits"]["validation"]["prompt"],
-                    **evaluation.generation,
-                )
-                metrics = {
-                    f"val/{task}": float(predictions["correct"].mean()),
-                    f"val/think_rate/{task}": float(predictions["thought"].mean()),
-                    f"val/format_rate/{task}": float(predictions["format_ok"].mean()),
-                }
-                recorder.metrics(step, metrics, step, dataset_ref(manifest, "validation"))
-                known[step, f"val/{task}"] = metrics[f"val/{task}"]
-            scores[task] = known[step, f"val/{task}"]
-        return scores
-
-    def report(fault: str, update: int, figures: str) -> None:
-        logger.warning("%s  update %d: %s: %s", cell.name, update, fault, figures)
-        recorder.tag(f"fault/{fault}", f"update {update}: {figures}")
-
-    job = Job(
-        name=cell.name,
-        model_path=base_model["path"],
-        model=settings,
-        examples=read_examples(own["splits"]["train"]["path"]),
-        prompt=own["splits"]["train"]["prompt"],
-        parameters=parameters,
-        compute=compute,
-        health=health,
-        seed=cell.seed,
-        folder=folder / RESUME,
-    )
-    trained = train(algorithm, job, recorder.metrics, checkpoint, report)
-    costs = trained._asdict()
-    faults = costs.pop("faults")
-    recorder.metrics(trained.updates, {f"cost/{name}": value for name, value in costs.items()})
-    manifest = {
-        **cell._asdict(),
-        "checkpoint": f"update-{trained.updates:06d}",
-        "digest": digests[trained.updates],
-        "parameters": parameters.model_dump(),
-        "health": health.model_dump(),
-        "faults": faults,
-        "data": own["splits"]["train"]["digest"],
-        "base_model": base_model["digest"],
-        **costs,
-    }
-    write_json(folder / MANIFEST, manifest)
-    return {**manifest, "path": str(folder / manifest["checkpoint"])}
 
 
 def _say_busy(cell: Cell, holder: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 
 from othink_pipeline.models import complete
 from othink_pipeline.scoring import score
@@ -97,6 +98,23 @@ def predict(
         ]
         table = table.join(_judge_samples(texts, table["gold"].tolist()))
     return table
+
+
+def predict_together(
+    model: Any, processor: Any, examples: Dataset, **settings: Any
+) -> pd.DataFrame:
+    """``predict``, shared out over the processes of a training; all of them get the whole table.
+
+    Greedy completions do not depend on what else is in their batch, but for rounding. To be called
+    on all processes; one that is alone does all by itself.
+    """
+    if not dist.is_initialized():
+        return predict(model, processor, examples, **settings)
+    own = range(dist.get_rank(), len(examples), dist.get_world_size())
+    table = predict(model, processor, examples.select(own), **settings).set_index(pd.Index(own))
+    tables: list[pd.DataFrame] = [table] * dist.get_world_size()
+    dist.all_gather_object(tables, table)
+    return pd.concat([part for part in tables if len(part)]).sort_index()
 
 
 def derangement(items: int, seed: int) -> list[int]:

@@ -27,9 +27,9 @@ from othink_pipeline.hub_repository import (
     refuse_offline,
 )
 from othink_pipeline.lifecycle import redact_uri
-from othink_pipeline.weights import read_weights
 from othink_pipeline.reuse import read_json
 from othink_pipeline.validation import ConfigurationError
+from othink_pipeline.weights import read_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -6,10 +6,10 @@ import socket
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from othink_pipeline.launcher import Sharing
 from othink_pipeline.model_parameters import Compute, ModelSettings, VLLMServer
 from othink_pipeline.parameters import RL, SFT
 from othink_pipeline.preflight import Row
+from othink_pipeline.sharing import Sharing
 
 TIMEOUT_S = 3.0
 """How long a vLLM server may take to answer."""

@@ -95,6 +95,7 @@ def save_model(
     folder: Path,
     dtype: torch.dtype | None = None,
     merge: bool = True,
+    state: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write model and processor as a Hugging Face model folder.
 
@@ -102,12 +103,23 @@ def save_model(
         dtype: of the weights in the files; None leaves each as it is. Adapters stay as they are.
         merge: write a model with adapters as a whole one; False: the adapters alone. The model
             itself is left as it is in either case.
+        state: the weights by their names in ``model``, where it does not hold them whole itself.
     """
     if isinstance(model, PeftModel) and not merge:
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), state_dict=state)
     else:
         base = base_of(model)
-        base.save_pretrained(folder, state_dict=_whole_state(base, dtype))
+        if state is None:
+            state = _whole_state(base, dtype)
+        elif isinstance(model, PeftModel):
+            raise ConfigurationError(
+                "lora.merge = True with weights that FSDP shares out: set lora.merge: false, or "
+                "take another compute.launcher."
+            )
+        elif dtype is not None:
+            kept = {id(weight): weight.to(dtype) for weight in state.values()}  # tied ones stay so
+            state = {name: kept[id(weight)] for name, weight in state.items()}
+        base.save_pretrained(folder, state_dict=state)
         if dtype is not None:  # there stands that of the weights in memory
             config = deepcopy(base.config)
             config.dtype = dtype

@@ -21,6 +21,7 @@ from othink_pipeline.cells import cell_folder, find_finished, resume_state, trai
 from othink_pipeline.costs import duration
 from othink_pipeline.disk import check_disk, needed_disk_bytes
 from othink_pipeline.grid import Cell
+from othink_pipeline.launchers import check_launcher
 from othink_pipeline.parameters import Parameters, resolve_method
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
 from othink_pipeline.reuse import MANIFEST, read_json
@@ -51,8 +52,12 @@ def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog)
     Args:
         raw: the parameters of the environment.
         catalog: where the nodes' inputs are, but for those that the pipeline itself makes.
+
+    Raises:
+        ConfigurationError: bad parameters, or a launcher that cannot work.
     """
     parameters = Parameters.read(raw)
+    check_launcher(parameters.compute)
     made = pipeline.all_outputs()
     costs = measured_costs(Path(parameters.folders.checkpoints))
     planned = []

@@ -92,13 +92,15 @@ class Resumable(Trainer):
             _keep(folder)
 
     def _write_state(self, folder: Path) -> None:
-        self.save_model(str(folder), _internal_call=True)
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            # These keep their weights beside the optimizer's state, in a form of their own.
+            self.save_model(str(folder), _internal_call=True)
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
         torch.save(self._own_state(), folder / self._own_file)
         if self.args.should_save:
-            (folder / TRAINING_ARGS_NAME).unlink()  # a pickle that nobody needs
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nobody needs
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             parts = {name: part.state() for name, part in self.parts.items()}
             saved = {"processes": self.args.world_size, "parts": parts}
@@ -121,7 +123,8 @@ class Resumable(Trainer):
         looks for those of the module: it finds none, warns, and goes on from the base model.
         """
         model = model or self.model
-        if not isinstance(model, PreTrainedModel):  # an adapter: PEFT knows its names
+        if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
+            # Saved as the module names them; of an adapter PEFT knows the names.
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         saved = type(model).from_pretrained(
@@ -145,7 +148,8 @@ class Resumable(Trainer):
         if saved["processes"] != self.args.world_size:
             raise ConfigurationError(
                 f"{folder}: saved by {saved['processes']} processes, this training has "
-                f"{self.args.world_size}. Take as many, or delete the folder to start again."
+                f"{self.args.world_size} (compute.num_processes). Take as many, or delete the "
+                "folder to start again."
             )
         with _only_data(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)

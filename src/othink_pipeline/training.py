@@ -21,6 +21,7 @@ from othink_pipeline.models import load_model
 from othink_pipeline.resume import newest_checkpoint, update_of
 from othink_pipeline.training_data import prompt_order
 from othink_pipeline.tuning import choose_weights, keep_precise
+from othink_pipeline.whole import whole_model
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,7 +61,7 @@ OPTIMIZERS = {
 """Our names of the optimizers -> those of Transformers."""
 
 Log = Callable[[int, dict[str, float]], None]
-Checkpoint = Callable[[int, Any, Any], dict[str, float]]
+Checkpoint = Callable[[int, Any, Any, dict[str, torch.Tensor] | None], dict[str, float]]
 
 
 class Trained(NamedTuple):
@@ -125,6 +126,7 @@ class Watcher(TrainerCallback):
     ) -> None:
         self.name, self.parameters = name, parameters
         self.processor, self.log, self.checkpoint = processor, log, checkpoint
+        self.trainer: Any = None
         self.training = Stopwatch()
         self.completion_tokens = 0.0  # mean over an update's completions, summed over updates
         self.started, self.updates_before = time.perf_counter(), 0
@@ -185,9 +187,10 @@ class Watcher(TrainerCallback):
         logger.info("%s  update %d/%d  %s  %.0f s left", self.name, done, total, text, left)
 
     def _take_checkpoint(self, update: int, model: Any) -> None:
-        rng = torch.get_rng_state()
-        scores = self.checkpoint(update, model, self.processor)
-        torch.set_rng_state(rng)  # so that scoring leaves no trace in what is sampled next
+        # Scoring leaves no trace in what is sampled next, on this device either.
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices), whole_model(self.trainer, model) as (whole, state):
+            scores = self.checkpoint(update, whole, self.processor, state)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
         logger.info("%s  update %d  validation: %s", self.name, update, shown)
 
@@ -253,10 +256,10 @@ def train(
     Args:
         algorithm: the module ``sft_training`` or ``rl_training``.
         log: called with (update, metrics) after every update, once more for those that are repeated
-            after a crash, with the same metrics.
-        checkpoint: called with (update, model, processor) before the first update (update 0), when
-            one is due and after the last update, and once more if that is repeated; returns scores
-            by name.
+            after a crash, with the same metrics; on all processes, the first one's are of all.
+        checkpoint: called with (update, model, processor, state) on all processes, before the first
+            update (update 0), when one is due and after the last update, and once more if that is
+            repeated; returns scores by name. ``state``: see ``whole_model``.
         report: called with (fault, update, figures) when a number goes wrong for the first time.
 
     Raises:
@@ -277,6 +280,7 @@ def train(
     before = dict(_trained_weights(trainer.model)) if whole else {}
     trainer.remove_callback(PrinterCallback)  # the watcher's line says it shorter
     trainer.parts |= {"watcher": watcher, "health": trainer.monitor}
+    watcher.trainer = trainer
     newest = newest_checkpoint(job.folder)
     if newest is not None:
         logger.info("%s goes on from update %d: %s", job.name, update_of(newest), newest)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
-
+from othink_pipeline.launchers import read_launcher
 from othink_pipeline.model_parameters import Compute
 from othink_pipeline.validation import ConfigurationError
 
@@ -49,29 +47,20 @@ def read_sharing(compute: Compute) -> Sharing:
     """
     if compute.launcher is None:
         return Sharing("data" if compute.num_processes > 1 else "alone", compute.num_processes)
-    file = Path(compute.launcher)
-    remedy = "Name one of conf/base/accelerate, or write one with `accelerate config`."
-    try:
-        settings: Any = yaml.safe_load(file.read_text())
-        kind = settings["distributed_type"]
-        stage = (settings.get("deepspeed_config") or {}).get("zero_stage", 2)
-    except OSError as error:
-        raise ConfigurationError(
-            f"compute.launcher = {compute.launcher!r}: {error.strerror}. {remedy}"
-        ) from None
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
-        raise ConfigurationError(
-            f"compute.launcher = {compute.launcher!r}: not an Accelerate configuration with a "
-            f"distributed_type. {remedy}"
-        ) from None
-    kinds: dict[Any, Kind] = {"NO": "data", "MULTI_CPU": "data", "MULTI_GPU": "data"}
-    kinds |= {"FSDP": "fsdp", ("DEEPSPEED", 0): "data", ("DEEPSPEED", 1): "zero1"}
-    kinds |= {("DEEPSPEED", 2): "zero2", ("DEEPSPEED", 3): "zero3"}
+    settings = read_launcher(compute.launcher)
+    stage = (settings.get("deepspeed_config") or {}).get("zero_stage", 2)
+    kinds: dict[Any, Kind] = {
+        "MULTI_GPU": "data",
+        "FSDP": "fsdp",
+        ("DEEPSPEED", 0): "data",
+        ("DEEPSPEED", 1): "zero1",
+        ("DEEPSPEED", 2): "zero2",
+        ("DEEPSPEED", 3): "zero3",
+    }
+    kind = settings["distributed_type"]
     found = (kind, stage) if kind == "DEEPSPEED" else kind
     if found not in kinds:
         raise ConfigurationError(
-            f"compute.launcher = {compute.launcher!r}: distributed_type = {kind!r}, zero_stage = "
-            f"{stage!r} is not known. Allowed: MULTI_GPU, MULTI_CPU, NO, FSDP, or DEEPSPEED with "
-            "zero_stage 0 to 3."
+            f"compute.launcher = {compute.launcher!r}: zero_stage = {stage!r}. Allowed: 0 to 3."
         )
     return Sharing(kinds[found], compute.num_processes)

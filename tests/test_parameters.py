@@ -27,8 +27,7 @@ FREE_NAMES = ("methods",)
 def load(environment: str) -> dict[str, Any]:
     """The parameters as `kedro run --env` sees them: base below, whole blocks replaced."""
     loader = OmegaConfigLoader(str(CONF), env=environment, base_env="base", default_run_env="base")
-    parameters: dict[str, Any] = loader["parameters"]
-    return parameters
+    return dict(sorted(loader["parameters"].items()))  # Kedro's own order changes from run to run
 
 
 def parameters(environment: str = "base") -> dict[str, Any]:

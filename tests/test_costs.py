@@ -122,6 +122,9 @@ def test_the_grid_counts_every_cell_every_checkpoint_and_the_base_models() -> No
     flops += 2 * 6 * 2 * validation.flops  # of update 0 and of the last
     flops += (2 * 6 + 2) * tests.flops
     assert f"{flops:.2g} FLOP" in rows()["cost of the grid"]
+    written = 6 * 10 * 128 * 72 + 2 * 6 * 2 * 400 * 72 + (2 * 6 + 2) * 10_000 * 72
+    many = rows(test_examples=5000)["cost of the grid"]
+    assert f"{written / 1e6:.3g} M completion tokens" in many
     assert "tests on 2 tasks x 50 examples" in rows()["cost of grpo"]
 
 

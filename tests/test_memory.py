@@ -96,8 +96,7 @@ def kept_bytes(model: Any, run: Any) -> int:
 @pytest.mark.parametrize("half", [False, True])
 def test_activations_are_what_a_model_keeps(half: bool) -> None:
     """A text model with grouped queries, whose prompts and completions are packed and are not."""
-    sizes = {"intermediate_size": 416, "num_hidden_layers": 3}
-    model = build("qwen2_vl", **sizes)
+    model = build("qwen2_vl", num_hidden_layers=3)
     model.base_model.visual.requires_grad_(False)
     shape = memory.read_shape(model.config)
     trained = sum(w.numel() for w in model.base_model.language_model.layers.parameters())

@@ -171,6 +171,8 @@ def test_the_disk_holds_checkpoints_of_all_cells_and_the_states_of_one(
     assert need(rl, sft, rl) == (3 + 2 + 3) * 400 + 3 * (100 * 4 + 2 * 100 * 4)
     assert need(sft, optimizer="adamw_8bit") == 2 * 400 + 3 * (100 * 4 + 2 * 100)
     assert need(sft, freeze_vision=True) == 2 * 400 + 3 * (80 * 12 + 20 * 4)
+    small = sft.model_copy(update={"optimizer": "adamw_8bit"})
+    assert need(small, sft) == need(sft, small) == 4 * 400 + 3 * 100 * 12  # the larger states
     settings = settings.model_copy(update={"dtype": "bfloat16"})
     assert need(sft) == 2 * 200 + 3 * 100 * 12
     assert need(sft, freeze_vision=True) == 2 * 200 + 3 * (80 * 12 + 20 * 2)

@@ -346,6 +346,12 @@ def test_accelerate_reads_the_configurations_that_are_shipped(name: str) -> None
         ("distributed_type: TPU", False, "distributed_type = 'TPU'. Allowed: MULTI_GPU"),
         ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}", False, "fsdp_version = 1"),
         ("distributed_type: FSDP", False, "fsdp_version = 1"),
+        (
+            "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2, "
+            "fsdp_state_dict_type: FULL_STATE_DICT}",
+            False,
+            "fsdp_state_dict_type = 'FULL_STATE_DICT'",
+        ),
         ("[", False, "no YAML"),
         ("", False, "distributed_type = None"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -284,6 +285,22 @@ def test_no_process_outlives_a_run_that_was_killed(project: Path) -> None:
     assert FAILED not in call()[0]
 
 
+@pytest.mark.slow
+def test_sharded_weights_are_the_same_and_go_on(
+    project: Path, workers: Callable[[str], None]
+) -> None:
+    """FSDP2 on a CPU: Accelerate would pass it over there, so ``main`` puts it in."""
+    launcher = str(SHIPPED / "fsdp.yaml")
+    workers("fsdp_kill_partner")
+    assert "SIGKILL" in call(launcher=launcher)[0][FAILED]
+    workers("fsdp")
+    sharded, alone = call(launcher=launcher), call(num_processes=1)
+    assert math.isnan(sharded[0]["weights_changed"])
+    for _, history in (sharded, alone):
+        history.drop(index=history.index[history["metric"] == "cost/weights_changed"], inplace=True)
+    assert_alike(sharded, alone, 1e-3, 1e-4)
+
+
 def test_a_failure_is_told_as_the_process_told_it(
     project: Path, workers: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -329,6 +346,12 @@ def test_accelerate_reads_the_configurations_that_are_shipped(name: str) -> None
         ("distributed_type: TPU", False, "distributed_type = 'TPU'. Allowed: MULTI_GPU"),
         ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}", False, "fsdp_version = 1"),
         ("distributed_type: FSDP", False, "fsdp_version = 1"),
+        (
+            "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2, "
+            "fsdp_state_dict_type: FULL_STATE_DICT}",
+            False,
+            "fsdp_state_dict_type = 'FULL_STATE_DICT'",
+        ),
         ("[", False, "no YAML"),
         ("", False, "distributed_type = None"),
     ],
@@ -428,10 +451,31 @@ def main(what: str, *arguments: str) -> None:
             doing[what]()
         take(watcher, update, model)
 
+    if what.startswith("fsdp"):
+        shard_on_cpu()
+        what = what.removeprefix("fsdp").removeprefix("_")
     training.Watcher._take_checkpoint = harm  # type: ignore[method-assign]
     if what == "fixed":
         fix_completions(setattr)
     worker.main(Path(arguments[0]))
+
+
+def shard_on_cpu() -> None:
+    """Let Accelerate take FSDP for the processes of a CPU, too."""
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    from othink_pipeline import cell_job
+
+    begin = AcceleratorState.__init__
+
+    def begin_sharded(state: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        begin(state, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+    AcceleratorState.__init__ = begin_sharded
+    cell_job.find_device_fault = lambda *_: None  # type: ignore[assignment]
 
 
 def fail() -> None:

@@ -78,11 +78,18 @@ def check_launcher(compute: Compute) -> None:
             f"{name}: asks for DeepSpeed, which is not installed. Install it (pip install "
             "deepspeed), or take conf/base/accelerate/fsdp.yaml, which needs nothing more."
         )
-    version = (settings.get("fsdp_config") or {}).get("fsdp_version", 1)
-    if settings["distributed_type"] == "FSDP" and version != 2:
+    if settings["distributed_type"] != "FSDP":
+        return
+    fsdp = settings.get("fsdp_config") or {}
+    if (version := fsdp.get("fsdp_version", 1)) != 2:
         raise ConfigurationError(
             f"{name}: fsdp_config.fsdp_version = {version!r}. Set it to 2: a checkpoint is scored "
             "with weights that version 1 does not give out."
+        )
+    if (form := fsdp.get("fsdp_state_dict_type")) != "SHARDED_STATE_DICT":
+        raise ConfigurationError(
+            f"{name}: fsdp_config.fsdp_state_dict_type = {form!r}. Set it to SHARDED_STATE_DICT: "
+            "with others the processes wait for each other for ever when a training goes on."
         )
 
 

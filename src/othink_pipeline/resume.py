@@ -2,7 +2,8 @@
 
 With the same number of processes, and on a CPU, it ends with the bits of an uninterrupted one.
 Nothing in a checkpoint is trusted: what is read back is JSON, safetensors, or tensors and numbers
-that ``torch.load`` reads with ``weights_only=True``.
+that ``torch.load`` reads with ``weights_only=True``. Sharded weights (FSDP, DeepSpeed) are the
+exception: those libraries read pickles of their own, from folders whose digest was compared.
 """
 
 from __future__ import annotations

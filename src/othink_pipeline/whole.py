@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from trl.models import unwrap_model_for_generation
 
 
@@ -26,7 +27,7 @@ def whole_model(trainer: Any, model: Any) -> Iterator[tuple[Any, dict[str, torch
     """
     if trainer.is_fsdp_enabled:
         reshard = trainer.accelerator.state.fsdp_plugin.reshard_after_forward
-        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        state = _gather(trainer.model_wrapped, trainer.is_world_process_zero())
         with _unsharded(trainer.model_wrapped, reshard):
             yield trainer.model_wrapped, state
     elif trainer.is_deepspeed_enabled:
@@ -34,6 +35,21 @@ def whole_model(trainer: Any, model: Any) -> Iterator[tuple[Any, dict[str, torch
             yield whole, None
     else:
         yield model, None
+
+
+def _gather(model: Any, keep: bool) -> dict[str, torch.Tensor]:
+    """All weights in the main memory, one after the other; none where they are not to be kept."""
+    whole: dict[str, torch.Tensor] = {}
+    copies: dict[int, torch.Tensor] = {}  # tied weights stay so
+    for name, weight in model.state_dict().items():
+        own, full = weight, weight
+        if isinstance(weight, DTensor):
+            own, full = weight.to_local(), weight.full_tensor()
+        if keep:
+            if own.data_ptr() not in copies:
+                copies[own.data_ptr()] = full.detach().to("cpu", copy=True)
+            whole[name] = copies[own.data_ptr()]
+    return whole
 
 
 @contextmanager

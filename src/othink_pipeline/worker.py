@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
+import click
+
 from othink_pipeline.cell_job import CellJob, record_job, train_job
 from othink_pipeline.cells import training_key
 from othink_pipeline.journal import Journal
@@ -28,7 +30,9 @@ def main(job_file: Path) -> None:
     """Train; what goes wrong first in any of the processes is kept beside the job's file."""
     end_with_parent()
     rank = int(os.environ["RANK"])
-    # Kedro, which is imported on the way, has set up a logging of its own.
+    # Kedro, which is imported on the way, has set up a logging and tracebacks of its own; these
+    # take minutes for the locals of a training.
+    sys.excepthook = sys.__excepthook__
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING, force=True)
     logging.getLogger("othink_pipeline").setLevel(logging.WARNING if rank else logging.INFO)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # records are delivered at the end
@@ -37,7 +41,8 @@ def main(job_file: Path) -> None:
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGTERM)
     except Exception as error:
-        message = getattr(error, "message", None) or str(error)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is about to be said is wanted
+        message = error.message if isinstance(error, click.ClickException) else str(error)
         said = {"rank": rank, "kind": type(error).__name__, "message": message}
         # The first one knows the cause: the others lose their connection to it.
         with suppress(FileExistsError), (job_file.parent / FAILURE).open("x") as file:

@@ -79,7 +79,7 @@ def test_a_misspelt_key(project: Path) -> None:
 
 def test_a_missing_base_model(project: Path) -> None:
     message = kedro_run(project, "--pipelines=sft")
-    assert f"{MODEL}: no manifest.json there" in message
+    assert f"{MODEL}: no model there" in message
     assert all(remedy in message for remedy in REMEDIES)
     assert not any("06_models" in path for path in left_behind(project))
 
@@ -107,7 +107,7 @@ def test_preflight_shows_every_fault(project: Path, mini_model: MiniModel) -> No
     message = kedro_run(
         project,
         "--pipelines=preflight",
-        base_model={"path": [str(folder.relative_to(project)), "data/nowhere"]},
+        base_model={"path": [str(folder.relative_to(project)), "data/nowhere"], "hub": None},
         folders={
             "examples": "taken/03_primary",
             "checkpoints": "data/06_models",

@@ -19,7 +19,7 @@ from conftest import PROMPT, TASKS, MiniModel, shipped, shipped_health
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from othink_pipeline import cell_training, evaluation, models, recording, reuse, tracking, training
+from othink_pipeline import cell_job, evaluation, models, recording, reuse, tracking, training
 from othink_pipeline.cell_evaluation import evaluate_model, read_predictions
 from othink_pipeline.cell_training import train_cell
 from othink_pipeline.cells import FAILED
@@ -372,7 +372,7 @@ KILLS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
         "metrics",
         lambda _, step, values, *rest: step == 4 and "val/geometry" in values,
     ),
-    "write the manifest": (cell_training, "write_json", lambda *_: True),
+    "write the manifest": (cell_job, "write_json", lambda *_: True),
 }
 
 
@@ -735,7 +735,7 @@ def test_what_is_not_what_its_manifest_says_is_never_trained_on(
 
 OTHER_PROCESS = """
 import json, logging, sys
-from othink_pipeline import cell_training
+from othink_pipeline import cell_job, cell_training
 import test_cell_training as test
 
 class Told(logging.Handler):
@@ -745,7 +745,7 @@ class Told(logging.Handler):
 
 cell_training.logger.setLevel("INFO")
 cell_training.logger.addHandler(Told())
-cell_training._train = test.never
+cell_job.train_job = test.never
 manifest, history = test.call()
 print(json.dumps([manifest, len(history)]))
 """

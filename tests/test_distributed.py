@@ -384,10 +384,8 @@ def test_a_launcher_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_the_key_covers_what_a_launcher_says_and_not_where_it_stands(tmp_path: Path) -> None:
     def key(file: Path | None, processes: int = 2) -> str:
-        split = {"digest": "0"}
-        examples = [
-            {"task": "counting", "prompt": "", "splits": {"train": split, "validation": split}}
-        ]
+        split = {"digest": "0", "prompt": "{question}"}
+        examples = [{"task": "counting", "splits": {"train": split, "validation": split}}]
         settings = {**COMPUTE, "num_processes": processes, "launcher": file and str(file)}
         compute = Compute(**settings)
         cell = Cell("counting", "sft", 0)

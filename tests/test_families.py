@@ -376,7 +376,7 @@ def test_a_cell_trains_and_its_checkpoint_answers_as_it_did(
     answers = []
     history: list[dict[str, float]] = []
 
-    def checkpoint(update: int, model: Any, processor: Any) -> dict[str, float]:
+    def checkpoint(update: int, model: Any, processor: Any, state: Any) -> dict[str, float]:
         save_model(model, processor, tmp_path / str(update))
         answers.append(complete(model, processor, examples, **options))
         return {}

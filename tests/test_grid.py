@@ -378,7 +378,7 @@ def test_an_environment_writes_into_a_folder_of_its_own(configure: Configure, en
         "predictions": f"{folder}/07_model_output",
     }
     assert parameters["rebuild"]["path"].startswith(f"{folder}/06_models/")
-    paths = parameters["base_model"]["path"]
+    paths = parameters["base_model"]["path"] or []  # else a model of the hub
     for path in [paths] if isinstance(paths, str) else paths:
         assert path.startswith(("data/01_raw/", f"{folder}/06_models/"))
     if trained != folder:  # then its pipelines must not write there

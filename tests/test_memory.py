@@ -381,8 +381,8 @@ def test_a_launcher_says_what_is_shared(
     ("text", "message"),
     [
         (None, "No such file"),
-        ("- a list", "not an Accelerate configuration"),
-        ("x: [", "not an Accelerate configuration"),
+        ("- a list", "distributed_type = None"),
+        ("x: [", "no YAML"),
         ("distributed_type: TPU", "'TPU'"),
         ("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 5}", "zero_stage = 5"),
     ],

@@ -496,7 +496,7 @@ def train_cell(
             if update == killed:
                 raise Killed
 
-        def checkpoint(update: int, model: Any, processor: Any) -> dict[str, float]:
+        def checkpoint(update: int, model: Any, processor: Any, state: Any) -> dict[str, float]:
             pass_time(1000)
             events.append(("checkpoint", update))
             weights.update({name: value.clone() for name, value in model.state_dict().items()})

@@ -90,7 +90,7 @@ def run_cell(
     examples: Any,
     parameters: SFT | RL,
     folder: Path,
-    at_checkpoint: Checkpoint = lambda *_: {},
+    at_checkpoint: Any = lambda *_: {},
     seed: int = 3,
 ) -> Run:
     """Train a cell; keep what it logs, when it takes checkpoints, and its last weights."""
@@ -98,7 +98,7 @@ def run_cell(
     checkpoints: list[int] = []
     weights: dict[str, torch.Tensor] = {}
 
-    def checkpoint(update: int, model: Any, processor: Any) -> dict[str, float]:
+    def checkpoint(update: int, model: Any, processor: Any, state: Any) -> dict[str, float]:
         checkpoints.append(update)
         weights.update({name: value.clone() for name, value in model.state_dict().items()})
         return at_checkpoint(update, model, processor)

@@ -102,7 +102,7 @@ class Bench(NamedTuple):
         weights: dict[int, Weights] = {}
         held: list[Any] = []
 
-        def checkpoint(update: int, model: Any, processor: Any) -> dict[str, float]:
+        def checkpoint(update: int, model: Any, processor: Any, state: Any) -> dict[str, float]:
             held[:] = [model, processor]
             weights[update] = copied(model)
             watch(update, model, processor)

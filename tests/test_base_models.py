@@ -139,7 +139,9 @@ def test_the_run_of_a_cell_says_which_model_it_started_from(
     plain = {"path": "model", "digest": "d"}
     origin = plain | {"hub": "own/mini", "revision": "main", "commit": COMMIT}
     for model in (plain, origin):
-        compute: Any = type("Compute", (Block,), {"fresh": False, "launcher": None, "launched": False})()
+        compute: Any = type(
+            "Compute", (Block,), {"fresh": False, "launcher": None, "launched": False}
+        )()
         block: Any = Block()
         cell_training.train_cell(
             Cell("counting", "sft", 0),

@@ -1,5 +1,6 @@
 """The worked examples of docs/paper.md, as they stand there, on small data."""
 
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import MiniModel
+from family_checkpoints import make_checkpoint
+from public_schemas import make_test_file, make_train_set
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "paper.md"
@@ -54,12 +57,13 @@ def project(tmp_path: Path, mini_model: MiniModel) -> Path:
 def follow(project: Path) -> Callable[..., str]:
     """Write an example's files into the project and run it; returns what it said."""
 
-    def run(name: str, env: str, **changes: object) -> str:
+    def run(name: str, env: str, pipeline: str = "cross_task", **changes: object) -> str:
         for path, text in read_example(name).items():
             (project / path).parent.mkdir(exist_ok=True)
             (project / path).write_text(text)
         params = ",".join(f"{key}={value}" for key, value in {**SMALL, **changes}.items())
-        command = [sys.executable, "-m", "kedro", "run", f"--env={env}", f"--params={params}"]
+        options = [f"--env={env}", f"--pipelines={pipeline}", f"--params={params}"]
+        command = [sys.executable, "-m", "kedro", "run", *options]
         environment = {**os.environ, "PYTHONPATH": str(project / "src")}
         done = subprocess.run(
             command, cwd=project, env=environment, capture_output=True, text=True, timeout=300
@@ -80,3 +84,29 @@ def test_a_task_of_ones_own(project: Path, follow: Callable[..., str]) -> None:
     assert set(found["eval_task"]) == {"counting", "clock"}
     assert (found["n"] == SMALL["data_preparation.splits.test"]).all()
     assert len(found) == 2 + 2 * 3 * 2
+
+
+def test_a_data_set_of_ones_own(project: Path, follow: Callable[..., str]) -> None:
+    raw = project / "data/01_raw"
+    make_train_set(raw, "counting", examples=16, seed=0, layout="parquet").rename(raw / "charts")
+    file, images = make_test_file(raw, "counting", examples=6, seed=1)
+    file.rename(raw / "charts_test.jsonl")
+    images.rename(raw / "charts_test")
+    follow("data", "my_data", pipeline="rl", **{"base_model.path": "data/01_raw/tiny"})
+    manifest = json.loads((project / "data/my_data/03_primary/charts/manifest.json").read_text())
+    prompts = {name: split["prompt"] for name, split in manifest["splits"].items()}
+    assert "}  Output" in prompts["train"] == prompts["validation"]
+    assert "} Output" in prompts["test"]
+    assert {name: split["examples"] for name, split in manifest["splits"].items()} == {
+        "train": 8,
+        "validation": 4,
+        "test": 6,
+    }
+    assert len(list((project / "data/my_data/06_models/charts").glob("*/s0/*/update-000002"))) == 2
+
+
+def test_a_model_of_ones_own(project: Path, follow: Callable[..., str]) -> None:
+    make_checkpoint("smolvlm", project / "data/01_raw/my_model")
+    said = follow("model", "my_model", pipeline="preflight", **{"model.max_pixels": 512 * 512})
+    assert "geometry through data/01_raw/my_model" in said
+    assert "FAILED" not in said

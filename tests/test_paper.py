@@ -34,7 +34,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "evaluation": {"batch_size": 4, "max_completion_tokens": 8},
     "compute": {"micro_batch_size": 2, "data_workers": 0},
 }
-TILES = {"min_pixels": None, "max_pixels": 512 * 512}  # of SmolVLM: one, and a small one of all
+TILED = ("idefics3", "smolvlm")
+TILES = {"min_pixels": None, "max_pixels": 512 * 512}  # one tile, and a small one of all
 
 
 def read_paper() -> dict[str, Any]:
@@ -55,7 +56,7 @@ def make_project(folder: Path, family: str, **changes: dict[str, Any]) -> Path:
     for name, keys in SMALL.items():
         blocks[name] |= {**keys, **changes.get(name, {})}
     blocks["base_model"] = {"path": "data/01_raw/tiny", "hub": None}
-    if family == "smolvlm":
+    if family in TILED:
         blocks["model"] |= TILES
     shipped = blocks["data_preparation"]["sources"]
     for task in TASKS:
@@ -118,7 +119,7 @@ def test_the_papers_setting_goes_from_data_to_report(family: str, tmp_path: Path
         assert model.config.model_type == family
         assert str(model.dtype) == "torch.bfloat16"
         limit = processor.image_processor.size["longest_edge"]
-        assert limit == (512 if family == "smolvlm" else 401408)
+        assert limit == (512 if family in TILED else 401408)
 
 
 @pytest.mark.slow

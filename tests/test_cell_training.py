@@ -55,6 +55,7 @@ METHODS: dict[str, SFT | RL] = {
             **BUDGET,
             "algorithm": "rl",
             "completions_per_prompt": 4,
+            "unbiased_kl": True,
             "max_completion_tokens": 6,
             "temperature": 1.0,
             "rewards": {"accuracy": 1.0, "format": 1.0, "answer": "tagged"},

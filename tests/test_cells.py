@@ -47,6 +47,7 @@ RL_BLOCK = {
     **METHOD,
     "algorithm": "rl",
     "completions_per_prompt": 2,
+    "unbiased_kl": True,
     "max_completion_tokens": 8,
     "temperature": 1.0,
     "rewards": {"accuracy": 1.0, "format": 1.0, "answer": "tagged"},

@@ -28,7 +28,7 @@ from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.grid import Cell
 from othink_pipeline.launchers import check_launcher, find_device_fault, launcher_environment
 from othink_pipeline.model_parameters import Compute, ModelSettings
-from othink_pipeline.parameters import RL, SFT, Evaluation, Folders
+from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Lora
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, prepare_splits
 from othink_pipeline.validation import ConfigurationError
 
@@ -55,6 +55,7 @@ METHODS: dict[str, SFT | RL] = {
             **BUDGET,
             "algorithm": "rl",
             "completions_per_prompt": 4,
+            "unbiased_kl": True,
             "max_completion_tokens": 6,
             "temperature": 1.0,
             "rewards": {"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
@@ -62,6 +63,7 @@ METHODS: dict[str, SFT | RL] = {
         }
     ),
 }
+HEALTH = shipped_health()
 COMPUTE: dict[str, Any] = {
     "share_prompts": True,
     "data_workers": 0,
@@ -329,11 +331,11 @@ def test_accelerate_reads_the_configurations_that_are_shipped(name: str) -> None
     assert not {"OMP_NUM_THREADS", "PYTHONPATH"} & made.keys()
     if kind == "DEEPSPEED":
         with pytest.raises(ConfigurationError, match="DeepSpeed, which is not installed"):
-            check_launcher(compute)
+            check_launcher(compute, HEALTH, [])
         gathered = made.get("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL")
         assert gathered == ("true" if name == "zero3" else None)
     else:
-        check_launcher(compute)
+        check_launcher(compute, HEALTH, [])
 
 
 @pytest.mark.parametrize(
@@ -362,7 +364,7 @@ def test_a_launcher_that_cannot_work_is_refused(
     file = tmp_path / "launcher.yaml"
     file.write_text(content)
     with pytest.raises(ConfigurationError, match=r"compute\.launcher = .*launcher\.yaml") as error:
-        check_launcher(Compute(**{**COMPUTE, "launcher": str(file), "bf16": bf16}))
+        check_launcher(Compute(**{**COMPUTE, "launcher": str(file), "bf16": bf16}), HEALTH, [])
     assert message in error.value.message
 
 
@@ -371,13 +373,28 @@ def test_a_launcher_may_say_what_the_parameters_say(tmp_path: Path, precision: s
     file = tmp_path / "launcher.yaml"
     file.write_text(f"distributed_type: MULTI_GPU\nnum_processes: 8\n{precision}")
     compute = Compute(**{**COMPUTE, "launcher": str(file)})
-    check_launcher(compute)
+    check_launcher(compute, HEALTH, [])
     assert launcher_environment(compute)["ACCELERATE_MIXED_PRECISION"] == "no"
+
+
+def test_what_sharded_weights_cannot_do_is_refused_before_it_is_due() -> None:
+    def check(name: str, health: Any = HEALTH, **changes: Any) -> None:
+        compute = Compute(**{**COMPUTE, "launcher": str(SHIPPED / f"{name}.yaml"), "bf16": True})
+        check_launcher(compute, health, [METHODS["sft"].model_copy(update=changes)])
+
+    skipping = HEALTH.model_copy(update={"kl_overflow": "skip_batch"})
+    with pytest.raises(ConfigurationError, match=r"health\.kl_overflow = 'skip_batch'"):
+        check("zero2", skipping)
+    check("fsdp", skipping)
+    adapters = Lora(rank=2, alpha=4.0, dropout=0.0, modules="all-linear", merge=True)
+    with pytest.raises(ConfigurationError, match=r"lora\.merge = True"):
+        check("fsdp", lora=adapters)
+    check("fsdp", lora=adapters.model_copy(update={"merge": False}))
 
 
 def test_a_launcher_that_is_not_there_is_named(tmp_path: Path) -> None:
     compute = Compute(**{**COMPUTE, "launcher": str(tmp_path / "none.yaml")})
-    for refused in (lambda: check_launcher(compute), lambda: compute.arithmetic):
+    for refused in (lambda: check_launcher(compute, HEALTH, []), lambda: compute.arithmetic):
         with pytest.raises(ConfigurationError, match=r"none\.yaml.*No such file"):
             refused()
 

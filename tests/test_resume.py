@@ -58,6 +58,7 @@ RL_PARAMETERS = RL(
     **BUDGET,
     algorithm="rl",
     completions_per_prompt=COPIES,
+    unbiased_kl=True,
     max_completion_tokens=8,
     temperature=1.0,
     rewards={"accuracy": 1.0, "format": 1.0, "answer": "tagged"},

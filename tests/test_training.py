@@ -47,6 +47,7 @@ def rl_parameters(kl: KLSchedule, **changes: Any) -> RL:
         **{**BUDGET, **changes},
         algorithm="rl",
         completions_per_prompt=COPIES,
+        unbiased_kl=True,
         max_completion_tokens=10,
         temperature=1.0,
         rewards={"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
@@ -450,3 +451,19 @@ def test_a_checkpoint_scores_in_training_as_it_will_from_its_folder(
     base = predict(*load_model(str(mini_model.path)), examples, **settings)
     assert inside[0].equals(base)  # nothing has been learnt yet
     assert not inside[-1].equals(base)
+
+
+def test_the_gradient_of_the_kl_is_grpos_own_or_the_unbiased_one(
+    mini_model: MiniModel, splits: Any, tmp_path: Path
+) -> None:
+    """Policy and reference agree at first, and the KL has no gradient; later the two are not one."""
+    strong = Constant(schedule="constant", weight=2.0)
+    norms = {}
+    for unbiased in (True, False):
+        parameters = rl_parameters(strong).model_copy(update={"unbiased_kl": unbiased})
+        run = run_cell(
+            mini_model, splits["counting"]["train"], parameters, tmp_path / str(unbiased)
+        )
+        norms[unbiased] = run.curve("train/grad_norm")
+    assert norms[True][0] == pytest.approx(norms[False][0], rel=1e-5)
+    assert norms[True][1] != pytest.approx(norms[False][1], rel=1e-4)

@@ -48,6 +48,7 @@ def rl(**changes: Any) -> RL:
             **BUDGET,
             "algorithm": "rl",
             "completions_per_prompt": 4,
+            "unbiased_kl": True,
             "max_completion_tokens": 10,
             "temperature": 1.0,
             "rewards": {"accuracy": 1.0, "format": 1.0, "answer": "tagged"},

@@ -80,7 +80,7 @@ def train_cell(
     """
     import pandas as pd
 
-    check_launcher(compute)
+    check_launcher(compute, health, [parameters])
     key = training_key(cell, parameters, base_model["digest"], examples, evaluation, model, compute)
     folder = cell_folder(folders, cell, key)
     retired = folder.with_name(f".{key}.old")

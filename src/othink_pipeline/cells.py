@@ -31,6 +31,9 @@ RESUME = "resume"
 FAILED = "failed"
 """Key of a manifest that holds why there is nothing else in it."""
 
+RL_ONLY = ("share_prompts", "vllm")
+"""Keys of ``compute`` that supervised fine-tuning does not look at."""
+
 _NEEDED = {"checkpoint", "digest", "updates", "faults", "health"}
 
 
@@ -74,7 +77,11 @@ def training_key(
             },
             "max_completion_tokens": evaluation.max_completion_tokens,
             "model": model.model_dump(),
-            "compute": compute.arithmetic,
+            "compute": {
+                name: value
+                for name, value in compute.arithmetic.items()
+                if parameters.algorithm == "rl" or name not in RL_ONLY
+            },
             "code": code_digest(*training_code(parameters.algorithm)),
             "libraries": library_versions(),
         }

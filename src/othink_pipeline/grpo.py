@@ -117,8 +117,9 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
 
         TRL shuffles the rows of a generation batch and splits them into micro-batches. Among the
         micro-batches of one update it makes no difference which row is in which. In the order in
-        which the reference was computed, the same rows are also packed alike: an untrained policy
-        differs from it by nothing at all, and not by rounding, which Adam would blow up.
+        which the reference was computed, the same rows are also packed alike: where both have the
+        same weights (not where the reference is bfloat16 and the policy float32) an untrained
+        policy differs from it by nothing at all, and not by rounding, which Adam would blow up.
         """
         accumulated, generated = self.args.gradient_accumulation_steps, len(batches)
         if accumulated % generated and generated % accumulated:

@@ -6,6 +6,7 @@ Imports neither torch nor accelerate, but for the environment that a process is 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from othink_pipeline.validation import ConfigurationError
 
 if TYPE_CHECKING:
     from othink_pipeline.model_parameters import Compute
+    from othink_pipeline.parameters import RL, SFT, Health
 
 SHARDED = ("DEEPSPEED", "FSDP")
 KINDS = ("MULTI_GPU", *SHARDED)
@@ -49,10 +51,13 @@ def read_launcher(file: str) -> dict[str, Any]:
     return dict(content)
 
 
-def check_launcher(compute: Compute) -> None:
+def check_launcher(compute: Compute, health: Health, methods: Iterable[SFT | RL]) -> None:
     """Refuse a configuration that cannot work, or that contradicts the parameters.
 
     How many processes there are is for ``compute.num_processes`` alone to say.
+
+    Args:
+        methods: what is trained.
 
     Raises:
         ConfigurationError: with the file's key, its value and the remedy.
@@ -73,10 +78,22 @@ def check_launcher(compute: Compute) -> None:
             f"{name}: mixed_precision = {precision!r} contradicts compute.bf16 = {compute.bf16}. "
             "Leave mixed_precision out of the file: compute.bf16 decides."
         )
+    if settings["distributed_type"] == "DEEPSPEED":
+        for fault, policy in health:
+            if policy == "skip_batch":
+                raise ConfigurationError(
+                    f"{name}: DeepSpeed cannot skip an update, and health.{fault} = 'skip_batch'. "
+                    "Set it to stop or go_on, or take conf/base/accelerate/fsdp.yaml."
+                )
+    if settings["distributed_type"] == "FSDP" and any(m.lora and m.lora.merge for m in methods):
+        raise ConfigurationError(
+            f"{name}: with FSDP no process holds the weights that lora.merge = True adds adapters "
+            "to. Set lora.merge: false, or take another launcher."
+        )
     if settings["distributed_type"] == "DEEPSPEED" and find_spec("deepspeed") is None:
         raise ConfigurationError(
             f"{name}: asks for DeepSpeed, which is not installed. Install it (pip install "
-            "deepspeed), or take conf/base/accelerate/fsdp.yaml, which needs nothing more."
+            "deepspeed einops), or take conf/base/accelerate/fsdp.yaml, which needs nothing more."
         )
     if settings["distributed_type"] != "FSDP":
         return

@@ -163,4 +163,7 @@ class Compute(Block):
             ConfigurationError: the launcher's file cannot be read.
         """
         settings = self.model_dump(exclude={"data_workers", "resume_every_updates", "fresh"})
-        return settings | {"launcher": self.launcher and read_launcher(self.launcher)}
+        return settings | {
+            "launcher": self.launcher and read_launcher(self.launcher),
+            "vllm": self.vllm and self.vllm.mode,  # where it runs makes no difference
+        }

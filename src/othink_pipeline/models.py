@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Sequence
 from copy import deepcopy
@@ -43,6 +44,13 @@ class Completion(NamedTuple):
     tokens: int
 
 
+def release_memory() -> None:
+    """Give back what models have left on the GPU: a trainer and its callbacks hold each other."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def load_model(
     path: str, settings: ModelSettings | None = None, base_path: str | None = None
 ) -> tuple[Any, Any]:
@@ -60,6 +68,7 @@ def load_model(
     """
     if not Path(path).is_dir():
         raise ConfigurationError(f"model {path}: no such folder")
+    release_memory()
     whole = path
     if adapted := (Path(path) / CONFIG_NAME).is_file():
         if base_path is None:

@@ -172,6 +172,10 @@ class RL(Method):
     max_completion_tokens: Positive
     temperature: Annotated[float, Field(gt=0)]
     rewards: Rewards
+    unbiased_kl: bool
+    """Multiply the KL's estimator by the policy's ratio to itself: its gradient is then that of the
+    KL (DeepSeek-V3.2, arXiv 2512.02556; TRL's default). false: the estimator alone, as GRPO and
+    R1-V have it."""
     kl: KLSchedule = Field(discriminator="schedule")
 
     @property

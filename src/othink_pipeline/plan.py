@@ -57,7 +57,8 @@ def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog)
         ConfigurationError: bad parameters, or a launcher that cannot work.
     """
     parameters = Parameters.read(raw)
-    check_launcher(parameters.compute)
+    methods = [resolve_method(raw, name) for name in parameters.experiment.methods]
+    check_launcher(parameters.compute, parameters.health, methods)
     made = pipeline.all_outputs()
     costs = measured_costs(Path(parameters.folders.checkpoints))
     planned = []

@@ -6,7 +6,6 @@ reads from a pipe that closes then.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -56,7 +55,9 @@ def train_in_processes(job: CellJob) -> dict[str, Any]:
     (folder / FAILURE).unlink(missing_ok=True)
     with publish_file(folder / JOB) as scratch:
         scratch.write_text(job.model_dump_json())
-    _release_gpu_memory()
+    from othink_pipeline.models import release_memory
+
+    release_memory()
     count = job.compute.num_processes
     with _store() as address:
         processes: list[subprocess.Popen[str]] = []
@@ -82,14 +83,6 @@ def _store() -> Iterator[tuple[str, int]]:
     host = "127.0.0.1"
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
     yield host, store.port
-
-
-def _release_gpu_memory() -> None:
-    """Give back what models that were tested before have left."""
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def _start(

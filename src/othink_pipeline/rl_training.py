@@ -57,6 +57,7 @@ def build_trainer(
         temperature=parameters.temperature,
         beta=FLOOR,  # above 0, so that the reference is loaded; set anew before every loss
         loss_type="grpo",
+        use_bias_correction_kl=parameters.unbiased_kl,
         reward_weights=[parameters.rewards.accuracy, parameters.rewards.format],
         shuffle_dataset=False,
     )

@@ -14,6 +14,9 @@ PACKAGE = Path(__file__).parent
 
 LIBRARIES = (
     "accelerate",
+    "bitsandbytes",
+    "deepspeed",
+    "flash_attn",
     "numpy",
     "peft",
     "pillow",
@@ -22,6 +25,7 @@ LIBRARIES = (
     "torchvision",
     "transformers",
     "trl",
+    "vllm",
 )
 """Those whose version may change a result."""
 

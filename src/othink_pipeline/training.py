@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, TrainerCallback
 
 from othink_pipeline.models import load_model
@@ -269,25 +270,29 @@ def train(
     """
     model, processor = load_model(job.model_path, job.model)
     prompts = job.parameters.updates * job.parameters.prompts_per_update
-    stream = job.examples.select(prompt_order(len(job.examples), prompts, job.seed))
     watcher = Watcher(job.name, job.parameters, processor, log, checkpoint)
-    rows = algorithm.make_rows(stream, job, processor)
+    # Chosen last: to add a column to chosen rows `datasets` would write their pictures once more.
+    rows = algorithm.make_rows(job.examples, job, processor).select(
+        prompt_order(len(job.examples), prompts, job.seed)
+    )
     adapters = choose_weights(model, job.parameters)
     trainer = algorithm.build_trainer(model, processor, rows, job, adapters, report, [watcher])
     if not trainer.is_deepspeed_enabled:  # which keeps float32 weights of its own
         keep_precise(trainer.model)
     whole = not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
+    whole = whole and trainer.is_world_process_zero()  # one copy a machine is enough
     before = dict(_trained_weights(trainer.model)) if whole else {}
     trainer.remove_callback(PrinterCallback)  # the watcher's line says it shorter
     trainer.parts |= {"watcher": watcher, "health": trainer.monitor}
     watcher.trainer = trainer
-    newest = newest_checkpoint(job.folder)
+    found = [newest_checkpoint(job.folder) if trainer.is_world_process_zero() else None]
+    (newest,) = broadcast_object_list(found)  # to verify it takes a reading of all of it
     if newest is not None:
         logger.info("%s goes on from update %d: %s", job.name, update_of(newest), newest)
     trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     return Trained(
         updates=trainer.state.global_step,
-        prompts=len(stream),
+        prompts=len(rows),
         completion_tokens=algorithm.completion_tokens(
             rows, job, processor, watcher.completion_tokens
         ),

@@ -53,6 +53,7 @@ PARAMETERS: dict[str, Any] = {
         "max_grad_norm": 1.0,
         "weight_decay": 0.01,
         "completions_per_prompt": 4,
+        "unbiased_kl": True,
         "max_completion_tokens": 10,
         "temperature": 1.0,
         "rewards": {"accuracy": 1.0, "format": 1.0, "answer": "any"},

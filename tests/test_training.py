@@ -191,22 +191,24 @@ def test_every_method_sees_the_same_prompts_in_the_same_order(
 ) -> None:
     seen: dict[str, list[str]] = {}
 
-    def watch(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def watching(examples: Any, *arguments: Any) -> Any:
-            seen[name] = examples["id"][:]
-            return function(examples, *arguments)
+    def watch(name: str, build: Callable[..., Any]) -> Callable[..., Any]:
+        def watching(model: Any, processor: Any, rows: Any, *arguments: Any) -> Any:
+            seen[name] = [turns[0]["content"] for turns in rows["prompt"]]
+            return build(model, processor, rows, *arguments)
 
         return watching
 
-    monkeypatch.setattr("othink_pipeline.sft_training.sft_rows", watch("sft", sft_rows))
-    monkeypatch.setattr("othink_pipeline.rl_training.rl_rows", watch("rl", rl_rows))
+    for module in (sft_training, rl_training):
+        name = module.__name__.rpartition(".")[2].removesuffix("_training")
+        monkeypatch.setattr(module, "build_trainer", watch(name, module.build_trainer))
     examples = splits["geometry"]["train"]
-    ids = [examples["id"][row] for row in prompt_order(12, UPDATES * PROMPTS, seed=3)]
+    order = prompt_order(12, UPDATES * PROMPTS, seed=3)
+    asked = [user_message(PROMPT, examples["question"][row]) for row in order]
     for parameters in (sft_parameters(), rl_parameters(CONSTANT)):
         run = run_cell(mini_model, examples, parameters, tmp_path / parameters.algorithm)
         assert run.trained.prompts == UPDATES * PROMPTS
         assert run.trained.updates == UPDATES
-    assert seen == {"sft": ids, "rl": ids}
+    assert seen == {"sft": asked, "rl": asked}
 
 
 def test_grpo_takes_the_prompts_in_their_order_so_many_at_a_time(
@@ -456,7 +458,7 @@ def test_a_checkpoint_scores_in_training_as_it_will_from_its_folder(
 def test_the_gradient_of_the_kl_is_grpos_own_or_the_unbiased_one(
     mini_model: MiniModel, splits: Any, tmp_path: Path
 ) -> None:
-    """Policy and reference agree at first, and the KL has no gradient; later the two are not one."""
+    """Policy and reference agree at first: no gradient; later the two are not one."""
     strong = Constant(schedule="constant", weight=2.0)
     norms = {}
     for unbiased in (True, False):

@@ -193,7 +193,7 @@ def test_every_method_sees_the_same_prompts_in_the_same_order(
 
     def watch(name: str, build: Callable[..., Any]) -> Callable[..., Any]:
         def watching(model: Any, processor: Any, rows: Any, *arguments: Any) -> Any:
-            seen[name] = [turns[0]["content"] for turns in rows["prompt"]]
+            seen[name] = [row["prompt"][0]["content"] for row in rows]
             return build(model, processor, rows, *arguments)
 
         return watching

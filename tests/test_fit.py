@@ -381,3 +381,11 @@ def test_a_task_that_is_not_prepared_is_drawn() -> None:
     assert {row.outcome for row in fit.check_examples("geometry", splits)} == {"ok"}
     assert splits["train"][0]["image"].size == (64, 64)
     assert find_fault({**splits["train"][0], "image": b""}) is not None
+
+
+def test_no_task_is_trained_on_what_another_one_is_tested_on(tasks: Tasks) -> None:
+    assert fit.check_overlap(tasks) == []
+    leaking = {**tasks["geometry"], "train": tasks["counting"]["test"]}
+    (row,) = fit.check_overlap({"counting": tasks["counting"], "geometry": leaking})
+    assert (row.check, row.outcome) == ("counting test", "FAILED")
+    assert "8 pictures of its test split are used to train geometry" in row.detail

@@ -619,3 +619,27 @@ def test_an_error_is_shown_without_a_traceback() -> None:
 def test_the_blind_evaluation_differs_in_the_pictures_alone() -> None:
     seen, blind = load("base")["evaluation"], load("blind")["evaluation"]
     assert {key for key in {*seen, *blind} if seen.get(key) != blind.get(key)} == {"shuffle_images"}
+
+
+def test_conf_paper_holds_the_numbers_of_its_sources() -> None:
+    """R1-V's scripts and test files; what departs from them is marked in the YAML."""
+    raw = load("paper")
+    grpo, grpo_d, sft = (resolve_method(raw, name) for name in ("grpo", "grpo_d", "sft"))
+    assert isinstance(grpo, RL)
+    assert isinstance(grpo_d, RL)
+    assert (grpo.learning_rate, grpo.temperature, grpo.completions_per_prompt) == (1e-6, 1.0, 8)
+    assert (grpo.max_completion_tokens, grpo.prompts_per_update, grpo.updates) == (512, 16, 100)
+    assert (grpo.rewards.accuracy, grpo.rewards.format) == (1.0, 1.0)
+    assert not grpo.unbiased_kl
+    assert grpo.kl.model_dump() == {"schedule": "constant", "weight": 0.04}
+    ours, theirs = grpo_d.model_dump(exclude={"kl"}), grpo.model_dump(exclude={"kl"})
+    assert ours == theirs
+    assert (sft.learning_rate, sft.lr_schedule, sft.warmup_ratio) == (2e-5, "cosine", 0.1)
+    assert raw["model"]["max_pixels"] == 401408
+    assert raw["evaluation"]["max_completion_tokens"] == 1024
+    data = raw["data_preparation"]
+    tail = "utput the thinking process in <think> </think> and final answer (number) in "
+    tail += "<answer> </answer> tags."
+    assert data["prompt"] == "{question}  O" + tail
+    prompts = {task: source["test"]["prompt"] for task, source in data["sources"].items()}
+    assert prompts == {"counting": "{question} First o" + tail, "geometry": "{question} O" + tail}

@@ -26,8 +26,8 @@ from public_schemas import (
 )
 
 from othink_pipeline import fit, source_splits
-from othink_pipeline.data_parameters import DataPreparation, SplitSource
-from othink_pipeline.examples import decode, find_fault, read_examples
+from othink_pipeline.data_parameters import DataPreparation, SplitSource, TaskSource
+from othink_pipeline.examples import TEXT_FIELDS, decode, find_fault, read_examples, read_pixels
 from othink_pipeline.parameters import Folders
 from othink_pipeline.pipelines.data_preparation.nodes import (
     CELL_SPLITS,
@@ -267,7 +267,7 @@ def test_a_picture_that_is_not_there_is_told(tmp_path: Path) -> None:
         ({"kind": "folder", "path": "nowhere", "split": "train"}, "here.source.path = 'nowhere'"),
         ({"kind": "jsonl", "file": "no.jsonl", "images": "."}, "here.source.file = 'no.jsonl'"),
         ({"kind": "jsonl", "file": "f", "images": "no"}, "here.source.images = 'no'"),
-        ({"kind": "folder", "path": ".", "split": "train"}, "nor are there files train*.parquet"),
+        ({"kind": "folder", "path": ".", "split": "train"}, "nor are there files train.parquet"),
         ({"kind": "folder", "path": "counting_train_saved", "split": "test"}, "There are: train"),
         ({"kind": "folder", "path": "bad", "split": "train"}, "download it again"),
         ({"kind": "folder", "path": "half", "split": "train"}, "download it again"),
@@ -453,20 +453,42 @@ def test_rows_that_cannot_be_used_are_listed_with_their_reasons(
     (tmp_path / "pictures" / "broken.png").write_bytes(png()[:40])
     (tmp_path / "pictures" / "long.png").write_bytes(png(size=(1, 300)))
     split = lines_source(tmp_path, row(), *(line for line, _ in bad), row(question="And now?"))
-    block = {**public["counting"], "test": split.model_dump()}
-    with pytest.raises(
-        ConfigurationError, match=r"counting: 8 examples rejected, the first: the a"
-    ):
-        prepare({"counting": block}, max_rejected=7, splits={**SIZES, "test": 10})
-    manifest = prepare({"counting": block}, max_rejected=8, splits={**SIZES, "test": 10})
-    assert manifest["rejected"] == 8
-    assert manifest["splits"]["test"]["examples"] == 2
-    assert list(table_of("test", manifest)["question"]) == ["How many?", "And now?"]
-    assert list(table_of("test", manifest)["id"])[-1] == "counting-test-000001"
+    source = TaskSource.model_validate({**public["counting"], "train": split.model_dump()})
+    survey = source_splits.survey_sources("counting", source, 10)
+    assert len(survey.train) == 2
+    places = [listed["id"] for listed in survey.rejected]
+    assert places == [f"counting train source, line {n}" for n in range(2, 10)]
+    for found, (_, reason) in zip(survey.rejected, bad, strict=True):
+        assert found["reason"].startswith(reason)
+    block = {**public["counting"], "train": split.model_dump()}
+    with pytest.raises(ConfigurationError, match="counting: 8 examples rejected, the first: the a"):
+        prepare({"counting": block}, max_rejected=7)
     listed = pd.read_csv("data/03/counting_rejected.csv")
-    assert list(listed["id"]) == [f"counting test source, line {n}" for n in range(2, 10)]
-    for found, (_, reason) in zip(listed["reason"], bad, strict=True):
-        assert found.startswith(reason)
+    assert list(listed["id"]) == places
+
+
+def test_a_test_set_is_taken_as_it_is_or_not_at_all(tmp_path: Path, public: dict[str, Any]) -> None:
+    split = lines_source(tmp_path, row(), row(ground_truth="many"))
+    block = {**public["counting"], "test": split.model_dump()}
+    message = r"sources\.counting\.test: 1 examples cannot be used.* line 2: the answer 'many'"
+    with pytest.raises(ConfigurationError, match=message):
+        prepare({"counting": block}, max_rejected=100)
+
+
+def test_what_is_drawn_on_nothing_is_told_apart() -> None:
+    """As models see it: what is transparent is white."""
+
+    def pixels(box: tuple[int, int, int, int]) -> bytes:
+        image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+        image.paste((0, 0, 0, 255), box)
+        content = io.BytesIO()
+        image.save(content, "PNG")
+        texts = dict.fromkeys(TEXT_FIELDS, "x") | {"answer": "1", "image": content.getvalue()}
+        return read_pixels(texts)
+
+    assert pixels((0, 0, 4, 4)) != pixels((4, 4, 8, 8))
+    assert pixels((0, 0, 4, 4))[:3] == bytes(3)
+    assert pixels((0, 0, 4, 4))[-3:] == bytes([255] * 3)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
@@ -478,7 +500,9 @@ def test_every_kind_of_picture_is_told_apart_by_its_colours(tmp_path: Path, mode
     assert isinstance(found.image, bytes)
     with Image.open(io.BytesIO(found.image)) as image:
         assert image.mode == mode
-        assert meaning.picture.hex() == sha256(image.convert("RGB").tobytes())
+        rgba = image.convert("RGBA")
+        seen = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        assert meaning.picture.hex() == sha256(seen.tobytes())
 
 
 def test_nothing_changed_nothing_is_read(

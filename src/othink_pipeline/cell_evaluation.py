@@ -88,7 +88,7 @@ def evaluate_model(
             **({"base_model": checkpoint["base_model"]} if adapters else {}),
             "test": examples["splits"]["test"]["digest"],
             "prompt": examples["splits"]["test"]["prompt"],
-            "evaluation": _settings(evaluation),
+            "evaluation": _settings(evaluation, model),
             "model": model.model_dump(),
             "about": about,
             "code": code_digest(EVALUATION),
@@ -165,11 +165,13 @@ def eval_stage(predictions: pd.DataFrame) -> str:
     return "eval_shuffled" if "image_of" in predictions else "eval"
 
 
-def _settings(evaluation: Evaluation) -> dict[str, Any]:
-    """What the predictions depend on: greedy ones on no batch size and no seed."""
+def _settings(evaluation: Evaluation, model: ModelSettings) -> dict[str, Any]:
+    """What the predictions depend on: greedy ones on no seed, and on no batch size in float32."""
     settings = evaluation.model_dump()
     if not evaluation.samples:
-        del settings["batch_size"], settings["sample_temperature"]
+        del settings["sample_temperature"]
+        if model.dtype == "float32":
+            del settings["batch_size"]
         if not evaluation.shuffle_images:
             del settings["seed"]
     return settings

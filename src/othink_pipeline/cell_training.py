@@ -98,6 +98,7 @@ def train_cell(
             "task": cell.task,
             "prompts": {part["task"]: part["splits"]["train"]["prompt"] for part in examples},
             "base_model": {key: base_model[key] for key in ORIGIN if key in base_model},
+            "sources": {part["task"]: part["sources"] for part in examples if "sources" in part},
             "model": model.model_dump(),
             "compute": compute.model_dump(),
             "health": health.model_dump(),

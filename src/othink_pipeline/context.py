@@ -23,7 +23,7 @@ Prompts = Mapping[str, Mapping[str, str]]
 """Task -> split -> template with ``{question}``."""
 
 LOOKED_AT = 64
-"""Pictures of a task whose sizes are looked at."""
+"""Pictures of a split whose sizes are looked at."""
 
 LARGEST = 4
 """Of these so many go through the processor: those with the most pixels."""
@@ -32,7 +32,7 @@ LARGEST = 4
 def measure_lengths(
     processor: Any, tasks: Mapping[str, Splits], prompts: Prompts, methods: Mapping[str, SFT | RL]
 ) -> Lengths:
-    """The longest prompts and targets, behind the largest of ``LOOKED_AT`` pictures of a task."""
+    """The longest prompts and targets, behind the largest of ``LOOKED_AT`` pictures of a split."""
     count = processor.tokenizer
     supervised = {name: method for name, method in methods.items() if isinstance(method, SFT)}
     longest, largest, sft = 0, 0, dict.fromkeys(supervised, 0)
@@ -83,7 +83,7 @@ def check_context(
     for name, need in needs.items():
         what = (
             f"{need:,} tokens needed, the model has {limit:,}; up to {lengths.image:,} are the "
-            f"picture, the largest of {LOOKED_AT} that were looked at"
+            f"picture, the largest of {LOOKED_AT} of each split"
         )
         if need <= limit:
             rows.append(Row(f"context of {path} for {name}", "ok", what))
@@ -105,8 +105,11 @@ def check_context(
 
 def _image_tokens(processor: Any, splits: Splits) -> int:
     """Tokens that the largest pictures add to their prompts, those looked at of all splits."""
-    places = [(split, row) for split, rows in splits.items() for row in range(len(rows))]
-    chosen = Random(0).sample(places, min(LOOKED_AT, len(places)))
+    chosen = [
+        (split, row)
+        for split, rows in splits.items()
+        for row in Random(0).sample(range(len(rows)), min(LOOKED_AT, len(rows)))
+    ]
     undecoded = {
         split: rows.cast_column("image", Image(decode=False)) for split, rows in splits.items()
     }

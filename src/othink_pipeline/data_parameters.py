@@ -41,7 +41,7 @@ class Folder(Block):
     kind: Literal["folder"]
     path: Place
     split: str
-    """Of a saved ``DatasetDict``; of parquet files those whose names start with it."""
+    """Of a saved ``DatasetDict``; of parquet files ``split.parquet`` and ``split-*.parquet``."""
 
 
 class Jsonl(Block):

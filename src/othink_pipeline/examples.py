@@ -130,11 +130,19 @@ def read_pixels(example: Mapping[str, Any], size_px: int | None = None) -> bytes
     try:
         with _open(example["image"]) as image:
             _check_size(*image.size, size_px)  # from the header: a huge picture is never decoded
-            return image.convert("RGB").tobytes()
+            return _on_white(image).tobytes()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, UnusableError):
             raise
         raise UnusableError(f"the image does not decode: {error}") from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """As models see it: transformers lays what is transparent on white."""
+    if image.mode != "RGB":
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
 
 
 def find_fault(example: Mapping[str, Any], size_px: int | None = None) -> str | None:

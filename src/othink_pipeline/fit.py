@@ -64,7 +64,10 @@ def draw_splits(task: str, settings: DataPreparation) -> dict[str, Dataset]:
 def check_examples(task: str, splits: Splits) -> list[Row]:
     """Check columns, one whole example and every answer of each split: a row a split."""
     rows = []
-    remedy = f"Make them again: kedro run --pipelines=data_preparation; or mend tasks/{task}.py."
+    remedy = (
+        "Make them again: kedro run --pipelines=data_preparation; or mend their source: "
+        f"tasks/{task}.py or data_preparation.sources.{task}."
+    )
     for split, examples in splits.items():
         fault = _find_split_fault(examples)
         if fault:
@@ -72,6 +75,20 @@ def check_examples(task: str, splits: Splits) -> list[Row]:
         else:
             detail = f"{len(examples):,} examples, the scorer reads every answer"
             rows.append(Row(f"{task} {split}", "ok", detail))
+    return rows
+
+
+def check_overlap(tasks: Mapping[str, Splits]) -> list[Row]:
+    """Check that no task is trained or validated on what another one is tested on: a row a pair."""
+    rows = []
+    for task, splits in tasks.items():
+        tested = set(splits["test"]["key"])
+        for other, parts in tasks.items():
+            used = (set(parts[split]["key"]) for split in parts if split != "test")
+            if shared := tested.intersection(*[set().union(*used)]):
+                detail = f"{len(shared)} pictures of its test split are used to train {other}."
+                remedy = "Take them out of one of the two data sets: a transfer would be none."
+                rows.append(Row(f"{task} test", "FAILED", detail, remedy))
     return rows
 
 

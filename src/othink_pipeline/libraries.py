@@ -62,7 +62,7 @@ def check_libraries(
     if sharing.deepspeed:
         key = f"compute.launcher = {compute.launcher!r}"
         back = "or name a configuration without DeepSpeed."
-        rows.append(_installed(key, "deepspeed", "pip install deepspeed", back))
+        rows.append(_installed(key, "deepspeed", "pip install deepspeed einops", back))
     if compute.bf16 and not bfloat16:
         detail = "the device does not compute in bfloat16."
         remedy = "Set compute.bf16: false and model.dtype: float32, or take a newer GPU."

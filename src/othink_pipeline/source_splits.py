@@ -25,6 +25,10 @@ PROGRESS_ROWS = 10_000
 """A line in the log after so many rows."""
 
 
+LISTED = 5
+"""So many of the rows that cannot be used are named."""
+
+
 class Meaning(NamedTuple):
     """What a row is told apart by.
 
@@ -59,13 +63,20 @@ def survey_sources(task: str, source: TaskSource, test_rows: int) -> Survey:
     """Look at every row of the training source, and at the first ``test_rows`` of the test source.
 
     Raises:
-        ConfigurationError: as ``read_source``.
+        ConfigurationError: as ``read_source``; or a row of the test source cannot be used.
     """
     sources = _open_sources(task, source)
     rejected: list[dict[str, str]] = []
     overlapping: list[dict[str, str]] = []
     rows = islice(sources["test"].read(), test_rows)
     test = {number: meaning for number, _, meaning in _look(task, "test", rows, rejected)}
+    if rejected:  # of another number of items a score would be another one
+        listed = "; ".join(f"{row['id']}: {row['reason']}" for row in rejected[:LISTED])
+        raise ConfigurationError(
+            f"data_preparation.sources.{task}.test: {len(rejected)} examples cannot be used, and "
+            f"a test set is taken as it is or not at all: {listed}. Download what is missing, or "
+            "mend the file."
+        )
     shown = {meaning.picture for meaning in test.values()}
     train: dict[int, Meaning] = {}
     for number, place, meaning in _look(task, "train", sources["train"].read(), rejected):

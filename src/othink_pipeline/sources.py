@@ -195,12 +195,14 @@ def _read_parquet(source: Folder, columns: Columns, key: str) -> Callable[[], It
     import pyarrow.parquet as pq
 
     folder = Path(source.path)
-    files = sorted(folder.glob(f"{source.split}*.parquet"))
+    names = (f"{source.split}.parquet", f"{source.split}-*.parquet")
+    files = sorted(file for name in names for file in folder.glob(name))
     if not files:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise ConfigurationError(
             f"{key}.source.path = {source.path!r}: neither saved by datasets (save_to_disk) nor "
-            f"are there files {source.split}*.parquet. There are: {found}."
+            f"are there files {source.split}.parquet or {source.split}-*.parquet. "
+            f"There are: {found}."
         )
     for file in files:
         with _readable(str(file), key):

@@ -97,7 +97,7 @@ def _check_fit(
         {
             "base_model": base_model["digest"],
             "model": model.model_dump(),
-            "compute": compute.model_dump(),
+            "compute": compute.model_dump() | compute.arithmetic,
             "methods": {name: method.model_dump() for name, method in methods.items()},
             "evaluation": evaluation.model_dump(),
             "examples": [[manifest["task"], manifest["splits"]] for manifest in examples],
@@ -118,6 +118,7 @@ def _check_fit(
         for manifest in examples
     }
     rows = [row for task, splits in tasks.items() for row in fit.check_examples(task, splits)]
+    rows += fit.check_overlap(tasks)
     refuse(rows)  # the model is run on sound examples only
     prompts = {
         manifest["task"]: {split: part["prompt"] for split, part in manifest["splits"].items()}

@@ -95,6 +95,12 @@ def _make_splits(
             _refuse_rejects(
                 task, rejected, survey.overlapping, data_preparation.max_rejected, folder
             )
+            if survey.overlapping:
+                logger.warning(
+                    "%s: %d training examples are left out: their pictures are in the test split",
+                    task,
+                    len(survey.overlapping),
+                )
             chosen = split_rows(task, survey, sizes, data_preparation.seed)
             sizes = {split: len(chosen[split]) for split in sizes}
             read = ((example, b"") for example in read_splits(task, survey, chosen, scratch))

@@ -91,6 +91,7 @@ def check_fit(
         if splits and all(row.outcome != "FAILED" for row in found):
             tasks[task] = splits
         rows += found
+    rows += fit.check_overlap(tasks)
     resolved = resolve_methods(experiment, training, sft, rl, methods)
     prompts = {
         task: {split: data_preparation.prompt_of(task, split) for split in CELL_SPLITS}

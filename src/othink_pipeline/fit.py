@@ -84,8 +84,8 @@ def check_overlap(tasks: Mapping[str, Splits]) -> list[Row]:
     for task, splits in tasks.items():
         tested = set(splits["test"]["key"])
         for other, parts in tasks.items():
-            used = (set(parts[split]["key"]) for split in parts if split != "test")
-            if shared := tested.intersection(*[set().union(*used)]):
+            used = {key for split in parts if split != "test" for key in parts[split]["key"]}
+            if shared := tested & used:
                 detail = f"{len(shared)} pictures of its test split are used to train {other}."
                 remedy = "Take them out of one of the two data sets: a transfer would be none."
                 rows.append(Row(f"{task} test", "FAILED", detail, remedy))

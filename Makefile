@@ -5,6 +5,9 @@ VENV := .venv
 # Written last: a .venv without it is not finished, and is made afresh.
 STAMP := $(VENV)/.complete
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-input
+UV := VIRTUAL_ENV=$(VENV) UV_SYSTEM_CERTS=true $(VENV)/bin/uv
+# A .venv whose interpreter has gone or does not start is not finished either.
+$(shell $(VENV)/bin/python -c "" 2>/dev/null || rm -f $(STAMP))
 # Made by runs, each beside a .gitkeep. data/01_raw holds what the project ships: never cleaned.
 OUTPUTS := data/02_intermediate data/03_primary data/04_feature data/05_model_input \
 	data/06_models data/07_model_output data/08_reporting
@@ -50,7 +53,7 @@ bench: $(STAMP)
 lock: $(STAMP)
 	$(VENV)/bin/uv pip compile pyproject.toml --group dev --output-file requirements.lock \
 		--universal --python-version 3.11 --generate-hashes --no-annotate --quiet \
-		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+		--no-strip-extras --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
 clean:
 	find $(OUTPUTS) -mindepth 1 ! -name .gitkeep -delete
@@ -60,15 +63,15 @@ clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
-# A finished .venv is brought up to date in place; the stamp is gone while that lasts.
+# Python's own pip fetches uv, checked by its hash, and uv all the rest: pips of other years read the
+# lock differently, uv is the one that wrote it. uv reads no pip.conf: a mirror named there is handed
+# on. A finished .venv is brought up to date in place; the stamp is gone while that lasts.
 $(STAMP): requirements.lock pyproject.toml
 	@set -e; \
 	if [ -f $@ ]; then \
 		echo "Bringing $(VENV) up to date."; \
-		quiet=--quiet; \
 		rm $@; \
 	else \
-		quiet=; \
 		python=; \
 		for candidate in $(PYTHON); do \
 			if "$$candidate" -c 'import ensurepip, sys; sys.exit(sys.version_info[:2] != (3, 11))' \
@@ -83,10 +86,15 @@ $(STAMP): requirements.lock pyproject.toml
 			echo "or name one: make $(firstword $(MAKECMDGOALS)) PYTHON=/path/to/python3.11" >&2; \
 			exit 1; \
 		fi; \
-		echo "Setting up $(VENV): some minutes, about 7 GB on Linux (CUDA builds, which also run on a CPU)."; \
+		echo "Setting up $(VENV): a minute or two, about 7 GB on Linux (CUDA builds, which also run on a CPU)."; \
 		rm -rf $(VENV); \
 		"$$python" -m venv $(VENV); \
 	fi; \
-	$(PIP) $$quiet --require-hashes --requirement requirements.lock; \
-	$(PIP) --quiet --no-deps --no-build-isolation --editable .; \
+	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.lock; \
+	$(PIP) --quiet --require-hashes --requirement $(VENV)/uv.lock; \
+	index=$$($(VENV)/bin/python -m pip config get global.index-url 2>/dev/null || true); \
+	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; fi; \
+	if [ -t 2 ]; then quiet=; else quiet=--quiet; fi; \
+	$(UV) pip sync $$quiet --require-hashes requirements.lock; \
+	$(UV) pip install --quiet --no-deps --no-build-isolation --editable .; \
 	touch $@

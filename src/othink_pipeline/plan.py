@@ -22,7 +22,7 @@ from othink_pipeline.costs import duration
 from othink_pipeline.disk import check_disk, needed_disk_bytes
 from othink_pipeline.grid import Cell
 from othink_pipeline.launchers import check_launcher
-from othink_pipeline.parameters import Parameters, resolve_method
+from othink_pipeline.parameters import Parameters, resolve_methods
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
 from othink_pipeline.reuse import MANIFEST, read_json
 from othink_pipeline.validation import ConfigurationError
@@ -57,8 +57,8 @@ def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog)
         ConfigurationError: bad parameters, or a launcher that cannot work.
     """
     parameters = Parameters.read(raw)
-    methods = [resolve_method(raw, name) for name in parameters.experiment.methods]
-    check_launcher(parameters.compute, parameters.health, methods)
+    methods = resolve_methods(raw, parameters.experiment)
+    check_launcher(parameters.compute, parameters.health, methods.values())
     made = pipeline.all_outputs()
     costs = measured_costs(Path(parameters.folders.checkpoints))
     planned = []
@@ -71,7 +71,7 @@ def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog)
         if not node.tags & {"sft", "rl"}:
             continue
         cell: Cell = cast(Any, node.func).keywords["cell"]  # see `grid.bind`
-        method = resolve_method(raw, cell.method)
+        method = methods[cell.task, cell.method]
         manifests = {name: manifest(name) for name in node.inputs if name[:7] != "params:"}
         state: State = "train"
         done = 0
@@ -129,7 +129,8 @@ def check_room(planned: Sequence[Planned], raw: Mapping[str, Any]) -> None:
         ConfigurationError: with the folder, what is free and what is needed.
     """
     parameters = Parameters.read(raw)
-    left = [resolve_method(raw, item.cell.method) for item in planned if item.state != "reuse"]
+    methods = resolve_methods(raw, parameters.experiment)
+    left = [methods[item.cell.task, item.cell.method] for item in planned if item.state != "reuse"]
     if not left:
         return
     try:

@@ -19,10 +19,18 @@ from othink_pipeline.disk import check_disk, needed_disk_bytes, source_bytes
 from othink_pipeline.examples import read_examples
 from othink_pipeline.hub import measure_model
 from othink_pipeline.model_parameters import BaseModel, Compute, ModelSettings
-from othink_pipeline.parameters import RL, SFT, Evaluation, Experiment, Folders
+from othink_pipeline.parameters import (
+    RL,
+    SFT,
+    Evaluation,
+    Experiment,
+    Folders,
+    distinct_sizes,
+    resolve_methods,
+)
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
 from othink_pipeline.plan import measured_costs
-from othink_pipeline.preflight import Row, check_folders, check_store, refuse, resolve_methods
+from othink_pipeline.preflight import Row, check_folders, check_store, refuse
 from othink_pipeline.reuse import read_manifest
 from othink_pipeline.validation import ConfigurationError
 from othink_pipeline.weights import read_weights
@@ -45,7 +53,8 @@ def check_places(
     """Check what a run writes to, and say what it costs."""
     from mlflow import get_tracking_uri
 
-    resolved = resolve_methods(experiment, training, sft, rl, methods)
+    blocks = {"training": training, "sft": sft, "rl": rl, "methods": methods}
+    resolved = resolve_methods(blocks, experiment)
     rows = _count_work(experiment, resolved)
     try:
         check_store(get_tracking_uri(), None, Path.cwd())
@@ -92,7 +101,8 @@ def check_fit(
             tasks[task] = splits
         rows += found
     rows += fit.check_overlap(tasks)
-    resolved = resolve_methods(experiment, training, sft, rl, methods)
+    blocks = {"training": training, "sft": sft, "rl": rl, "methods": methods}
+    resolved = distinct_sizes(resolve_methods(blocks, experiment))
     prompts = {
         task: {split: data_preparation.prompt_of(task, split) for split in CELL_SPLITS}
         for task in tasks
@@ -133,22 +143,28 @@ def report_checks(places: list[Row], fit: list[Row]) -> None:
     refuse(rows)
 
 
-def _count_work(experiment: Experiment, methods: Mapping[str, SFT | RL]) -> list[Row]:
-    """What each method's cells, and the whole grid, are given and make, without any model."""
-    cells = len(experiment.tasks) * len(experiment.seeds)
+def _count_work(experiment: Experiment, methods: Mapping[tuple[str, str], SFT | RL]) -> list[Row]:
+    """What each method's cells, and the whole grid, are given and make, without any model.
+
+    Args:
+        methods: by task and method.
+    """
+    seeds = len(experiment.seeds)
     rows, updates, completions, tokens = [], 0, 0, 0
-    for name, method in methods.items():
+    for (task, name), method in methods.items():
         prompts = method.updates * method.prompts_per_update
-        detail = f"{cells} cells, each {method.updates:,} updates, {prompts:,} prompts"
+        detail = f"{seeds} cells" if seeds > 1 else "1 cell"
+        detail += f", each {method.updates:,} updates, {prompts:,} prompts"
         if isinstance(method, RL):
             made = prompts * method.completions_per_prompt
             most = made * method.max_completion_tokens
             detail += f", {made:,} completions, {most:,} tokens at most"
-            completions, tokens = completions + cells * made, tokens + cells * most
-        updates += cells * method.updates
-        rows.append(Row(f"method {name}", "note", detail))
+            detail += f"; KL weight {method.kl.describe(method.updates)}"
+            completions, tokens = completions + seeds * made, tokens + seeds * most
+        updates += seeds * method.updates
+        rows.append(Row(f"{name} on {task}", "note", detail))
     whole = (
-        f"{cells * len(methods)} cells, in all {updates:,} updates, {completions:,} completions, "
+        f"{seeds * len(methods)} cells, in all {updates:,} updates, {completions:,} completions, "
         f"{tokens:,} tokens at most"
     )
     return [*rows, Row("grid", "note", whole)]
@@ -156,14 +172,14 @@ def _count_work(experiment: Experiment, methods: Mapping[str, SFT | RL]) -> list
 
 def _check_room(
     experiment: Experiment,
-    methods: Mapping[str, SFT | RL],
+    methods: Mapping[tuple[str, str], SFT | RL],
     base_model: BaseModel,
     folders: Folders,
     data_preparation: DataPreparation,
     model: ModelSettings,
 ) -> Row:
     """Is there room for the whole grid, nothing of it prepared or trained yet?"""
-    cells = list(methods.values()) * len(experiment.tasks) * len(experiment.seeds)
+    cells = list(methods.values()) * len(experiment.seeds)
     place = Path(folders.checkpoints)
     unread = [task for task in experiment.tasks if not (Path(folders.examples) / task).exists()]
     try:

@@ -105,7 +105,8 @@ class GridConfigLoader(OmegaConfigLoader):
         named = [name for config in read.values() for name in config.get(BUILDS_ON) or ()]
         found = []
         for name in named:
-            if name in (environment, *above) or not Path(self._get_conf_env_path(name)).is_dir():
+            folder = Path(self._get_conf_env_path(name))
+            if name in (environment, *above) or folder.name != name or not folder.is_dir():
                 raise ConfigurationError(
                     f"conf/{environment}/globals.yml: {BUILDS_ON} holds {name!r}, which is "
                     "no other environment. It lists folders of conf/, the lowest first."

@@ -61,7 +61,7 @@ clean:
 	rm -rf data/[a-z]* data/.at_work
 	rm -rf mlflow.db mlflow.db-* mlflow.db.lock mlartifacts mlruns
 	rm -rf .viz build dist .coverage .coverage.* htmlcov .hypothesis
-	rm -rf .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Python's own pip fetches uv, checked by its hash, and uv all the rest: pips of other years read the

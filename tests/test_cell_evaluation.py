@@ -20,7 +20,7 @@ from othink_pipeline.cells import FAILED
 from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import Evaluation, Folders
-from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, prepare_splits
+from othink_pipeline.preparation import CELL_SPLITS, prepare_splits
 from othink_pipeline.reuse import digest_folder
 from othink_pipeline.validation import ConfigurationError
 

@@ -29,7 +29,7 @@ from othink_pipeline.grid import Cell
 from othink_pipeline.health import TrainingFault
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Lora
-from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, prepare_splits
+from othink_pipeline.preparation import CELL_SPLITS, prepare_splits
 from othink_pipeline.reuse import MANIFEST, digest_folder
 from othink_pipeline.validation import ConfigurationError
 

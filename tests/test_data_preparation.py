@@ -19,7 +19,8 @@ from othink_pipeline.data_parameters import DataPreparation, SplitSizes
 from othink_pipeline.examples import draw_examples, read_examples
 from othink_pipeline.parameters import Folders
 from othink_pipeline.pipelines.data_preparation import nodes
-from othink_pipeline.pipelines.data_preparation.nodes import prepare_examples, prepare_splits
+from othink_pipeline.pipelines.data_preparation.nodes import prepare_examples
+from othink_pipeline.preparation import prepare_splits
 from othink_pipeline.reuse import digest_folder, read_manifest
 from othink_pipeline.source import PACKAGE, code_digest
 from othink_pipeline.validation import ConfigurationError
@@ -40,7 +41,7 @@ def settings(**changes: Any) -> DataPreparation:
             "splits": sizes,
             "prompt": "{question} Think.",
             "max_rejected": 0,
-        "train_examples": {},
+            "train_examples": {},
             "sources": {},
             **changes,
         }

@@ -29,7 +29,7 @@ from othink_pipeline.grid import Cell
 from othink_pipeline.launchers import check_launcher, find_device_fault, launcher_environment
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Lora
-from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, prepare_splits
+from othink_pipeline.preparation import CELL_SPLITS, prepare_splits
 from othink_pipeline.validation import ConfigurationError
 
 Result = tuple[dict[str, Any], pd.DataFrame]
@@ -101,7 +101,7 @@ def prepared(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) ->
             "splits": {"base": 1, "train": 12, "validation": 4, "test": 4},
             "prompt": PROMPT,
             "max_rejected": 0,
-        "train_examples": {},
+            "train_examples": {},
             "sources": {},
         }
     )

@@ -22,10 +22,10 @@ from othink_pipeline.base_models import find_base_model
 from othink_pipeline.cells import RESUME, cell_folder, training_key
 from othink_pipeline.grid import Cell, Grid, training_nodes
 from othink_pipeline.parameters import Parameters, resolve_method
-from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
 from othink_pipeline.pipelines.rl.nodes import train_rl
 from othink_pipeline.pipelines.sft.nodes import train_sft
 from othink_pipeline.plan import Planned, check_room, describe_plan, plan_cells
+from othink_pipeline.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.reuse import MANIFEST, digest_folder, write_json
 from othink_pipeline.validation import ConfigurationError
 

@@ -28,9 +28,9 @@ from othink_pipeline.hub import fetch_model
 from othink_pipeline.parameters import Lora, Parameters, resolve_method
 from othink_pipeline.pipelines.base_model import nodes as base_model_nodes
 from othink_pipeline.pipelines.base_model.nodes import CHECKED, check_base_model
-from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
 from othink_pipeline.pipelines.preflight.nodes import check_fit, check_places, report_checks
 from othink_pipeline.preflight import Row
+from othink_pipeline.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.reuse import write_manifest
 from othink_pipeline.validation import ConfigurationError
 from othink_pipeline.weights import Weights, read_weights
@@ -83,7 +83,9 @@ def prepare(folder: Path, task: str) -> dict[str, Any]:
             "prompt": PROMPT,
         }
     sizes = SplitSizes(base=9, **SIZES)
-    preparation = DataPreparation(seed=0, splits=sizes, prompt=PROMPT, max_rejected=0, train_examples={}, sources={})
+    preparation = DataPreparation(
+        seed=0, splits=sizes, prompt=PROMPT, max_rejected=0, train_examples={}, sources={}
+    )
     key = examples_key(preparation, task, CELL_SPLITS)
     content = {"task": task, "key": key, "rejected": 0, "splits": splits}
     return write_manifest(folder / task, content)

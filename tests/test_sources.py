@@ -29,13 +29,9 @@ from othink_pipeline import fit, source_splits
 from othink_pipeline.data_parameters import DataPreparation, SplitSource, TaskSource
 from othink_pipeline.examples import TEXT_FIELDS, decode, find_fault, read_examples, read_pixels
 from othink_pipeline.parameters import Folders
-from othink_pipeline.pipelines.data_preparation.nodes import (
-    CELL_SPLITS,
-    examples_key,
-    prepare_examples,
-    prepare_splits,
-)
+from othink_pipeline.pipelines.data_preparation.nodes import prepare_examples
 from othink_pipeline.pipelines.preflight.nodes import _instead
+from othink_pipeline.preparation import CELL_SPLITS, examples_key, prepare_splits
 from othink_pipeline.reuse import read_manifest
 from othink_pipeline.source_splits import Meaning, choose_rows
 from othink_pipeline.sources import SourceRow, answer_text, read_source, unwrap
@@ -61,7 +57,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def settings(sources: Mapping[str, Any], **changes: Any) -> DataPreparation:
-    raw = {"seed": 0, "splits": SIZES, "prompt": "{question}!", "max_rejected": 0, "train_examples": {}}
+    raw = {
+        "seed": 0,
+        "splits": SIZES,
+        "prompt": "{question}!",
+        "max_rejected": 0,
+        "train_examples": {},
+    }
     return DataPreparation.model_validate({**raw, "sources": sources, **changes})
 
 

@@ -23,7 +23,7 @@ from othink_pipeline.disk import check_disk, needed_disk_bytes
 from othink_pipeline.grid import Cell
 from othink_pipeline.launchers import check_launcher
 from othink_pipeline.parameters import Parameters, resolve_methods
-from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
+from othink_pipeline.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.reuse import MANIFEST, read_json
 from othink_pipeline.validation import ConfigurationError
 from othink_pipeline.weights import read_weights

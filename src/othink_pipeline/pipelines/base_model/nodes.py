@@ -26,8 +26,8 @@ from othink_pipeline.parameters import (
     distinct_sizes,
     resolve_methods,
 )
-from othink_pipeline.pipelines.data_preparation.nodes import prepare_splits
 from othink_pipeline.preflight import refuse
+from othink_pipeline.preparation import prepare_splits
 from othink_pipeline.reuse import content_key, publish, write_manifest
 from othink_pipeline.source import code_digest, library_versions
 from othink_pipeline.validation import ConfigurationError

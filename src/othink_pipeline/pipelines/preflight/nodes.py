@@ -28,9 +28,9 @@ from othink_pipeline.parameters import (
     distinct_sizes,
     resolve_methods,
 )
-from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
 from othink_pipeline.plan import measured_costs
 from othink_pipeline.preflight import Row, check_folders, check_store, refuse
+from othink_pipeline.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.reuse import read_manifest
 from othink_pipeline.validation import ConfigurationError
 from othink_pipeline.weights import read_weights

@@ -19,7 +19,7 @@ TEXTS = ["How many red circles are there? 2*5=10, 10+4=14", "Find angle 4. 60+20
 @pytest.fixture(scope="module")
 def built() -> tuple[Any, Any]:
     """Model with random weights, and processor."""
-    processor = build_processor(TEXTS, vocab_size=400, context_tokens=256)
+    processor = build_processor(TEXTS, vocab_size=400, context_tokens=256, image_size_px=64)
     return build_model(processor, tiny_rebuild()).eval(), processor
 
 

@@ -7,10 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from othink_pipeline.validation import Block, Count, Name, Place, Positive
-
-HubId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
-"""``owner/name`` on the Hugging Face hub."""
+from othink_pipeline.validation import Block, Count, HubId, Name, Place, Positive
 
 
 class SplitSizes(Block):

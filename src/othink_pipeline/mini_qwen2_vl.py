@@ -21,7 +21,6 @@ from transformers import (
 )
 
 from othink_pipeline.model_parameters import Rebuild
-from othink_pipeline.tasks import IMAGE_SIZE_PX
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -52,10 +51,18 @@ HEAD_SIZE = 32
 MROPE_SECTION = [4, 6, 6]  # time, height, width: half a head in all
 
 
-def build_processor(texts: Iterable[str], vocab_size: int, context_tokens: int) -> Qwen2VLProcessor:
+def build_processor(
+    texts: Iterable[str], vocab_size: int, context_tokens: int, image_size_px: int
+) -> Qwen2VLProcessor:
     """Train a byte-level BPE on ``texts`` and wrap it with the Qwen2-VL image processor.
 
     Digits are single tokens, so that arithmetic is digit by digit.
+
+    Args:
+        texts: what the tokenizer learns from.
+        vocab_size: tokens, the special ones among them.
+        context_tokens: the longest prompt with its answer.
+        image_size_px: width and height that every picture is scaled to have the pixels of.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -84,7 +91,7 @@ def build_processor(texts: Iterable[str], vocab_size: int, context_tokens: int) 
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
-    pixels = {"shortest_edge": IMAGE_SIZE_PX**2, "longest_edge": IMAGE_SIZE_PX**2}
+    pixels = {"shortest_edge": image_size_px**2, "longest_edge": image_size_px**2}
     geometry: dict[str, Any] = {"patch_size": PATCH_PX, "merge_size": MERGE, "size": pixels}
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(**geometry),

@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from othink_pipeline.data_parameters import HubId
 from othink_pipeline.launchers import read_launcher
-from othink_pipeline.validation import Block, Count, LearningRate, Place, Positive, Share
+from othink_pipeline.validation import Block, Count, HubId, LearningRate, Place, Positive, Share
 
 VISION = ("visual", "vision_model")
 """What the families call their vision tower: Qwen's, SmolVLM's."""

@@ -54,7 +54,9 @@ def pretrain(
             split["question"][:TOKENIZER_EXAMPLES], split["steps"][:TOKENIZER_EXAMPLES], strict=True
         )
     ]
-    processor = build_processor(texts, rebuild.vocab_size, rebuild.context_tokens)
+    first = next(iter(examples.values()))[0]  # drawn pictures are square and of one size
+    image_size_px = first["image"].width
+    processor = build_processor(texts, rebuild.vocab_size, rebuild.context_tokens, image_size_px)
     model = build_model(processor, rebuild)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=rebuild.learning_rate, betas=(0.9, 0.98), weight_decay=0.05

@@ -14,7 +14,6 @@ from trl import GRPOConfig
 from othink_pipeline.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.guard_rl import GuardedRL
 from othink_pipeline.kl import FLOOR
-from othink_pipeline.model_parameters import VLLMServer
 from othink_pipeline.rewards import ACCURACY_REWARDS, format_reward
 from othink_pipeline.training import Job, trainer_settings
 from othink_pipeline.training_data import rl_rows
@@ -80,7 +79,7 @@ def _generation_settings(compute: Compute) -> dict[str, Any]:
     """TRL's settings of who generates the completions."""
     if compute.vllm is None:
         return {}
-    if isinstance(compute.vllm, VLLMServer):
+    if compute.vllm.mode == "server":
         where = {"vllm_server_host": compute.vllm.host, "vllm_server_port": compute.vllm.port}
     else:
         where = {"vllm_gpu_memory_utilization": compute.vllm.gpu_memory}

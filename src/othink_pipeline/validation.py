@@ -18,6 +18,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Weight = Annotated[float, Field(ge=0)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+HubId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+"""``owner/name`` on the Hugging Face hub."""
 
 
 class ConfigurationError(click.ClickException):

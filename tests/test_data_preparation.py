@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from othink_pipeline import examples as examples_module
+from othink_pipeline import preparation
 from othink_pipeline.data_parameters import DataPreparation, SplitSizes
 from othink_pipeline.examples import draw_examples, read_examples
 from othink_pipeline.parameters import Folders
-from othink_pipeline.pipelines.data_preparation import nodes
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_examples
 from othink_pipeline.preparation import prepare_splits
 from othink_pipeline.reuse import digest_folder, read_manifest
@@ -63,7 +63,7 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Iterator[dict[str, Any]]:
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr(nodes, "draw_examples", refuse)
+    monkeypatch.setattr(preparation, "draw_examples", refuse)
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, **faults: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, **faults: dict[str, Any]) -> None:
         for example in draw_examples(*arguments):
             yield {**example, **faults.get(example["id"].replace("-", "_"), {})}
 
-    monkeypatch.setattr(nodes, "draw_examples", draw)
+    monkeypatch.setattr(preparation, "draw_examples", draw)
 
 
 WRITER = pa.ipc.RecordBatchStreamWriter
@@ -163,7 +163,7 @@ def test_examples_go_to_their_files_as_they_are_drawn(
         write_batch(file, batch)
         written, batches = written + batch.num_rows, batches + 1
 
-    monkeypatch.setattr(nodes, "draw_examples", draw)
+    monkeypatch.setattr(preparation, "draw_examples", draw)
     monkeypatch.setattr(WRITER, "write_batch", count_rows)
     batches = 0
     prepare(settings(splits=SplitSizes(base=1, train=30, validation=10, test=20)))
@@ -174,7 +174,7 @@ def test_examples_go_to_their_files_as_they_are_drawn(
 def test_a_long_run_says_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(nodes, "PROGRESS_EXAMPLES", 5)
+    monkeypatch.setattr(preparation, "PROGRESS_EXAMPLES", 5)
     with caplog.at_level("INFO"):
         prepare(settings())
     assert [line for line in caplog.messages if line.endswith("made")] == [
@@ -209,7 +209,7 @@ def test_an_environment_with_a_folder_of_its_own_leaves_the_others_alone() -> No
 @pytest.mark.usefixtures("no_drawing")
 def test_nothing_changed_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as undone:
-        undone.setattr(nodes, "draw_examples", draw_examples)
+        undone.setattr(preparation, "draw_examples", draw_examples)
         first = prepare(settings())
     before = files()
     assert prepare(settings()) == first
@@ -258,7 +258,7 @@ def test_changed_code_makes_the_examples_anew(
     shutil.copytree(PACKAGE, package)
     with (package / file).open("a") as code:
         code.write("\nNEW = 1\n")
-    monkeypatch.setattr(nodes, "code_digest", partial(code_digest, package=package))
+    monkeypatch.setattr(preparation, "code_digest", partial(code_digest, package=package))
     assert (prepare(settings())["key"] != first["key"]) == anew
 
 
@@ -343,7 +343,7 @@ def fail_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise OSError("No space left on device")
             yield example
 
-    monkeypatch.setattr(nodes, "draw_examples", draw)
+    monkeypatch.setattr(preparation, "draw_examples", draw)
 
 
 def fail_writing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +362,7 @@ def fail_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     def write(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(nodes, "write_manifest", write)
+    monkeypatch.setattr(preparation, "write_manifest", write)
 
 
 @pytest.mark.parametrize(

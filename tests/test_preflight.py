@@ -83,7 +83,9 @@ def prepare(folder: Path, task: str) -> dict[str, Any]:
             "prompt": PROMPT,
         }
     sizes = SplitSizes(base=9, **SIZES)
-    preparation = DataPreparation(seed=0, splits=sizes, prompt=PROMPT, max_rejected=0, train_examples={}, sources={})
+    preparation = DataPreparation(
+        seed=0, splits=sizes, prompt=PROMPT, max_rejected=0, train_examples={}, sources={}
+    )
     key = examples_key(preparation, task, CELL_SPLITS)
     content = {"task": task, "key": key, "rejected": 0, "splits": splits}
     return write_manifest(folder / task, content)

@@ -1,4 +1,4 @@
-"""`.venv` from nothing, with the pip that the first Python 3.11 brought: does the lock still hold?"""
+"""`.venv` from nothing, with the pip that the first Python 3.11 brought: the lock still holds."""
 
 import shutil
 import subprocess

@@ -68,7 +68,7 @@ def settings(sources: Mapping[str, Any], **changes: Any) -> DataPreparation:
         "max_rejected": 0,
         "train_examples": {},
     }
-    return DataPreparation.model_validate({**raw, "sources": sources, **changes})
+    return DataPreparation.model_validate({**raw, "max_rejected": 0, "sources": sources, **changes})
 
 
 def prepare(sources: Mapping[str, Any], task: str = "counting", **changes: Any) -> dict[str, Any]:

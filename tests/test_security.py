@@ -19,10 +19,10 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 import othink_pipeline
 from othink_pipeline.examples import decode, draw_examples, find_fault
-from othink_pipeline.lifecycle import failure
 from othink_pipeline.models import load_model
 from othink_pipeline.preflight import check_runner, move_credentials
 from othink_pipeline.r1v import judge
+from othink_pipeline.redaction import failure
 from othink_pipeline.validation import ConfigurationError
 
 SOURCES = sorted(Path(othink_pipeline.__file__).parent.rglob("*.py"))

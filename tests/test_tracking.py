@@ -16,7 +16,6 @@ from mlflow.entities import LoggedModel, Run
 
 from othink_pipeline import lifecycle, runs, tracking
 from othink_pipeline.journal import DatasetRef
-from othink_pipeline.redaction import redact_uri
 from othink_pipeline.runs import finished_run, open_run
 from othink_pipeline.validation import ConfigurationError
 
@@ -344,22 +343,6 @@ def test_who_ended_the_run_of_a_dead_process_is_told(client: MlflowClient, paren
     assert run_id in lifecycle.reap_dead_runs(parent)
     run = client.get_run(run_id)
     assert (run.info.status, run.data.tags["ended_by"]) == ("KILLED", "process gone")
-
-
-@pytest.mark.parametrize(
-    ("text", "redacted"),
-    [
-        ("http://ada:secret@host:5000/path", "http://***@host:5000/path"),
-        ("postgresql+psycopg2://u:p@ss/w@db/mlflow", "postgresql+psycopg2://***@db/mlflow"),
-        ("http://token@host", "http://***@host"),
-        ("mssql://h/d?user=u&password=p%20w&x=1", "mssql://h/d?user=u&password=***&x=1"),
-        ("http://host:5000", "http://host:5000"),
-        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
-        ("to http://a:b@h/api failed: x@y", "to http://***@h/api failed: x@y"),
-    ],
-)
-def test_no_password_is_shown(text: str, redacted: str) -> None:
-    assert redact_uri(text) == redacted
 
 
 def test_the_link_to_a_server_holds_no_password(

@@ -310,13 +310,9 @@ class Recorder:
                 tags = {"checkpoint": path, "digest": digest}
                 models[step] = mlflow_store.write_checkpoint(store, run_id, self._name, step, tags)
             case Metrics(checkpoint=checkpoint):
-                model_id = None
-                if checkpoint is not None:
-                    model_id = (
-                        self._journal.model_id(run_id, checkpoint)
-                        if checkpoint
-                        else self._base_model
-                    )
+                model_id = self._base_model if checkpoint == 0 else None
+                if checkpoint:
+                    model_id = self._journal.model_id(run_id, checkpoint)
                 values = [
                     value
                     for entry in batch

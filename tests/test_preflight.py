@@ -396,7 +396,7 @@ def test_the_report_prints_all_and_fails_with_what_failed(
 @pytest.fixture
 def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "open_run", lambda *_: "run")
-    monkeypatch.setattr(tracking, "finish_run", lambda _: None)
+    monkeypatch.setattr(runs, "finish_run", lambda _: None)
     monkeypatch.setattr(tracking, "log_checkpoint", lambda *_: "model id")
 
 

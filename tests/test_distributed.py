@@ -21,7 +21,7 @@ import torch
 from conftest import PROMPT, TASKS, MiniModel, shipped_health
 from safetensors.torch import load_file
 
-from othink_pipeline import processes, tracking
+from othink_pipeline import processes, runs, tracking
 from othink_pipeline.cell_training import train_cell
 from othink_pipeline.cells import FAILED, training_key
 from othink_pipeline.data_parameters import DataPreparation
@@ -107,7 +107,7 @@ def prepared(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) ->
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        patch.delenv(tracking.PARENT_VARIABLE, raising=False)
+        patch.delenv(runs.PARENT_VARIABLE, raising=False)
         examples = [
             prepare_splits(preparation, task, CELL_SPLITS, Path(FOLDERS.examples, task))
             for task in TASKS
@@ -115,7 +115,7 @@ def prepared(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) ->
         shutil.copytree(mini_model.path, "model")
         mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
         mlflow.set_experiment("tests")
-        run_id = tracking.start_run("base/b0", "base_model", {}, {})
+        run_id = runs.start_run("base/b0", "base_model", {}, {})
         model_id = tracking.log_checkpoint(run_id, "base/b0", 0, Path("model"), {})
     base = {**mini_model.manifest, "path": "model", "run_id": run_id, "model_id": model_id}
     (project / "inputs.json").write_text(json.dumps([base, examples]))
@@ -127,7 +127,7 @@ def project(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A project of its own, with a store of its own, in which nothing is trained."""
     shutil.copytree(prepared, tmp_path / "project")
     enter(tmp_path / "project")
-    monkeypatch.delenv(tracking.PARENT_VARIABLE, raising=False)
+    monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path / "project")
     yield tmp_path / "project"
     mlflow.set_tracking_uri(None)

@@ -398,7 +398,7 @@ def test_the_report_prints_all_and_fails_with_what_failed(
 @pytest.fixture
 def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "open_run", lambda *_: "run")
-    monkeypatch.setattr(tracking, "finish_run", lambda _: None)
+    monkeypatch.setattr(runs, "finish_run", lambda _: None)
     monkeypatch.setattr(tracking, "log_checkpoint", lambda *_: "model id")
 
 
@@ -534,7 +534,7 @@ from othink_pipeline import runs, tracking
 from othink_pipeline.parameters import Parameters
 from othink_pipeline.pipelines.base_model.nodes import check_base_model
 runs.open_run = lambda *_: "run"
-tracking.finish_run = lambda _: None
+runs.finish_run = lambda _: None
 tracking.log_checkpoint = lambda *_: "model id"
 raw, examples = json.load(open("raw.json"))
 p = Parameters.read(raw)

@@ -13,11 +13,11 @@ from typing import Any
 
 from othink_pipeline.base_models import digest_model
 from othink_pipeline.grid import Cell
+from othink_pipeline.journal import DatasetRef
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Health
 from othink_pipeline.reuse import MANIFEST, content_key, digest_folder, read_json
 from othink_pipeline.source import code_digest, library_versions
-from othink_pipeline.tracking import DatasetRef
 from othink_pipeline.validation import ConfigurationError
 
 logger = logging.getLogger(__name__)

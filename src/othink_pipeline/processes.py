@@ -21,8 +21,8 @@ import click
 
 from othink_pipeline.cell_job import CellJob
 from othink_pipeline.cells import find_finished
-from othink_pipeline.delivery import TrackingRefusedError, TrackingUnavailableError
 from othink_pipeline.health import TrainingFault
+from othink_pipeline.recording import TrackingRefusedError, TrackingUnavailableError
 from othink_pipeline.reuse import publish_file, read_json
 from othink_pipeline.validation import ConfigurationError
 

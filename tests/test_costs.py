@@ -7,9 +7,9 @@ from test_memory import SHAPE, adapters, compute, evaluation, plan
 
 from othink_pipeline import costs
 from othink_pipeline.costs import Cost, Grid, Model, Speed
+from othink_pipeline.launchers import Sharing
 from othink_pipeline.memory import Layout
 from othink_pipeline.needs import Lengths
-from othink_pipeline.sharing import Sharing
 from othink_pipeline.weights import Weights
 
 SHAPES = {

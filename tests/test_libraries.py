@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from test_memory import compute, method, shipped
 
-from othink_pipeline import libraries
+from othink_pipeline import launchers, libraries
+from othink_pipeline.launchers import Sharing
 from othink_pipeline.libraries import check_libraries
 from othink_pipeline.model_parameters import ModelSettings, VLLMColocate, VLLMServer
 from othink_pipeline.preflight import Row
-from othink_pipeline.sharing import Sharing
 
 ALONE = Sharing("alone", 1)
 COLOCATE = VLLMColocate(mode="colocate", gpu_memory=0.3)
@@ -20,7 +20,8 @@ COLOCATE = VLLMColocate(mode="colocate", gpu_memory=0.3)
 def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The libraries that there are, to add to."""
     there: set[str] = set()
-    monkeypatch.setattr(libraries, "find_spec", lambda name: name if name in there else None)
+    for module in (libraries, launchers):
+        monkeypatch.setattr(module, "find_spec", lambda name: name if name in there else None)
     return there
 
 

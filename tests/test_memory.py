@@ -12,13 +12,13 @@ from transformers import AutoModelForImageTextToText
 from transformers.cache_utils import DynamicCache
 
 from othink_pipeline import memory, needs
+from othink_pipeline.launchers import Sharing, read_sharing
 from othink_pipeline.memory import Layout, Shape
 from othink_pipeline.model_parameters import Compute, ModelSettings, VLLMColocate
 from othink_pipeline.needs import Device, Lengths, Plan
 from othink_pipeline.packing import pack
 from othink_pipeline.parameters import Evaluation, Lora, resolve_method
 from othink_pipeline.prompts import collate
-from othink_pipeline.sharing import Sharing, read_sharing
 from othink_pipeline.tuning import choose_weights
 from othink_pipeline.validation import ConfigurationError
 from othink_pipeline.weights import Weights, count_trained

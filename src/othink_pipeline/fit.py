@@ -18,7 +18,7 @@ from othink_pipeline.costs import Grid, Model, estimate
 from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.device import find_device, has_bfloat16, measure_speed
 from othink_pipeline.examples import TEXT_FIELDS, draw_examples, find_fault
-from othink_pipeline.launchers import find_device_fault
+from othink_pipeline.launchers import find_device_fault, read_sharing
 from othink_pipeline.libraries import check_libraries
 from othink_pipeline.memory import read_shape
 from othink_pipeline.model_parameters import Compute, ModelSettings
@@ -28,7 +28,6 @@ from othink_pipeline.parameters import RL, SFT, Evaluation
 from othink_pipeline.preflight import Row
 from othink_pipeline.prompts import collate
 from othink_pipeline.scoring import score
-from othink_pipeline.sharing import read_sharing
 from othink_pipeline.source_splits import peek
 from othink_pipeline.validation import ConfigurationError
 from othink_pipeline.weights import read_weights

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from othink_pipeline.sharing import Sharing
+from othink_pipeline.launchers import Sharing
 
 FLOAT32 = 4
 HALF = 2

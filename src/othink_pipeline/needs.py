@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from othink_pipeline import memory
+from othink_pipeline.launchers import Sharing
 from othink_pipeline.memory import FLOAT32, HALF, Layout, Shape
 from othink_pipeline.model_parameters import Compute, ModelSettings, VLLMColocate
 from othink_pipeline.parameters import RL, SFT, Evaluation, Lora
 from othink_pipeline.preflight import Row
-from othink_pipeline.sharing import Sharing
 from othink_pipeline.weights import DTYPE_BYTES, MOMENT_BYTES, Weights, count_trained
 
 TIGHT = 0.8

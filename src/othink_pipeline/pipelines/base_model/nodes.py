@@ -11,7 +11,7 @@ from typing import Any
 
 from othink_pipeline import runs, tracking
 from othink_pipeline.base_models import find_base_model
-from othink_pipeline.cells import SAME_ENV
+from othink_pipeline.cells import SAME_ENV, arithmetic
 from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.examples import read_examples
 from othink_pipeline.locks import lock
@@ -105,7 +105,7 @@ def _check_fit(
         {
             "base_model": base_model["digest"],
             "model": model.model_dump(),
-            "compute": compute.model_dump() | compute.arithmetic,
+            "compute": compute.model_dump() | arithmetic(compute),
             "methods": {name: method.model_dump() for name, method in methods.items()},
             "evaluation": evaluation.model_dump(),
             "examples": [[manifest["task"], manifest["splits"]] for manifest in examples],

@@ -37,7 +37,8 @@ from othink_pipeline.weights import read_weights
 logger = logging.getLogger(__name__)
 
 UPDATES = 2
-"""The first one warms up and makes the optimizer's moments, the second one is timed."""
+"""The first one warms up and makes the optimizer's moments; its completions end where they end. The
+second one is timed, and its completions are as long as they may get."""
 
 MOST_ON_CPU = 100_000_000
 """Parameters. An update of a larger model takes a CPU hours: it is meant for another machine."""
@@ -78,9 +79,7 @@ def measure_grid(
         row, measured = _try(
             f"an update of {name}",
             f"{_describe(method, longest)}; of the {method.algorithm} methods the heaviest",
-            lambda method=method, longest=longest: measure_update(
-                path, method, longest, parameters
-            ),
+            partial(measure_update, path, method, longest, parameters),
             _advise(name, method, parameters),
             device,
         )
@@ -121,10 +120,22 @@ def measure_update(
 
     What is written on the way is gone in the end.
     """
+    algorithm = import_module(f"othink_pipeline.{method.algorithm}_training")
+    trainers: list[Any] = []
     ended: list[float] = []  # in seconds, by update
+
+    def build_trainer(*args: Any) -> Any:
+        trainers.append(algorithm.build_trainer(*args))
+        return trainers[0]
+
+    def log(update: int, metrics: dict[str, float]) -> None:
+        ended.append(time.perf_counter())
+        if isinstance(method, RL):
+            _never_end(trainers[0])
+
     with TemporaryDirectory() as folder:
         job = Job(
-            name="pre-flight",
+            name=f"measuring {method.algorithm}",
             model_path=path,
             model=parameters.model,
             examples=_repeat(longest.example, UPDATES * method.prompts_per_update),
@@ -142,15 +153,13 @@ def measure_update(
             seed=0,
             folder=Path(folder),
         )
-        algorithm = import_module(f"othink_pipeline.{method.algorithm}_training")
-        reset_peak()
-        train(
-            algorithm if isinstance(method, SFT) else _endless(algorithm),
-            job,
-            log=lambda update, metrics: ended.append(time.perf_counter()),
-            checkpoint=lambda *_: {},
-            report=lambda fault, update, figures: logger.warning("%s: %s", fault, figures),
+        measured = SimpleNamespace(
+            make_rows=algorithm.make_rows,
+            build_trainer=build_trainer,
+            completion_tokens=algorithm.completion_tokens,
         )
+        reset_peak()
+        train(measured, job, log, checkpoint=lambda *_: {}, report=_warn)
     return Measured(ended[-1] - ended[-2], peak_bytes())
 
 
@@ -199,23 +208,17 @@ def _try(
     return Row(check, "note", detail), measured
 
 
-def _endless(algorithm: Any) -> Any:
-    """RL whose completions are all as long as they may get, whoever generates them."""
+def _never_end(trainer: Any) -> None:
+    """Make every completion as long as it may get, whoever generates it."""
+    trainer.eos_token_ids = [NEVER]
+    if trainer.use_vllm:
+        trainer.vllm_generation.generation_kwargs["ignore_eos"] = True
+    else:  # TRL's own generation
+        trainer.generation_config.min_new_tokens = trainer.max_completion_length
 
-    def build_trainer(*args: Any) -> Any:
-        trainer = algorithm.build_trainer(*args)
-        trainer.eos_token_ids = [NEVER]
-        if trainer.use_vllm:
-            trainer.vllm_generation.generation_kwargs["ignore_eos"] = True
-        else:  # TRL's own generation
-            trainer.generation_config.min_new_tokens = trainer.max_completion_length
-        return trainer
 
-    return SimpleNamespace(
-        make_rows=algorithm.make_rows,
-        build_trainer=build_trainer,
-        completion_tokens=algorithm.completion_tokens,
-    )
+def _warn(fault: str, update: int, figures: str) -> None:
+    logger.warning("update %d: %s: %s", update, fault, figures)
 
 
 def _repeat(example: Mapping[str, Any], count: int) -> Dataset:

@@ -31,7 +31,7 @@ PIPELINES = {
     *("__default__", "base_model", "cross_task", "data_preparation", "evaluation"),
     *("preflight", "rl", "same_task_eval", "sft"),
 }
-IN_MEMORY = {"preflight.places", "preflight.fit"}
+IN_MEMORY = {"preflight.places", "preflight.fit", "preflight.costs"}
 """What a table of checks is printed from: nothing of it is kept."""
 TWO_SEEDS: dict[str, Any] = {"experiment": {"methods": ["sft", "grpo_d"], "seeds": [3, 5]}}
 

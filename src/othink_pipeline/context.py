@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
@@ -62,20 +62,10 @@ def measure_lengths(
         picture = _largest_picture(processor, splits)
         images.append(picture.tokens)
         for split, examples in splits.items():
-            for row in _longest(processor, examples["question"][:]):
-                text = render_prompt(processor, prompts[task][split], examples["question"][row])
-                asked.append(
-                    _measure(processor, text, picture, prompts[task][split], examples, row)
-                )
-        prompt, examples = prompts[task]["train"], splits["train"]
-        questions = examples["question"][:]
+            asked += _measure_prompts(processor, picture, prompts[task][split], examples)
         for name, method in supervised.items():
-            made = sft_rows(examples, prompt, method)
-            targets = [messages[0]["content"] for messages in made["completion"]]
-            joined = [f"{q} {t}" for q, t in zip(questions, targets, strict=True)]
-            for row in _longest(processor, joined):
-                text = _render_target(processor, prompt, questions[row], targets[row])
-                taught[name].append(_measure(processor, text, picture, prompt, examples, row))
+            prompt, examples = prompts[task]["train"], splits["train"]
+            taught[name] += _measure_targets(processor, picture, prompt, examples, method)
     # The template holds one token for the picture already.
     sft = {name: max(found, key=_by_tokens) for name, found in taught.items()}
     return Lengths(max(asked, key=_by_tokens), max(images) + 1, sft)
@@ -160,10 +150,31 @@ def _largest_picture(processor: Any, splits: Splits) -> _Picture:
     return max(pictures, key=lambda picture: picture.tokens)
 
 
+def _measure_prompts(
+    processor: Any, picture: _Picture, prompt: str, examples: Dataset
+) -> Iterator[Longest]:
+    """The longest prompts of a split, behind that picture."""
+    for row in _longest(processor, examples["question"][:]):
+        text = render_prompt(processor, prompt, examples["question"][row])
+        yield _measure(processor, picture, prompt, text, examples, row)
+
+
+def _measure_targets(
+    processor: Any, picture: _Picture, prompt: str, examples: Dataset, method: SFT
+) -> Iterator[Longest]:
+    """The longest prompts with their targets."""
+    questions = examples["question"][:]
+    made = sft_rows(examples, prompt, method)["completion"]
+    targets = [messages[0]["content"] for messages in made]
+    joined = [f"{q} {t}" for q, t in zip(questions, targets, strict=True)]
+    for row in _longest(processor, joined):
+        text = _render_target(processor, prompt, questions[row], targets[row])
+        yield _measure(processor, picture, prompt, text, examples, row)
+
+
 def _measure(
-    processor: Any, text: str, picture: _Picture, prompt: str, examples: Dataset, row: int
+    processor: Any, picture: _Picture, prompt: str, text: str, examples: Dataset, row: int
 ) -> Longest:
-    """An example whose prompt, and target, is ``text``, behind that picture."""
     tokens = picture.tokens + len(processor.tokenizer(text)["input_ids"])
     example = examples.remove_columns("image")[row]
     return Longest(tokens, prompt, {**example, "image": picture.file})

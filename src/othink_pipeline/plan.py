@@ -90,7 +90,7 @@ def plan_grid(raw: Mapping[str, Any]) -> list[Planned]:
     """The same of every cell of the grid, from the base models and examples that are there.
 
     Raises:
-        ConfigurationError: bad parameters, or a base model that is damaged.
+        ConfigurationError: bad parameters.
     """
     parameters = Parameters.read(raw)
     experiment, count = parameters.experiment, parameters.base_model.count

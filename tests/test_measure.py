@@ -61,6 +61,9 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, float]]:
     train = measure.train
 
     def listen(algorithm: Any, job: Any, log: Callable[..., None], **others: Any) -> Any:
+        # Each update reads prompts of its own, and the processor is at work in all of them.
+        assert len(job.examples) == job.parameters.updates * job.parameters.prompts_per_update
+
         def both(update: int, found: dict[str, float]) -> None:
             metrics[update] = found
             log(update, found)

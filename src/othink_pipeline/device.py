@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -43,8 +44,9 @@ def reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    elif RESET.exists():  # only Linux can; elsewhere the peak is that since the process began
-        RESET.write_text("5")
+    else:
+        with suppress(OSError):  # Linux alone can; elsewhere it is the peak since the process began
+            RESET.write_text("5")
 
 
 def peak_bytes() -> int:

@@ -178,10 +178,12 @@ def measure_answers(path: str, longest: Longest, parameters: Parameters) -> Meas
 
 def _find_obstacle(path: str, parameters: Parameters, device: Device) -> str | None:
     """Why nothing is measured here."""
-    if parameters.compute.launched:
+    compute = parameters.compute
+    if compute.launched:
         return (
-            f"compute.num_processes = {parameters.compute.num_processes} and compute.launcher take "
-            "processes of their own. The memory above is exact, what comes and goes is not in it"
+            f"a cell has processes of its own (compute.num_processes = {compute.num_processes}, "
+            f"compute.launcher = {compute.launcher}). The memory above is exact, what comes and "
+            "goes in an update is not in it"
         )
     size = read_weights(Path(path)).parameters
     if not device.gpu and size > MOST_ON_CPU:

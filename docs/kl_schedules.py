@@ -13,6 +13,7 @@ from othink_pipeline.kl import (
     Adaptive,
     Constant,
     Cosine,
+    ExploreExploit,
     Exponential,
     KLController,
     KLSchedule,
@@ -24,13 +25,14 @@ from othink_pipeline.kl import (
 UPDATES = 48
 OVER_TIME: list[KLSchedule] = [
     Constant(schedule="constant", weight=0.51),
+    ExploreExploit(schedule="explore_exploit", low=0.02, high=1.0, explore_share=0.3),
     Linear(schedule="linear", start=0.02, end=1.0),
     Cosine(schedule="cosine", start=0.02, end=1.0),
     Exponential(schedule="exponential", start=0.02, end=1.0),
     Step(schedule="step", weights=(0.02, 1.0)),
 ]
 ADAPTIVE = Adaptive(schedule="adaptive", start=1.0, target=0.02, gain=1.0, low=0.001, high=10.0)
-ACCURACY = Accuracy(schedule="accuracy", low=0.02, high=1.0, midpoint=0.5, width=0.1)
+ACCURACY = Accuracy(schedule="accuracy", weight=1.0)
 
 
 def draw(file: Path) -> None:
@@ -56,7 +58,8 @@ def draw(file: Path) -> None:
     accuracy.set(
         xlabel="mean accuracy of the batch",
         ylabel="KL weight",
-        title=f"accuracy, midpoint {ACCURACY.midpoint:g}, width {ACCURACY.width:g}",
+        title=f"accuracy, weight {ACCURACY.weight:g}",
+        ylim=(0, ACCURACY.weight),
     )
     for panel in (time, error, accuracy):
         panel.grid(alpha=0.3)

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from othink_pipeline.cell_evaluation import write_predictions
 from othink_pipeline.grid import Cell
 from othink_pipeline.matrix import matrix_text
-from othink_pipeline.parameters import Report
+from othink_pipeline.parameters import Published, Report
 from othink_pipeline.pipelines.cross_task.nodes import (
     build_transfer_matrix,
     collect_method,
@@ -241,6 +241,7 @@ def test_a_task_of_which_nothing_is_left_does_not_stop_the_others(
         report = write_report(
             *(matrix, together, training, failures),
             Report(comparisons=(("grpo", "sft"),)),
+            Published(source="nobody", accuracy={}, improvements=()),
             {"run_id": "of the base model"},
         )
         assert "## What failed" in report

@@ -40,6 +40,7 @@ def settings(**changes: Any) -> DataPreparation:
             "splits": sizes,
             "prompt": "{question} Think.",
             "max_rejected": 0,
+        "train_examples": {},
             "sources": {},
             **changes,
         }

@@ -101,6 +101,7 @@ def prepared(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) ->
             "splits": {"base": 1, "train": 12, "validation": 4, "test": 4},
             "prompt": PROMPT,
             "max_rejected": 0,
+        "train_examples": {},
             "sources": {},
         }
     )

@@ -42,6 +42,7 @@ PARAMETERS: dict[str, Any] = {
         "splits": {"base": 16, "train": 6, "validation": 5, "test": TEST_EXAMPLES},
         "prompt": PROMPT,
         "max_rejected": 0,
+        "train_examples": {},
         "sources": {},
     },
     "base_model": shipped("base_model", path="data/01_raw/tiny"),
@@ -258,7 +259,8 @@ def test_the_report_and_the_figures_are_there(outcome: Outcome) -> None:
     report = (folder / "report.md").read_text()
     assert outcome.parent.info.run_id in report
     assert all(method in report for method in METHODS)
-    assert "61.63" in report
+    assert "## Beside published figures" in report
+    assert "+368.99" in report
     for name in ("heat_map", "training_curves"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
         assert json.loads((folder / f"{name}.json").read_text())["data"]
@@ -330,9 +332,15 @@ def test_a_cells_run_says_what_it_was_made_with(outcome: Outcome) -> None:
     tags = {key: run.data.tags[key] for key in ("task", "method", "seed")}
     assert tags == {"task": "counting", "method": "grpo_d", "seed": "0"}
     parameters = run.data.params
-    assert parameters["kl.schedule"] == "linear"
-    assert float(parameters["kl.start"]) == 0.001
-    assert float(parameters["kl.end"]) == 0.08
+    weights = {key: value for key, value in parameters.items() if key.startswith("kl.")}
+    assert weights == {
+        "kl.schedule": "explore_exploit",
+        "kl.low": "0.04",
+        "kl.high": "0.1",
+        "kl.explore_share": "0.3",
+    }
+    on_geometry = outcome.children["geometry/grpo/s0"].data.params
+    assert (on_geometry["kl.schedule"], on_geometry["kl.weight"]) == ("constant", "0.01")
     assert float(parameters["learning_rate"]) == 0.001
     assert parameters["seed"] == "0"
     assert parameters["updates"] == "2"
@@ -554,22 +562,24 @@ def test_an_edited_method_trains_its_own_cells_and_an_edit_taken_back_trains_non
     outcome: Outcome, copied: Path, steps: list[Any], scored: list[int]
 ) -> None:
     base = yaml.safe_load((copied / "conf/base/parameters_experiment.yml").read_text())
-    dynamic = {"algorithm": "rl", "kl": {"schedule": "linear", "start": 0.001, "end": 0.5}}
-    write_environment(copied, "test", methods={**base["methods"], "grpo_d": dynamic})
+    dynamic = base["methods"]["grpo_d"]
+    line = {"kl": {"schedule": "linear", "start": 0.001, "end": 0.5}}
+    edited_method = {**dynamic, "trained_on": {"geometry": line}}
+    write_environment(copied, "test", methods={**base["methods"], "grpo_d": edited_method})
     kedro_run(copied, "cross_task", "test")
-    assert len(steps) == 2 * 2  # cells x updates
-    assert scored.count(TEST_EXAMPLES) == 2 * 2  # cells x tasks
+    assert len(steps) == 2  # updates of one cell: geometry's weight trains no counting cell
+    assert scored.count(TEST_EXAMPLES) == 2  # tasks
     before, after = run_ids(outcome.project), run_ids(copied)
-    edited = {cell for cell in CELLS if cell[1] == "grpo_d"}
+    edited = {("geometry", "grpo_d")}
     assert {cell for cell in CELLS if after[cell] != before[cell]} == edited
     client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
     parent = parents(client)[0]
     new = children_of(client, parent)
-    assert set(new) == {f"{task}/grpo_d/s0" for task in TASKS}
+    assert set(new) == {"geometry/grpo_d/s0"}
     assert {run.data.params["kl.end"] for run in new.values()} == {"0.5"}
     assert set(compared_by(client, parent)) == set(outcome.children)
-    digest = read_checkpoint(copied, "counting", "grpo_d")["digest"]
-    assert digest != read_checkpoint(outcome.project, "counting", "grpo_d")["digest"]
+    digest = read_checkpoint(copied, "geometry", "grpo_d")["digest"]
+    assert digest != read_checkpoint(outcome.project, "geometry", "grpo_d")["digest"]
 
     steps.clear(), scored.clear()
     write_environment(copied, "test")

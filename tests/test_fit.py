@@ -57,7 +57,7 @@ def method(name: str, **changes: Any) -> SFT | RL:
     """A method of the shipped configuration, with other keys."""
     raw = parameters()
     raw["methods"][name] |= changes
-    return resolve_method(raw, name)
+    return resolve_method(raw, name, "counting")
 
 
 @pytest.fixture(scope="module")

@@ -246,15 +246,45 @@ def test_every_training_gets_the_same_inputs_but_for_its_method(configure: Confi
 def test_params_take_no_key_away(configure: Configure) -> None:
     kl = {"schedule": "constant", "weight": 0.1}
     loader = configure("base", {"methods": {"grpo_d": {"kl": kl}}})
-    assert loader["parameters"]["methods"]["grpo_d"]["kl"].keys() == {*kl, "start", "end"}
+    left = ("low", "high", "explore_share")
+    assert loader["parameters"]["methods"]["grpo_d"]["kl"].keys() == {*kl, *left}
     with pytest.raises(ConfigurationError) as error:
         read_grid()
-    for key in ("start", "end"):
+    for key in ("low", "explore_share"):
         assert (
-            f"methods.grpo_d.kl.{key}: unknown key. Allowed here: schedule, weight. Where it is "
+            f".kl.{key}: unknown key. Allowed here: schedule, weight. Where it is "
             "left over from another kind of kl: --params takes no key away; write the block anew "
             "in the parameters.yml of an environment"
         ) in error.value.message
+
+
+def test_an_environment_may_build_on_others(configure: Configure, conf: Path) -> None:
+    """Block by block the last one counts, and every place is that of the environment itself."""
+    for name, block, below in (
+        ("low", "sft: {a: 1}\nrl: {b: 1}\nreport: {c: 1}\n", ""),
+        ("middle", "rl: {b: 2}\nreport: {c: 2}\n", "builds_on: [low]\n"),
+        ("top", "report: {d: 3}\n", "builds_on: [middle]\n"),
+    ):
+        (conf / name).mkdir()
+        (conf / name / "parameters.yml").write_text(block)
+        (conf / name / "globals.yml").write_text(f"{below}data: data/{name}\n")
+    raw = configure("top", conf=conf)["parameters"]
+    assert (raw["sft"], raw["rl"], raw["report"]) == ({"a": 1}, {"b": 2}, {"d": 3})
+    assert raw["training"] == configure("base", conf=conf)["parameters"]["training"]
+    assert raw["folders"]["checkpoints"] == "data/top/06_models"
+    loader = configure("top", conf=conf)
+    assert loader["catalog"]["report"]["dataset"]["filepath"].startswith("data/top/")
+
+
+@pytest.mark.parametrize("name", ["smok", "top", "../conf/smoke"])
+def test_an_environment_builds_on_folders_that_are_there_and_not_on_itself(
+    configure: Configure, conf: Path, name: str
+) -> None:
+    (conf / "top").mkdir()
+    (conf / "top" / "globals.yml").write_text(f"builds_on: [{name}]\ndata: data/top\n")
+    with pytest.raises(ConfigurationError) as error:
+        configure("top", conf=conf)
+    assert f"conf/top/globals.yml: builds_on holds {name!r}" in error.value.message
 
 
 def test_an_environment_leaves_nothing_of_a_block_that_it_writes_anew(

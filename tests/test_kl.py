@@ -16,6 +16,7 @@ from othink_pipeline.kl import (
     Adaptive,
     Constant,
     Cosine,
+    ExploreExploit,
     Exponential,
     KLController,
     KLSchedule,
@@ -27,7 +28,9 @@ from othink_pipeline.kl import (
 
 LINEAR = Linear(schedule="linear", start=0.02, end=0.10)
 ADAPTIVE = Adaptive(schedule="adaptive", start=1.0, target=0.1, gain=0.5, low=0.8, high=1.2)
-ACCURACY = Accuracy(schedule="accuracy", low=0.1, high=0.9, midpoint=0.5, width=0.25)
+ACCURACY = Accuracy(schedule="accuracy", weight=0.02)
+COUNTING = ExploreExploit(schedule="explore_exploit", low=0.04, high=0.1, explore_share=0.3)
+GEOMETRY = ExploreExploit(schedule="explore_exploit", low=0.0, high=0.02, explore_share=0.3)
 ALL: list[KLSchedule] = [
     Constant(schedule="constant", weight=0.04),
     LINEAR,
@@ -36,6 +39,7 @@ ALL: list[KLSchedule] = [
     Step(schedule="step", weights=(0.1, 0.2)),
     ADAPTIVE,
     ACCURACY,
+    COUNTING,
 ]
 
 
@@ -55,6 +59,14 @@ def weights(schedule: KLSchedule, updates: int) -> list[float]:
             Cosine(schedule="cosine", start=0.02, end=0.10),
             [0.02, 0.03171573, 0.06, 0.08828427, 0.10],
         ),
+        # STILL-3 falls, from 1e-3 to 0, for which the floor stands.
+        (
+            Cosine(schedule="cosine", start=1e-3, end=0.0),
+            [1e-3, 8.5355339e-4, 5e-4, 1.4644661e-4, FLOOR],
+        ),
+        (Constant(schedule="constant", weight=0.0), [FLOOR] * 5),
+        # Progress 0.25 is 5/6 of the way from 0.07 down to 0.04; 0.5 is 2/7 of that up to 0.1.
+        (COUNTING, [0.07, 0.045, 0.04 + 0.06 * 2 / 7, 0.04 + 0.06 * 4.5 / 7, 0.1]),
         (Exponential(schedule="exponential", start=0.01, end=0.16), [0.01, 0.02, 0.04, 0.08, 0.16]),
         (Step(schedule="step", weights=(0.1, 0.2)), [0.1, 0.1, 0.2, 0.2, 0.2]),
         (Step(schedule="step", weights=(0.3, 0.1, 0.2)), [0.3, 0.3, 0.1, 0.2, 0.2]),
@@ -105,13 +117,34 @@ def test_a_kl_that_is_no_number_is_an_error_and_not_a_weight() -> None:
 
 
 @pytest.mark.parametrize(
+    ("schedule", "by_hand"),
+    [
+        # 11 updates: progress in tenths, update 3 stands at the end of the exploration itself.
+        (COUNTING, [0.07, 0.06, 0.05, 0.04, 0.04 + 0.06 / 7]),
+        (GEOMETRY, [0.01, 0.02 / 3, 0.01 / 3, FLOOR, 0.02 / 7]),
+    ],
+    ids=["counting", "geometry"],
+)
+def test_the_weight_dips_at_the_end_of_the_exploration(
+    schedule: ExploreExploit, by_hand: list[float]
+) -> None:
+    applied = weights(schedule, 11)
+    assert applied[:5] == pytest.approx(by_hand, rel=1e-9)
+    assert applied[-1] == pytest.approx(schedule.high, rel=1e-12)
+    assert applied[3:] == sorted(applied[3:])
+    # The paper's training is long: the mean of a continuous curve, piece by piece.
+    middle = (schedule.low + schedule.high) / 2
+    mean = 0.3 * (middle + schedule.low) / 2 + 0.7 * middle
+    assert mean == pytest.approx({0.04: 0.0655, 0.0: 0.0085}[schedule.low])
+    assert sum(weights(schedule, 10_001)) / 10_001 == pytest.approx(mean, rel=1e-3)
+
+
+@pytest.mark.parametrize(
     ("accuracy", "weight"),
     [
-        (0.5, 0.5),  # half-way
-        (0.75, 0.1 + 0.8 * 0.7310585786),  # one width above: 1 / (1 + 1/e)
-        (0.25, 0.1 + 0.8 * 0.2689414214),
-        (1.0, 0.1 + 0.8 * 0.8807970780),  # two widths: 1 / (1 + 1/e^2)
-        (0.0, 0.1 + 0.8 * 0.1192029220),
+        (0.0, 0.01),
+        (0.5, 0.01 * 1.4621171573),  # tanh 0.5 = (e - 1) / (e + 1)
+        (1.0, 0.01 * 1.7615941560),  # (e^2 - 1) / (e^2 + 1)
     ],
 )
 def test_accuracy_sets_the_weight_of_its_own_batch(accuracy: float, weight: float) -> None:
@@ -120,10 +153,20 @@ def test_accuracy_sets_the_weight_of_its_own_batch(accuracy: float, weight: floa
     assert controller.next_weight(1, accuracy=accuracy) == pytest.approx(weight, rel=1e-9)
 
 
-def test_the_narrowest_accuracy_curve_does_not_overflow() -> None:
-    narrow = Accuracy(schedule="accuracy", low=0.1, high=0.9, midpoint=1.0, width=0.01)
-    assert narrow.next_weight(Seen(0.0, 0.0, None), None) == pytest.approx(0.1)
-    assert narrow.next_weight(Seen(0.0, 1.0, None), None) == pytest.approx(0.5)
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (ALL[0], "0.04"),
+        # 31 updates with a mean of 0.055, 70 with one of 0.04 + 0.06 x 71 / 140.
+        (COUNTING, "0.07 first, 0.04 least, 0.1 last, 0.06569 on average"),
+        (GEOMETRY, "0.01 first, 1e-06 least, 0.02 last, 0.008564 on average"),
+        (ADAPTIVE, "1 first, then between 0.8 and 1.2 towards a KL of 0.1"),
+        (ACCURACY, "0.01 to 0.01762, by the batch's accuracy"),
+    ],
+    ids=lambda value: getattr(value, "schedule", ""),
+)
+def test_a_schedule_says_its_weights(schedule: KLSchedule, words: str) -> None:
+    assert schedule.describe(101) == words
 
 
 def test_the_kl_of_an_update_is_the_mean_of_its_losses_and_the_next_weight_takes_it_once() -> None:
@@ -172,7 +215,7 @@ def test_the_schedule_chooses_the_class(schedule: KLSchedule) -> None:
 
 
 @pytest.mark.parametrize(
-    "weight", [0, FLOOR / 2, 2 * CEILING, -0.1, float("nan"), float("inf"), True, "0.1", None]
+    "weight", [FLOOR / 2, 2 * CEILING, -0.1, float("nan"), float("inf"), True, "0.1", None]
 )
 def test_weights_are_numbers_between_the_floor_and_the_ceiling(weight: Any) -> None:
     for schedule, keys in {
@@ -181,13 +224,20 @@ def test_weights_are_numbers_between_the_floor_and_the_ceiling(weight: Any) -> N
         ALL[2]: ["start", "end"],
         ALL[3]: ["start", "end"],
         ADAPTIVE: ["start", "low", "high"],
-        ACCURACY: ["low", "high"],
+        ACCURACY: ["weight"],
+        COUNTING: ["low", "high"],
     }.items():
         for key in keys:
             with pytest.raises(ValidationError, match=key):
                 type(schedule)(**{**schedule.model_dump(), key: weight})
     with pytest.raises(ValidationError):
         Step(schedule="step", weights=(0.1, weight))
+
+
+def test_schedules_that_multiply_do_not_start_from_nothing() -> None:
+    for schedule, key in ((ALL[3], "start"), (ALL[3], "end"), (ADAPTIVE, "low")):
+        with pytest.raises(ValidationError, match=key):
+            type(schedule)(**{**schedule.model_dump(), key: 0.0})
 
 
 @pytest.mark.parametrize(
@@ -198,9 +248,9 @@ def test_weights_are_numbers_between_the_floor_and_the_ceiling(weight: Any) -> N
         (ADAPTIVE, {"target": 0.0}, "target"),
         (ADAPTIVE, {"gain": 0.0}, "gain"),
         (ADAPTIVE, {"gain": 5.0}, "gain"),  # the weight could fall to zero in one update
-        (ACCURACY, {"low": 0.95}, "low <= high"),
-        (ACCURACY, {"midpoint": 1.1}, "midpoint"),
-        (ACCURACY, {"width": 0.0}, "width"),
+        (COUNTING, {"low": 0.11}, "low <= high is asked, got low = 0.11, high = 0.1"),
+        (COUNTING, {"explore_share": 0.0}, "explore_share"),
+        (COUNTING, {"explore_share": 1.0}, "explore_share"),
         (ALL[4], {"weights": (0.1,)}, "weights"),
     ],
 )

@@ -15,14 +15,23 @@ from conftest import PROMPT, MiniModel, grpo_config, run_two_processes
 from datasets import Dataset
 
 from othink_pipeline.dynamic_kl import DynamicKLTrainer
-from othink_pipeline.kl import Accuracy, Adaptive, KLController, KLSchedule, Linear, Seen
+from othink_pipeline.kl import (
+    Accuracy,
+    Adaptive,
+    ExploreExploit,
+    KLController,
+    KLSchedule,
+    Linear,
+    Seen,
+)
 from othink_pipeline.models import load_model
 from othink_pipeline.training_data import rl_rows
 
 Splits = Mapping[str, Mapping[str, Any]]
 COPIES = 4
 ADAPTIVE = Adaptive(schedule="adaptive", start=0.3, target=0.02, gain=2.0, low=0.01, high=5.0)
-ACCURACY = Accuracy(schedule="accuracy", low=0.1, high=0.9, midpoint=0.5, width=0.1)
+ACCURACY = Accuracy(schedule="accuracy", weight=0.9)
+DIP = ExploreExploit(schedule="explore_exploit", low=0.1, high=0.7, explore_share=0.3)
 LINEAR = Linear(schedule="linear", start=0.1, end=0.7)
 
 
@@ -78,6 +87,17 @@ def test_accuracy_sets_the_weight_of_the_batch_that_it_was_measured_on(
     accuracies = curve(trainer, "rewards/accuracy_reward/mean")
     assert len(set(accuracies)) > 2  # else an older batch's accuracy would do as well
     by_hand = [ACCURACY.next_weight(Seen(0.0, accuracy, None), None) for accuracy in accuracies]
+    assert curve(trainer, "kl_weight") == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_the_weight_dips_and_is_applied_as_it_is_by_hand(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path
+) -> None:
+    """Six updates are fifths of the way: the second is 2/3 down, the third 1/7 up again."""
+    trainer = trainer_of(mini_model.path, splits["counting"]["train"], tmp_path, DIP)
+    trainer.train()
+    by_hand = [0.4, 0.2, 0.1 + 0.6 / 7, 0.1 + 1.8 / 7, 0.1 + 3 / 7, 0.7]
+    assert [weight for _, weight in trainer.applied] == pytest.approx(by_hand, rel=1e-9)
     assert curve(trainer, "kl_weight") == pytest.approx(by_hand, rel=1e-6)
 
 
@@ -139,7 +159,7 @@ def test_all_processes_apply_the_same_weights(
     examples = splits["counting"]["train"]
     examples.to_parquet(tmp_path / "examples.parquet")
     run_two_processes(__file__, str(mini_model.path), str(tmp_path))
-    for kl in ("adaptive", "accuracy"):
+    for kl in ("adaptive", "accuracy", "explore_exploit"):
         first, second = (
             json.loads((tmp_path / f"{kl}-{rank}.json").read_text()) for rank in range(2)
         )
@@ -149,13 +169,13 @@ def test_all_processes_apply_the_same_weights(
 
 
 def main(model_path: Path, folder: Path) -> None:
-    """Train with both feedback schedules; write this process's weights and its own accuracies."""
+    """Train with three schedules; write this process's weights and its own accuracies."""
     from datasets import load_dataset
 
     examples = load_dataset(
         "parquet", data_files=str(folder / "examples.parquet"), cache_dir=str(folder), split="train"
     )
-    for kl in (ADAPTIVE, ACCURACY):
+    for kl in (ADAPTIVE, ACCURACY, DIP):
         own: list[float] = []
 
         def watched(completions: Any, kept: list[float] = own, **_: Any) -> list[float]:

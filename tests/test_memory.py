@@ -35,7 +35,7 @@ def shipped() -> dict[str, Any]:
 def method(name: str, **changes: Any) -> Any:
     raw = shipped()
     raw["methods"][name] |= changes
-    return resolve_method(raw, name)
+    return resolve_method(raw, name, "counting")
 
 
 def compute(**changes: Any) -> Compute:

@@ -7,27 +7,50 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kedro.config import OmegaConfigLoader
+import yaml
 
-from othink_pipeline.kl import Constant, KLController, Linear
-from othink_pipeline.parameters import MAX_SEEDS, RL, SFT, Parameters, resolve_method
+from othink_pipeline.grid import GridConfigLoader
+from othink_pipeline.kl import Constant, ExploreExploit, KLController
+from othink_pipeline.parameters import (
+    MAX_SEEDS,
+    RL,
+    SFT,
+    Parameters,
+    resolve_method,
+    resolve_methods,
+)
 from othink_pipeline.validation import ConfigurationError
 
 CONF = Path(__file__).parents[1] / "conf"
 ENVIRONMENTS = sorted(
     folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "local"
 )
-ABLATIONS = {"kl_ablation": "kl", "reward_ablation": "rewards"}
+ABLATIONS = {
+    "kl_ablation": "kl",
+    "kl_constants": "kl",
+    "paper_kl_constants": "kl",
+    "reward_ablation": "rewards",
+    "format_weights": "rewards",
+    "paper_format_weights": "rewards",
+}
 """Environments whose methods differ in one key alone."""
-FREE_NAMES = (("methods",), ("data_preparation", "sources"))
-MAY_BE_NULL = {"min_pixels", "max_pixels", "micro_batch_size"}
+FREE_NAMES = (
+    ("methods",),
+    ("data_preparation", "sources"),
+    ("data_preparation", "train_examples"),
+    ("published", "accuracy"),
+)
 """Blocks whose keys are names, free to choose."""
+MAY_BE_NULL = {"min_pixels", "max_pixels", "micro_batch_size"}
+TASKS = ("counting", "geometry")
 
 
 @cache
 def load(environment: str) -> dict[str, Any]:
     """The parameters as `kedro run --env` sees them: base below, whole blocks replaced."""
-    loader = OmegaConfigLoader(str(CONF), env=environment, base_env="base", default_run_env="base")
+    before = GridConfigLoader.current
+    loader = GridConfigLoader(str(CONF), env=environment, base_env="base", default_run_env="base")
+    GridConfigLoader.current = before
     return dict(sorted(loader["parameters"].items()))  # Kedro's own order changes from run to run
 
 
@@ -70,7 +93,21 @@ def faults_that(path: str, value: object) -> list[str]:
 
 def layers_of(raw: Mapping[str, Any], method: str) -> list[Mapping[str, Any]]:
     block = raw["methods"][method]
-    return [raw["training"], raw[block["algorithm"]], block]
+    of_tasks = block.get("trained_on", {}).values()
+    return [raw["training"], raw[block["algorithm"]], block, *of_tasks]
+
+
+def is_free(path: tuple[str, ...]) -> bool:
+    """Whether the last key is a name, or one that need not be there."""
+    if path[0] == "methods" and "trained_on" in path[-2:]:
+        return True
+    return path[:-1] in FREE_NAMES or path[:2] == ("published", "accuracy")
+
+
+def own_blocks(environment: str) -> set[str]:
+    """What an environment says itself: the rest is tested where it stands."""
+    files = (CONF / environment).glob("parameters*.yml")
+    return {key for file in files for key in yaml.safe_load(file.read_text())}
 
 
 def is_single(environment: str, path: tuple[str, ...]) -> bool:
@@ -78,7 +115,9 @@ def is_single(environment: str, path: tuple[str, ...]) -> bool:
     raw = load(environment)
     if path[0] not in ("training", "sft", "rl", "methods") or len(path) < 2:
         return True
-    key = path[2] if path[0] == "methods" else path[1]
+    key = path[2] if path[0] == "methods" and len(path) > 2 else path[1]
+    if "trained_on" in path:
+        return len(path) > 5  # a key of the method may be missing there
     users = [path[1]] if path[0] == "methods" else raw["methods"]
     return not any(sum(key in layer for layer in layers_of(raw, user)) > 1 for user in users)
 
@@ -90,9 +129,12 @@ def is_used(environment: str, path: tuple[str, ...]) -> bool:
 
 
 ALL_KEYS = [
-    (env, path) for env in ENVIRONMENTS for path in keys_of(load(env)) if is_used(env, path)
+    (env, path)
+    for env in ENVIRONMENTS
+    for path in keys_of(load(env))
+    if path[0] in own_blocks(env) and is_used(env, path)
 ]
-FIXED_KEYS = [(env, path) for env, path in ALL_KEYS if path[:-1] not in FREE_NAMES]
+FIXED_KEYS = [(env, path) for env, path in ALL_KEYS if not is_free(path)]
 NUMBERS = [
     (env, path)
     for env, path in ALL_KEYS
@@ -117,8 +159,7 @@ def test_every_environment_validates(environment: str) -> None:
     raw = parameters(environment)
     read = Parameters.read(raw)
     assert raw == load(environment), "reading changed its input"
-    for method in read.experiment.methods:
-        resolved = resolve_method(raw, method)
+    for (_, method), resolved in resolve_methods(raw, read.experiment).items():
         assert isinstance(resolved, {"sft": SFT, "rl": RL}[read.methods[method]["algorithm"]])
 
 
@@ -228,9 +269,13 @@ def test_a_block_is_a_block(block: str, wrong: object) -> None:
         ("rl.completions_per_prompt", 1, 2),
         ("rl.temperature", 0, 0.1),
         ("rl.rewards.accuracy", -1, 0.5),
-        ("methods.grpo.kl.weight", 0, 1e-6),
-        ("methods.grpo_d.kl.start", 0, 1e-6),
-        ("methods.grpo_d.kl.end", -0.1, 2),
+        ("methods.grpo.kl.weight", -0.1, 0),
+        ("methods.grpo_d.kl.low", -0.1, 0),
+        ("methods.grpo_d.kl.high", 1001, 2),
+        ("methods.grpo_d.kl.explore_share", 0, 0.1),
+        ("methods.grpo_d.kl.explore_share", 1, 0.9),
+        ("methods.grpo.trained_on.geometry.kl.weight", -0.1, 0),
+        ("data_preparation.train_examples", {"counting": 0}, {"counting": 100}),
         ("experiment.seeds", [-1], [0]),
         ("health.reward_timeout_s", 0, 0.5),
         ("health.patience_updates", 0, 1),
@@ -241,7 +286,12 @@ def test_a_block_is_a_block(block: str, wrong: object) -> None:
 )
 def test_bounds(path: str, wrong: Any, right: Any) -> None:
     key = path.rpartition(".")[2]
-    shown = f"{key}.0 = {wrong[0]!r}" if isinstance(wrong, list) else f"{key} = {wrong!r}"
+    shown = f"{key} = {wrong!r}"
+    if isinstance(wrong, list):
+        shown = f"{key}.0 = {wrong[0]!r}"
+    elif isinstance(wrong, dict):
+        [(name, value)] = wrong.items()
+        shown = f"{key}.{name} = {value!r}"
     lines = faults_that(path, wrong)
     assert len(lines) == 2, lines
     assert f"{shown}: Input should be " in lines[1]
@@ -264,10 +314,10 @@ def test_a_near_miss_gets_a_hint() -> None:
     assert "training.updatse: unknown key. Did you mean 'updates'? Allowed here: " in message
     assert "training.updates: missing; add it" in message
     raw = parameters()
-    raw["methods"]["grpo_d"]["kl"]["strat"] = raw["methods"]["grpo_d"]["kl"].pop("start")
+    raw["methods"]["grpo_d"]["kl"]["lwo"] = raw["methods"]["grpo_d"]["kl"].pop("low")
     message = fault(raw)
-    assert "methods.grpo_d.kl.strat: unknown key. Did you mean 'start'?" in message
-    assert "Allowed here: end, schedule, start" in message
+    assert "methods.grpo_d.kl.lwo: unknown key. Did you mean 'low'?" in message
+    assert "Allowed here: explore_share, high, low, schedule" in message
 
 
 def test_all_faults_are_told_at_once() -> None:
@@ -298,7 +348,7 @@ def test_an_unknown_algorithm_is_told_with_those_there_are(algorithm: object) ->
 def test_an_unknown_schedule_is_told_with_those_there_are(schedule: object) -> None:
     message = fault(changed("methods.grpo_d.kl.schedule", schedule))
     assert f"methods.grpo_d.kl.schedule = {schedule!r}: not allowed" in message
-    every = "constant, linear, cosine, exponential, step, adaptive, accuracy"
+    every = "constant, explore_exploit, linear, cosine, exponential, step, adaptive, accuracy"
     assert f"Allowed: {every}. " in message
 
 
@@ -390,31 +440,57 @@ def test_grpo_and_grpo_d_differ_in_nothing_but_the_kl_weight(environment: str) -
     ]
     assert pairs
     for constant, dynamic in pairs:
-        a, b = (resolve_method(raw, method).model_dump() for method in (constant, dynamic))
-        assert {key for key in a if a[key] != b[key]} == {"kl"}
-        assert a.keys() == b.keys()
+        for task in TASKS:
+            a, b = (
+                resolve_method(raw, method, task).model_dump() for method in (constant, dynamic)
+            )
+            assert {key for key in a if a[key] != b[key]} == {"kl"}
+            assert a.keys() == b.keys()
 
 
 @pytest.mark.parametrize(("environment", "key"), ABLATIONS.items())
 def test_the_methods_of_an_ablation_differ_in_what_it_is_about(environment: str, key: str) -> None:
     raw = parameters(environment)
-    first, *others = (resolve_method(raw, method).model_dump() for method in raw["methods"])
-    assert len(others) > 2
-    for other in others:
-        assert {name for name in first if first[name] != other[name]} == {key}
+    for task in TASKS:
+        first, *others = (
+            resolve_method(raw, method, task).model_dump() for method in raw["methods"]
+        )
+        assert len(others) > 2
+        for other in others:
+            assert {name for name in first if first[name] != other[name]} == {key}
+
+
+@pytest.mark.parametrize("world", ["", "paper_"])
+def test_the_papers_ablations_differ_from_the_main_grid_in_their_value_alone(world: str) -> None:
+    main = load("paper" if world else "base")
+    constants, formats = load(f"{world}kl_constants"), load(f"{world}format_weights")
+    others = {"experiment", "methods", "report"}
+    for task in TASKS:
+        grpo = resolve_method(main, "grpo", task)
+        swept = [resolve_method(constants, name, task) for name in constants["methods"]]
+        assert [rl.kl.weight for rl in swept] == [0, 0.01, 0.02, 0.03, 0.04, 0.05]
+        assert {rl.model_copy(update={"kl": grpo.kl}) for rl in swept} == {grpo}
+        grpo_d = resolve_method(main, "grpo_d", task)
+        swept = [resolve_method(formats, name, task) for name in formats["methods"]]
+        assert [rl.rewards.format for rl in swept] == [0, 0.25, 0.5, 0.75, 1]
+        assert {rl.rewards.accuracy for rl in swept} == {1.0}
+        assert {rl.model_copy(update={"rewards": grpo_d.rewards}) for rl in swept} == {grpo_d}
+        assert swept[-1] == grpo_d
+    for raw in (constants, formats):
+        assert {key for key in raw if raw[key] != main[key]} <= others | {"folders", "rebuild"}
 
 
 def test_dynamic_weights_stand_beside_constants_of_their_mean_and_their_end() -> None:
     """Else a shape would be compared with a strength."""
     raw = parameters("kl_ablation")
-    schedules = {name: resolve_method(raw, name).kl for name in raw["methods"]}
+    schedules = {name: resolve_method(raw, name, "counting").kl for name in raw["methods"]}
     constants = {name: kl.weight for name, kl in schedules.items() if isinstance(kl, Constant)}
     baselines: dict[str, list[float]] = {}
     for method, baseline in raw["report"]["comparisons"]:
         if method not in constants:
             baselines.setdefault(method, []).append(constants[baseline])
-    assert {"linear", "cosine", "exponential", "step"} <= set(baselines)
-    for method in ("linear", "cosine", "exponential", "step"):
+    over_time = ("explore_exploit", "linear", "cosine", "exponential", "step")
+    for method in over_time:
         controller = KLController(schedules[method], 48)
         weights = [controller.next_weight(update, 0.0) for update in range(48)]
         mean, end = baselines[method]
@@ -576,12 +652,54 @@ def test_worked_steps_are_asked_for_where_there_are_any() -> None:
 
 
 def test_the_kl_weights_are_what_the_methods_are_called_for() -> None:
-    grpo, grpo_d = (resolve_method(load("base"), method) for method in ("grpo", "grpo_d"))
-    assert isinstance(grpo, RL)
-    assert isinstance(grpo_d, RL)
-    assert isinstance(grpo.kl, Constant)
-    assert isinstance(grpo_d.kl, Linear)
-    assert grpo_d.kl.start < grpo_d.kl.end
+    """The paper's, in both worlds: by the task that is trained on."""
+    for environment in ("base", "paper"):
+        weights = {
+            (task, method): resolve_method(load(environment), method, task).kl
+            for task in TASKS
+            for method in ("grpo", "grpo_d")
+        }
+        dip = {"schedule": "explore_exploit", "explore_share": 0.3}
+        assert weights["counting", "grpo"] == Constant(schedule="constant", weight=0.04)
+        assert weights["geometry", "grpo"] == Constant(schedule="constant", weight=0.01)
+        assert weights["counting", "grpo_d"] == ExploreExploit(**dip, low=0.04, high=0.1)
+        assert weights["geometry", "grpo_d"] == ExploreExploit(**dip, low=0.0, high=0.02)
+        assert not load(environment)["rl"]["unbiased_kl"]
+
+
+def test_a_method_may_be_another_on_a_task_that_it_is_trained_on() -> None:
+    raw = parameters()
+    raw["methods"]["sft"]["trained_on"] = {"geometry": {"learning_rate": 0.5, "updates": 7}}
+    other, same = (resolve_method(raw, "sft", task) for task in ("geometry", "counting"))
+    assert (other.learning_rate, other.updates) == (0.5, 7)
+    assert (same.learning_rate, same.updates) == (1e-5, 48)
+    assert resolve_method(raw, "grpo", "clock").kl.weight == 0.04  # type: ignore[union-attr]
+    Parameters.read(raw)
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ({"chess": {}}, "methods.grpo.trained_on holds 'chess', which is no task. Allowed: "),
+        ({"geometry": {"kll": 1}}, "methods.grpo.trained_on.geometry.kll: unknown key. Did you"),
+        ({"geometry": {"updates": 0}}, "methods.grpo.trained_on.geometry.updates = 0: "),
+        ({"geometry": {"algorithm": "sft"}}, "methods.grpo.trained_on.geometry.algorithm: a "),
+        ({"geometry": 3}, "methods.grpo.trained_on = {'geometry': 3}: must be a block of tasks"),
+        ("geometry", "methods.grpo.trained_on = 'geometry': must be a block of tasks"),
+        (None, "methods.grpo.trained_on = None: must be a block of tasks"),
+    ],
+)
+def test_what_a_method_says_of_a_task_is_checked(entry: object, told: str) -> None:
+    assert told in fault(changed("methods.grpo.trained_on", entry))
+
+
+def test_few_examples_are_those_of_a_task() -> None:
+    message = fault(changed("data_preparation.train_examples", {"chess": 100}))
+    assert "data_preparation.train_examples holds 'chess', which is no task. Allowed: " in message
+    read = Parameters.read(changed("data_preparation.train_examples", {"counting": 100}))
+    sizes = read.data_preparation.sizes_of
+    assert sizes("counting", ("train", "test")) == {"train": 100, "test": 1000}
+    assert sizes("geometry", ("train", "validation")) == {"train": 1000, "validation": 200}
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
@@ -589,7 +707,8 @@ def test_every_method_gets_the_same_budget(environment: str) -> None:
     raw = parameters(environment)
     budgets = {
         (method.updates, method.prompts_per_update)
-        for method in (resolve_method(raw, name) for name in raw["methods"])
+        for task in TASKS
+        for method in (resolve_method(raw, name, task) for name in raw["methods"])
     }
     assert len(budgets) == 1
 
@@ -597,12 +716,12 @@ def test_every_method_gets_the_same_budget(environment: str) -> None:
 def test_a_method_overrides_its_algorithm_which_overrides_the_budget() -> None:
     raw = parameters()
     raw["rl"]["checkpoint_every_updates"] = 7
-    assert resolve_method(raw, "grpo").checkpoint_every_updates == 7
-    assert resolve_method(raw, "sft").checkpoint_every_updates != 7
+    assert resolve_method(raw, "grpo", "counting").checkpoint_every_updates == 7
+    assert resolve_method(raw, "sft", "counting").checkpoint_every_updates != 7
     raw["methods"]["grpo"] |= {"checkpoint_every_updates": 9, "learning_rate": 0.125}
-    assert resolve_method(raw, "grpo").checkpoint_every_updates == 9
-    assert resolve_method(raw, "grpo").learning_rate == 0.125
-    assert resolve_method(raw, "grpo_d").checkpoint_every_updates == 7
+    assert resolve_method(raw, "grpo", "counting").checkpoint_every_updates == 9
+    assert resolve_method(raw, "grpo", "counting").learning_rate == 0.125
+    assert resolve_method(raw, "grpo_d", "counting").checkpoint_every_updates == 7
 
 
 def test_parameters_never_change() -> None:
@@ -624,14 +743,15 @@ def test_the_blind_evaluation_differs_in_the_pictures_alone() -> None:
 def test_conf_paper_holds_the_numbers_of_its_sources() -> None:
     """R1-V's scripts and test files; what departs from them is marked in the YAML."""
     raw = load("paper")
-    grpo, grpo_d, sft = (resolve_method(raw, name) for name in ("grpo", "grpo_d", "sft"))
+    grpo, grpo_d, sft = (
+        resolve_method(raw, name, "geometry") for name in ("grpo", "grpo_d", "sft")
+    )
     assert isinstance(grpo, RL)
     assert isinstance(grpo_d, RL)
     assert (grpo.learning_rate, grpo.temperature, grpo.completions_per_prompt) == (1e-6, 1.0, 8)
     assert (grpo.max_completion_tokens, grpo.prompts_per_update, grpo.updates) == (512, 16, 100)
     assert (grpo.rewards.accuracy, grpo.rewards.format) == (1.0, 1.0)
-    assert not grpo.unbiased_kl
-    assert grpo.kl.model_dump() == {"schedule": "constant", "weight": 0.04}
+    assert raw["data_preparation"]["train_examples"] == {"counting": 100}
     ours, theirs = grpo_d.model_dump(exclude={"kl"}), grpo.model_dump(exclude={"kl"})
     assert ours == theirs
     assert (sft.learning_rate, sft.lr_schedule, sft.warmup_ratio) == (2e-5, "cosine", 0.1)

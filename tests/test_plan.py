@@ -89,7 +89,7 @@ def folder_of(raw: dict[str, Any], cell: Cell) -> Path:
     parameters = Parameters.read(raw)
     key = training_key(
         cell,
-        resolve_method(raw, cell.method),
+        resolve_method(raw, cell.method, cell.task),
         base_manifest(GRID.base_model_of(cell.seed))["digest"],
         [examples_manifest(raw, task) for task in TASKS],
         parameters.evaluation,
@@ -109,7 +109,7 @@ def finish(raw: dict[str, Any], cell: Cell, seconds: float = 80.0, **changes: An
         **cell._asdict(),
         "checkpoint": checkpoint.name,
         "digest": digest_folder(checkpoint),
-        "parameters": resolve_method(raw, cell.method).model_dump(),
+        "parameters": resolve_method(raw, cell.method, cell.task).model_dump(),
         "health": raw["health"],
         "faults": {},
         "base_model": base_manifest(GRID.base_model_of(cell.seed))["digest"],

@@ -26,7 +26,7 @@ from othink_pipeline.data_parameters import DataPreparation, SplitSizes, TaskSou
 from othink_pipeline.disk import needed_disk_bytes, source_bytes
 from othink_pipeline.examples import draw_examples, write_examples
 from othink_pipeline.hub import fetch_model
-from othink_pipeline.parameters import Lora, Parameters
+from othink_pipeline.parameters import Lora, Parameters, resolve_method
 from othink_pipeline.pipelines.base_model import nodes as base_model_nodes
 from othink_pipeline.pipelines.base_model.nodes import CHECKED, check_base_model
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
@@ -90,7 +90,9 @@ def prepare(folder: Path, task: str) -> dict[str, Any]:
             "prompt": PROMPT,
         }
     sizes = SplitSizes(base=9, **SIZES)
-    preparation = DataPreparation(seed=0, splits=sizes, prompt=PROMPT, max_rejected=0, sources={})
+    preparation = DataPreparation(
+        seed=0, splits=sizes, prompt=PROMPT, max_rejected=0, train_examples={}, sources={}
+    )
     key = examples_key(preparation, task, CELL_SPLITS)
     content = {"task": task, "key": key, "rejected": 0, "splits": splits}
     return write_manifest(folder / task, content)
@@ -159,7 +161,7 @@ def test_the_disk_holds_checkpoints_of_all_cells_and_the_states_of_one(
 ) -> None:
     raw["training"] |= {"updates": 10, "checkpoint_every_updates": 4}  # 4, 8 and the last
     raw["methods"]["sft"]["updates"] = 8  # 4 and 8
-    rl, sft = (preflight.resolve_method(raw, name) for name in ("grpo", "sft"))
+    rl, sft = (resolve_method(raw, name, "counting") for name in ("grpo", "sft"))
     settings = Parameters.read(raw).model
     weights = Weights(100, 400, {"model.visual.a.weight": (2, 10), "model.b.weight": (8, 10)})
     rest = needed_disk_bytes(weights, [], settings)

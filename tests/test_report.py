@@ -18,6 +18,7 @@ from othink_pipeline.figures import (
     training_curves_png,
 )
 from othink_pipeline.matrix import matrix_text, sort_methods, transfer_matrix
+from othink_pipeline.parameters import Improvement, Published
 from othink_pipeline.report import report_markdown
 
 MATRIX_COLUMNS = [
@@ -142,19 +143,61 @@ def test_report_by_hand(predictions: pd.DataFrame, training: pd.DataFrame) -> No
         "| grpo_d | 68.8 (2) | 37.5 (2) |",
         "| grpo_d minus sft | same-task | 2 | 12 | +25.0 [",
         "| grpo_d | sft | same-task | +57.1 [",
-        "| > 5.72 |",
-        "| > 61.63 |",
-        "**another model's**",
         "one training seed: **the variation between seeds is unknown**",
         "| geometry | grpo_d | 0 | 60 | 960 | 1,234,567 | — |",
         "| counting | grpo_d | counting | 62.5 | 75.0 | 87.5 | 75.0 | 12.5 | 13.5 |",
         "| counting | grpo_d | counting | 66.7 (n = 6) | 16.7 | 50.0 (n = 2) | 50.0 | — |",
     ):
         assert expected in text
-    assert "13.59" not in text  # no GRPO in this run, so nothing stands beside that figure
+    assert "published" not in text
     assert text.index("in points") < text.index("Relative improvement")
     assert section(text, "Relative improvement").count("\n| grpo_d | sft |") == 2
     assert "| base |" not in section(text, "Relative improvement")
+
+
+PUBLISHED = Published(
+    source="a paper",
+    accuracy={
+        "counting": {"2B": {"base": 42.5, "grpo_d": 76.5}, "7B": {"base": 76.0, "ppo": 78.0}},
+        "chess": {"2B": {"base": 1.0}},
+    },
+    improvements=tuple(
+        Improvement(trained_on=own, tested_on=other, method="grpo_d", over=over, percent=percent)
+        for own, other, over, percent in (
+            ("counting", "geometry", "base", 4.25),
+            ("geometry", "counting", "base", 63.53),
+            ("counting", "geometry", "ppo", -77.77),
+        )
+    ),
+)
+
+
+def test_published_figures_stand_beside_ours_each_direction_apart(
+    predictions: pd.DataFrame, training: pd.DataFrame
+) -> None:
+    matrix = transfer_matrix(predictions)
+    text = report_markdown(matrix, predictions, training, published=PUBLISHED)
+    text = section(text, "Beside published figures")
+    assert "| trained and tested on | method | this run, % | 2B, % | 7B, % |" in text
+    assert "| counting | base | 25.0 [7.1, 59.1] | 42.50 | 76.00 |" in text
+    assert "| counting | grpo_d | 62.5 [30.6, 86.3] | 76.50 | — |" in text
+    assert "| counting | ppo | — | — | 78.00 |" in text
+    assert "chess" not in text
+    # 50.0 over 25.0 from counting to geometry; 25.0 over 25.0 back.
+    assert "| counting | geometry | grpo_d over base | +100.0 [" in text
+    assert "| +4.25 |" in text
+    assert "| geometry | counting | grpo_d over base | +0.0 [" in text
+    assert "| +63.53 |" in text
+    assert "77.77" not in text  # this run has no such method
+    assert "**other models, on other data**: a paper" in text
+
+
+def test_figures_of_methods_that_are_not_in_the_run_are_left_out(
+    predictions: pd.DataFrame, training: pd.DataFrame
+) -> None:
+    others = predictions.replace({"method": {"grpo_d": "mine"}})
+    text = report_markdown(transfer_matrix(others), others, training, published=PUBLISHED)
+    assert "published" not in text
 
 
 def test_report_adjusts_for_all_its_tests(

@@ -26,7 +26,7 @@ from trl import SFTConfig
 
 from othink_pipeline import grpo, resume, reuse, rl_training, sft_training, training
 from othink_pipeline.dynamic_kl import DynamicKLTrainer
-from othink_pipeline.kl import Accuracy, Adaptive
+from othink_pipeline.kl import Accuracy, Adaptive, ExploreExploit
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.models import load_model
 from othink_pipeline.parameters import RL, SFT, Lora
@@ -40,7 +40,8 @@ from othink_pipeline.validation import ConfigurationError
 Splits = Mapping[str, Mapping[str, Any]]
 COPIES = 4
 ADAPTIVE = Adaptive(schedule="adaptive", start=0.3, target=0.02, gain=2.0, low=0.01, high=5.0)
-ACCURACY = Accuracy(schedule="accuracy", low=0.1, high=0.9, midpoint=0.5, width=0.1)
+ACCURACY = Accuracy(schedule="accuracy", weight=0.9)
+DIP = ExploreExploit(schedule="explore_exploit", low=0.1, high=0.7, explore_share=0.6)
 BUDGET: dict[str, Any] = {
     **shipped("training"),
     "updates": 5,
@@ -237,6 +238,7 @@ CASES = {
             "gradient_accumulation_steps": 3,
         },
     ),
+    "in-the-dip": Case([2, 4], save=1, kl=DIP),
     "lora": Case([3], updates=4, adapter=True),
     "sft": Case([3], kind="sft", settings={"train_sampling_strategy": "sequential"}),
     "sft-at-a-shuffled-epoch-boundary": Case([2], kind="sft", examples=4),

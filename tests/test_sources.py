@@ -61,7 +61,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def settings(sources: Mapping[str, Any], **changes: Any) -> DataPreparation:
-    raw = {"seed": 0, "splits": SIZES, "prompt": "{question}!", "max_rejected": 0}
+    raw = {"seed": 0, "splits": SIZES, "prompt": "{question}!", "max_rejected": 0, "train_examples": {}}
     return DataPreparation.model_validate({**raw, "sources": sources, **changes})
 
 

@@ -58,9 +58,14 @@ class Comparison:
     relative_over_seeds: Estimate
 
     @property
+    def has_one_seed(self) -> bool:
+        """Nothing is known of the variation between seeds."""
+        return bool(np.isnan(self.over_seeds.low))
+
+    @property
     def widest(self) -> Estimate:
         """The difference with the interval that covers most: over seeds where there are two."""
-        return self.over_items if np.isnan(self.over_seeds.low) else self.over_seeds
+        return self.over_items if self.has_one_seed else self.over_seeds
 
 
 def pair(

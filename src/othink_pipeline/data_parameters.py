@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -92,6 +93,8 @@ class DataPreparation(Block):
     splits: SplitSizes
     prompt: str
     """Sent after the image; ``{question}`` stands for the question."""
+    train_examples: dict[Name, Positive]
+    """Tasks that are trained on another number of examples than ``splits.train``."""
     max_rejected: Count
     """More rejected examples of a task than this stop the run."""
     sources: dict[Name, TaskSource]
@@ -101,6 +104,12 @@ class DataPreparation(Block):
     @classmethod
     def _check_prompt(cls, prompt: str) -> str:
         return _with_question(prompt)
+
+    def sizes_of(self, task: str, splits: Iterable[str]) -> dict[str, int]:
+        """How many examples of a task each of ``splits`` has; of a data set at most."""
+        sizes: dict[str, int] = self.splits.model_dump()
+        sizes["train"] = self.train_examples.get(task, sizes["train"])
+        return {split: sizes[split] for split in splits}
 
     def prompt_of(self, task: str, split: str) -> str:
         """What is sent after the images of one split of a task."""

@@ -63,6 +63,10 @@ class Grid(NamedTuple):
         return tuple(sorted({self.base_model_of(seed) for seed in self.seeds}))
 
 
+BUILDS_ON = "builds_on"
+"""Key of an environment's globals.yml: the environments that lie between base and itself."""
+
+
 class GridConfigLoader(OmegaConfigLoader):
     """Remembers the loader of the current session, so that the registry can build its grid.
 
@@ -76,6 +80,39 @@ class GridConfigLoader(OmegaConfigLoader):
         super().__init__(*args, **kwargs)
         GridConfigLoader.current = self
         pipelines.configure("othink_pipeline.pipeline_registry")
+
+    def _read_raw_config(self, key: str) -> Any:
+        """As Kedro reads it; below an environment lie those that its globals.yml `builds_on`.
+
+        A later one replaces whole top-level blocks of the earlier ones, as it does those of base.
+        """
+        base, own, base_path, env_path, files = super()._read_raw_config(key)
+        layers = [own]
+        for environment in reversed(self._environments_below(self.env or self.default_run_env)):
+            place = self._get_conf_env_path(environment)
+            below = self._read_dir_configs(place, self.config_patterns[key], key, files)
+            for name in {name for layer in layers for config in layer.values() for name in config}:
+                for config in below.values():
+                    config.pop(name, None)
+            layers.append(below)
+        together = {path: config for layer in layers for path, config in layer.items()}
+        return base, together, base_path, env_path, files
+
+    def _environments_below(self, environment: str, above: tuple[str, ...] = ()) -> list[str]:
+        """The environments that one builds on, the lowest first."""
+        place = self._get_conf_env_path(environment)
+        read = self._read_dir_configs(place, self.config_patterns["globals"], "globals", set())
+        named = [name for config in read.values() for name in config.get(BUILDS_ON) or ()]
+        found = []
+        for name in named:
+            folder = Path(self._get_conf_env_path(name))
+            if name in (environment, *above) or folder.name != name or not folder.is_dir():
+                raise ConfigurationError(
+                    f"conf/{environment}/globals.yml: {BUILDS_ON} holds {name!r}, which is "
+                    "no other environment. It lists folders of conf/, the lowest first."
+                )
+            found += [*self._environments_below(name, (*above, environment)), name]
+        return found
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         """A configuration; ``--params`` changes single keys of the parameters, never whole blocks.

@@ -2,7 +2,8 @@
 
 The YAML files in ``conf/`` hold the only defaults; the models here say what is allowed. A method's
 parameters are *resolved* by laying three blocks over one another: ``training`` (the budget that
-all methods share), the algorithm's own block (``sft`` or ``rl``), and the method's block.
+all methods share), the algorithm's own block (``sft`` or ``rl``), and the method's block; and over
+these what the method says of the task that is trained on (``trained_on``).
 """
 
 from __future__ import annotations
@@ -210,6 +211,26 @@ class Report(Block):
     """Pairs of method and baseline, besides each method with the base model."""
 
 
+class Improvement(Block):
+    """A relative improvement across tasks that others report."""
+
+    trained_on: Name
+    tested_on: Name
+    method: Name
+    over: Name
+    """The baseline: another method, or ``base``."""
+    percent: float
+
+
+class Published(Block):
+    """Figures of others, printed beside those of a run."""
+
+    source: str
+    accuracy: dict[Name, dict[str, dict[Name, Annotated[float, Field(ge=0, le=100)]]]]
+    """Task that was trained on and tested -> model -> method (or ``base``) -> %."""
+    improvements: tuple[Improvement, ...] = Field(strict=False)
+
+
 class Health(Block):
     """What is done about numbers that go wrong; each fault has its policy."""
 
@@ -258,6 +279,7 @@ class Parameters(Block):
     compute: Compute
     health: Health
     report: Report
+    published: Published
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Parameters:
@@ -272,14 +294,7 @@ class Parameters(Block):
                 raise ConfigurationError(
                     f"methods.{name}: the project uses this name itself; call the method otherwise"
                 )
-        drawn = available_tasks()
-        for task in parameters.experiment.tasks:
-            if task not in drawn and task not in parameters.data_preparation.sources:
-                raise ConfigurationError(
-                    f"experiment.tasks holds {task!r}, which is no task. Allowed: "
-                    f"{', '.join(sorted({*drawn, *parameters.data_preparation.sources}))}. A new "
-                    "task is a file in tasks/, or a block under data_preparation.sources."
-                )
+        parameters._check_tasks()
         unknown = [name for name in parameters.experiment.methods if name not in parameters.methods]
         if unknown:
             raise ConfigurationError(
@@ -300,29 +315,59 @@ class Parameters(Block):
                 f"{', '.join(sorted(parameters.methods))}. An environment with methods of its own "
                 "needs comparisons of its own, or none: report: {comparisons: []}"
             )
-        for name in parameters.methods:
-            resolved = resolve_method(raw, name)
-            if isinstance(resolved, SFT) and resolved.target == "steps":
-                parameters.check_steps(name)
-            try:
-                parameters.compute.share_rows(resolved.rows_per_update)
-            except ValueError as error:
-                raise ConfigurationError(f"methods.{name}: {error}") from None
-            available = parameters.data_preparation.splits.validation
-            if resolved.validation_examples > available:
-                raise ConfigurationError(
-                    f"methods.{name}: validation_examples = {resolved.validation_examples}, but "
-                    f"data_preparation.splits.validation makes {available}. Lower the one or "
-                    "raise the other."
-                )
+        for name, block in parameters.methods.items():
+            for task in parameters._tasks_of(block):
+                parameters._check_method(name, resolve_method(raw, name, task))
         return parameters
 
-    def check_steps(self, method: str) -> None:
-        """Refuse worked steps as targets where a data set has none.
+    def _check_tasks(self) -> None:
+        """Refuse names of tasks that are none."""
+        tasks = sorted({*available_tasks(), *self.data_preparation.sources})
+        named = {
+            "experiment.tasks": self.experiment.tasks,
+            "data_preparation.train_examples": self.data_preparation.train_examples,
+        }
+        for method, block in self.methods.items():
+            of_tasks = block.get(TRAINED_ON, {})
+            if not isinstance(of_tasks, dict) or not all(
+                isinstance(each, dict) for each in of_tasks.values()
+            ):
+                raise ConfigurationError(
+                    f"methods.{method}.{TRAINED_ON} = {of_tasks!r}: must be a block of tasks, and "
+                    f"each task a block of the method's keys. Allowed tasks: {', '.join(tasks)}"
+                )
+            named[f"methods.{method}.{TRAINED_ON}"] = tuple(of_tasks)
+        for key, names in named.items():
+            for task in names:
+                if task not in tasks:
+                    raise ConfigurationError(
+                        f"{key} holds {task!r}, which is no task. Allowed: {', '.join(tasks)}. A "
+                        "new task is a file in tasks/, or a block under data_preparation.sources."
+                    )
 
-        Raises:
-            ConfigurationError: such a task, and the method is one of the grid's.
-        """
+    def _tasks_of(self, block: dict[str, Any]) -> list[str]:
+        """The tasks that a method must be whole for: the grid's, or those that it names itself."""
+        others = {*block.get(TRAINED_ON, {})} - {*self.experiment.tasks}
+        return [*self.experiment.tasks, *sorted(others)]
+
+    def _check_method(self, name: str, resolved: SFT | RL) -> None:
+        """Refuse a method that is right by itself and does not fit the other blocks."""
+        if isinstance(resolved, SFT) and resolved.target == "steps":
+            self._check_steps(name)
+        try:
+            self.compute.share_rows(resolved.rows_per_update)
+        except ValueError as error:
+            raise ConfigurationError(f"methods.{name}: {error}") from None
+        available = self.data_preparation.splits.validation
+        if resolved.validation_examples > available:
+            raise ConfigurationError(
+                f"methods.{name}: validation_examples = {resolved.validation_examples}, but "
+                f"data_preparation.splits.validation makes {available}. Lower the one or "
+                "raise the other."
+            )
+
+    def _check_steps(self, method: str) -> None:
+        """Refuse worked steps as targets where a data set has none."""
         for task in self.experiment.tasks if method in self.experiment.methods else ():
             source = self.data_preparation.sources.get(task)
             if source and source.train.columns.steps is None:
@@ -333,28 +378,80 @@ class Parameters(Block):
                 )
 
 
-def resolve_method(raw: Mapping[str, Any], name: str) -> SFT | RL:
-    """The full parameters of a method: ``training``, then ``sft`` or ``rl``, then its own block.
+TRAINED_ON = "trained_on"
+"""Key of a method's block: task -> the method's keys that are others when it is trained on it."""
+
+
+def resolve_method(raw: Mapping[str, Any], name: str, task: str) -> SFT | RL:
+    """The full parameters of a method that is trained on ``task``.
+
+    ``training``, then ``sft`` or ``rl``, then the method's own block, then what stands there under
+    ``trained_on`` for the task. A key of one layer replaces that of the layers before as a whole.
 
     Args:
         raw: a mapping that holds at least ``training``, ``sft``, ``rl`` and ``methods``.
         name: a key of ``methods``.
+        task: what is trained on.
 
     Raises:
         ConfigurationError: as ``Parameters.read``.
     """
-    block = raw["methods"][name]
+    block = dict(raw["methods"][name])
+    of_task = block.pop(TRAINED_ON, {}).get(task, {})
     algorithm = block.get("algorithm")
     if algorithm not in list(ALGORITHMS):
         raise ConfigurationError(
             f"methods.{name}.algorithm = {algorithm!r}: not allowed. "
             f"Allowed: {', '.join(ALGORITHMS)}. The block holds: {', '.join(map(str, block))}"
         )
-    layers = {"training": raw["training"], algorithm: raw[algorithm], f"methods.{name}": block}
+    own = f"methods.{name}.{TRAINED_ON}.{task}"
+    if "algorithm" in of_task:
+        raise ConfigurationError(
+            f"{own}.algorithm: a method runs one algorithm on every task; call the other a method "
+            "of its own"
+        )
+    layers = {
+        "training": raw["training"],
+        algorithm: raw[algorithm],
+        f"methods.{name}": block,
+        own: of_task,
+    }
     homes = {key: home for home, layer in layers.items() for key in layer}
     merged = {key: value for layer in layers.values() for key, value in layer.items()}
     resolved: SFT | RL = validate(ALGORITHMS[algorithm], merged, homes, f"methods.{name}")
     return resolved
+
+
+def resolve_methods(
+    raw: Mapping[str, Any], experiment: Experiment
+) -> dict[tuple[str, str], SFT | RL]:
+    """``resolve_method`` for each (task, method) of the grid.
+
+    Raises:
+        ConfigurationError: as ``resolve_method``.
+    """
+    return {
+        (task, method): resolve_method(raw, method, task)
+        for method in experiment.methods
+        for task in experiment.tasks
+    }
+
+
+def distinct_sizes(resolved: Mapping[tuple[str, str], SFT | RL]) -> dict[str, SFT | RL]:
+    """What differs in what it computes: ``method`` where that is the same on all tasks.
+
+    KL weights do not count, they cost nothing. Others are called ``method.trained_on.task``, as
+    their own keys stand in the YAML.
+    """
+    found: dict[str, SFT | RL] = {}
+    for name in dict.fromkeys(method for _, method in resolved):
+        by_task = {task: each for (task, method), each in resolved.items() if method == name}
+        first, *others = (each.model_dump(exclude={"kl"}) for each in by_task.values())
+        if all(other == first for other in others):
+            found[name] = next(iter(by_task.values()))
+        else:
+            found |= {f"{name}.{TRAINED_ON}.{task}": each for task, each in by_task.items()}
+    return found
 
 
 ALGORITHMS: dict[str, type[SFT | RL]] = {"sft": SFT, "rl": RL}

@@ -21,7 +21,7 @@ from othink_pipeline.cells import cell_folder, find_finished, resume_state, trai
 from othink_pipeline.disk import check_disk, needed_disk_bytes
 from othink_pipeline.grid import Cell
 from othink_pipeline.launchers import check_launcher
-from othink_pipeline.parameters import RL, SFT, Parameters, resolve_method
+from othink_pipeline.parameters import RL, SFT, Parameters, resolve_methods
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
 from othink_pipeline.reuse import MANIFEST, read_json
 from othink_pipeline.validation import ConfigurationError
@@ -65,8 +65,8 @@ def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog)
         ConfigurationError: bad parameters, or a launcher that cannot work.
     """
     parameters = Parameters.read(raw)
-    methods = [resolve_method(raw, name) for name in parameters.experiment.methods]
-    check_launcher(parameters.compute, parameters.health, methods)
+    methods = resolve_methods(raw, parameters.experiment)
+    check_launcher(parameters.compute, parameters.health, methods.values())
     made = pipeline.all_outputs()
     costs = measured_costs(Path(parameters.folders.checkpoints))
     planned = []
@@ -81,7 +81,7 @@ def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog)
         cell: Cell = cast(Any, node.func).keywords["cell"]  # see `grid.bind`
         manifests = {name: manifest(name) for name in node.inputs if name[:7] != "params:"}
         base, *examples = manifests.values()  # in the order of the node's arguments
-        method = resolve_method(raw, cell.method)
+        method = methods[cell.task, cell.method]
         planned.append(_plan_cell(cell, method, parameters, base, examples, costs))
     return planned
 
@@ -98,11 +98,9 @@ def plan_grid(raw: Mapping[str, Any]) -> list[Planned]:
     examples = [_read_examples(task, parameters) for task in experiment.tasks]
     costs = measured_costs(Path(parameters.folders.checkpoints))
     return [
-        _plan_cell(cell, method, parameters, bases[cell.seed % count], examples, costs)
-        for task in experiment.tasks
-        for name in experiment.methods
-        for method in [resolve_method(raw, name)]
-        for cell in [Cell(task, name, seed) for seed in experiment.seeds]
+        _plan_cell(Cell(task, name, seed), method, parameters, bases[seed % count], examples, costs)
+        for (task, name), method in resolve_methods(raw, experiment).items()
+        for seed in experiment.seeds
     ]
 
 

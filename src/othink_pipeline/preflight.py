@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -21,7 +21,6 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
 from othink_pipeline.disk import nearest
-from othink_pipeline.parameters import RL, SFT, Experiment, resolve_method
 from othink_pipeline.validation import ConfigurationError
 
 _SQLITE = "sqlite:///"
@@ -49,22 +48,6 @@ def refuse(rows: Iterable[Row]) -> None:
     if failed:
         lines = [f"  {row.check}: {row.detail} {row.remedy}".rstrip() for row in failed]
         raise ConfigurationError(f"checks that failed: {len(failed)}\n" + "\n".join(lines))
-
-
-def resolve_methods(
-    experiment: Experiment,
-    training: dict[str, Any],
-    sft: dict[str, Any],
-    rl: dict[str, Any],
-    methods: dict[str, Any],
-) -> dict[str, SFT | RL]:
-    """The full parameters of every method of the grid.
-
-    Raises:
-        ConfigurationError: as ``resolve_method``.
-    """
-    raw = {"training": training, "sft": sft, "rl": rl, "methods": methods}
-    return {name: resolve_method(raw, name) for name in experiment.methods}
 
 
 def check_folders(places: Mapping[str, Path]) -> list[Row]:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from othink_pipeline.comparison import SCOPES, compare
 from othink_pipeline.matrix import BASE, sort_methods, tested
+from othink_pipeline.parameters import Published
 from othink_pipeline.report_differences import (
     controls_section,
     gains_section,
@@ -20,6 +21,7 @@ from othink_pipeline.report_differences import (
     tests_section,
     thinking_section,
 )
+from othink_pipeline.report_published import published_section
 from othink_pipeline.report_scores import (
     matrix_section,
     means_section,
@@ -36,6 +38,7 @@ def report_markdown(
     lineage: Mapping[str, str] | None = None,
     comparisons: Sequence[tuple[str, str]] = (),
     failures: pd.DataFrame | None = None,
+    published: Published | None = None,
 ) -> str:
     """The whole report.
 
@@ -45,6 +48,7 @@ def report_markdown(
         training: one row for each cell: task, method, seed and what it cost.
         lineage: what to print in the header, such as the parent run, commit and command.
         comparisons: (method, baseline) pairs to test, besides each method with its base model.
+        published: figures of others, to stand beside these.
         failures: what the matrix has holes for, and why: as ``transfer_matrix``, with ``reason``.
     """
     against_base = pairs_with_base(predictions)
@@ -62,6 +66,7 @@ def report_markdown(
         "Means": means_section(matrix),
         "Paired tests: differences in points": tests_section(compared),
         "Relative improvement": relative_section(compared),
+        "Beside published figures": published_section(matrix, predictions, published),
         "Gain over the base model, and forgetting": gains_section(against_base),
         "Controls": controls_section(predictions),
         "Format": rates_section(matrix),

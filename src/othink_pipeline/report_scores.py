@@ -22,9 +22,8 @@ def matrix_section(matrix: pd.DataFrame, predictions: pd.DataFrame) -> str:
     for (train_task, method), group in matrix.groupby(["train_task", "method"], sort=False):
         scores = []
         for task in tasks:
-            cells, text = tested(group[group["eval_task"] == task]), HOLE
-            if not cells.empty:
-                text = _accuracy_text(cells, answers[train_task, method, task])
+            of_task = answers.get((train_task, method, task), predictions[:0])
+            text = accuracy_text(group[group["eval_task"] == task], of_task)
             scores.append(f"**{text}**" if task == train_task and text != HOLE else text)
         seeds = _bases(group) if method == BASE else group["seed"].nunique()
         rows.append([train_task, method, seeds, *scores])
@@ -107,8 +106,16 @@ def _bases(group: pd.DataFrame) -> str:
     return HOLE if count == 1 else f"{count} base models"
 
 
-def _accuracy_text(cells: pd.DataFrame, answers: pd.DataFrame) -> str:
-    """Accuracy of one (train task, method, eval task): a row of ``cells`` for each training."""
+def accuracy_text(cells: pd.DataFrame, answers: pd.DataFrame) -> str:
+    """Accuracy of one (train task, method, eval task), or a hole.
+
+    Args:
+        cells: the matrix's row for each training.
+        answers: their predictions.
+    """
+    cells = tested(cells)
+    if cells.empty:
+        return HOLE
     if len(cells) == 1:
         accuracy, low, high = cells[["accuracy", "ci_low", "ci_high"]].to_numpy()[0]
         return percent(Estimate(accuracy, low, high))

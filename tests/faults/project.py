@@ -27,6 +27,7 @@ PARAMETERS: dict[str, Any] = {
         "splits": {"base": 16, "train": 9, "validation": 4, "test": 16},
         "prompt": "{question}  Answer in <think> </think> and <answer> </answer> tags.",
         "max_rejected": 0,
+        "train_examples": {},
         "sources": {},
     },
     "base_model": shipped("base_model", path="data/01_raw/tiny"),

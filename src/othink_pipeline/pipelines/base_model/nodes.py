@@ -17,9 +17,17 @@ from othink_pipeline.examples import read_examples
 from othink_pipeline.lifecycle import code_tags
 from othink_pipeline.locks import lock
 from othink_pipeline.model_parameters import BaseModel, Compute, ModelSettings, Rebuild
-from othink_pipeline.parameters import RL, SFT, Evaluation, Experiment, Folders
+from othink_pipeline.parameters import (
+    RL,
+    SFT,
+    Evaluation,
+    Experiment,
+    Folders,
+    distinct_sizes,
+    resolve_methods,
+)
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_splits
-from othink_pipeline.preflight import refuse, resolve_methods
+from othink_pipeline.preflight import refuse
 from othink_pipeline.reuse import content_key, publish, write_manifest
 from othink_pipeline.source import code_digest, library_versions
 from othink_pipeline.validation import ConfigurationError
@@ -67,7 +75,8 @@ def check_base_model(
         f"one: kedro run --pipelines=base_model --params=rebuild.path=FOLDER {SAME_ENV}",
     )
     folder = Path(manifest["path"])
-    resolved = resolve_methods(experiment, training, sft, rl, methods)
+    blocks = {"training": training, "sft": sft, "rl": rl, "methods": methods}
+    resolved = distinct_sizes(resolve_methods(blocks, experiment))
     home = Path(folders.checkpoints) / "base" / f"b{number}" / manifest["digest"][:16]
     _check_fit(manifest, resolved, evaluation, model, compute, examples, home / CHECKED)
     name, tags = f"base/b{number}", {"method": "base", "base_model": str(number)}

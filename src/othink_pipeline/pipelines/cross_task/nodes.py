@@ -21,7 +21,7 @@ from othink_pipeline.figures import (
 from othink_pipeline.grid import Cell
 from othink_pipeline.matrix import BASE, KEYS, matrix_text, transfer_matrix
 from othink_pipeline.model_parameters import Compute, ModelSettings
-from othink_pipeline.parameters import Evaluation, Folders, Report
+from othink_pipeline.parameters import Evaluation, Folders, Published, Report
 from othink_pipeline.report import report_markdown
 from othink_pipeline.validation import ConfigurationError
 
@@ -224,6 +224,7 @@ def write_report(
     training: pd.DataFrame,
     failures: pd.DataFrame,
     report: Report,
+    published: Published,
     *base_models: dict[str, Any],
 ) -> str:
     """The report; prints the matrix, puts means on the parent's and the base models' MLflow runs.
@@ -242,7 +243,7 @@ def write_report(
         tracking.log_metrics(parent, _means(transfer_matrix), 0)
     logger.info("transfer matrix: accuracy in %%\n%s", matrix_text(transfer_matrix))
     return report_markdown(
-        transfer_matrix, predictions, training, lineage, report.comparisons, failures
+        transfer_matrix, predictions, training, lineage, report.comparisons, failures, published
     )
 
 

@@ -85,6 +85,7 @@ def create_pipeline(grid: Grid) -> Pipeline:
                     "training",
                     "failures",
                     "params:report",
+                    "params:published",
                     *(f"base.b{number}.checkpoint" for number in grid.base_models),
                 ],
                 outputs="report",

@@ -67,7 +67,7 @@ def prepare_splits(
             f"model made here. Leave out data_preparation.sources.{task}, or set base_model to a "
             "model that is there."
         )
-    sizes = {split: getattr(data_preparation.splits, split) for split in splits}
+    sizes = data_preparation.sizes_of(task, splits)
     key = examples_key(data_preparation, task, splits)
     with lock(folder.with_name(f".{folder.name}.lock"), partial(_say_busy, task)):
         finished = _find_finished(folder, key)
@@ -171,7 +171,7 @@ def examples_key(data_preparation: DataPreparation, task: str, splits: tuple[str
             source.model_dump(),
             *(fingerprint(part, f"{home}.{name}") for name, part in source),
         ]
-    sizes = {split: getattr(data_preparation.splits, split) for split in splits}
+    sizes = data_preparation.sizes_of(task, splits)
     settings = [task, data_preparation.seed, data_preparation.prompt, sizes]
     return content_key([*settings, content, code])
 

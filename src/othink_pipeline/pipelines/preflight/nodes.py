@@ -19,7 +19,14 @@ from othink_pipeline.disk import check_disk, needed_disk_bytes, source_bytes
 from othink_pipeline.examples import read_examples
 from othink_pipeline.hub import measure_model
 from othink_pipeline.model_parameters import BaseModel
-from othink_pipeline.parameters import RL, SFT, Experiment, Parameters, resolve_method
+from othink_pipeline.parameters import (
+    RL,
+    SFT,
+    Experiment,
+    Parameters,
+    distinct_sizes,
+    resolve_methods,
+)
 from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
 from othink_pipeline.plan import plan_grid
 from othink_pipeline.preflight import Row, check_folders, check_store, refuse
@@ -46,7 +53,7 @@ def check_places(parameters: dict[str, Any]) -> list[Row]:
     from mlflow import get_tracking_uri
 
     blocks = Parameters.read(parameters)
-    methods = _resolve(parameters, blocks.experiment)
+    methods = resolve_methods(parameters, blocks.experiment)
     rows = _count_work(blocks.experiment, methods)
     try:
         check_store(get_tracking_uri(), None, Path.cwd())
@@ -87,6 +94,7 @@ def check_fit(parameters: dict[str, Any]) -> Fit:
         task: {split: data_preparation.prompt_of(task, split) for split in CELL_SPLITS}
         for task in tasks
     }
+    methods = distinct_sizes(resolve_methods(parameters, blocks.experiment))
     lengths: dict[str, Lengths] = {}
     for number in range(blocks.base_model.count):
         found, manifest = _find_model(blocks.base_model, number)
@@ -97,7 +105,7 @@ def check_fit(parameters: dict[str, Any]) -> Fit:
             manifest["path"],
             tasks,
             prompts,
-            _resolve(parameters, blocks.experiment),
+            methods,
             blocks.evaluation,
             blocks.model,
             blocks.compute,
@@ -119,7 +127,7 @@ def measure_costs(parameters: dict[str, Any], fit: Fit) -> list[Row]:
 
     blocks = Parameters.read(parameters)
     path = max(fit.lengths, key=lambda folder: read_weights(Path(folder)))
-    methods = _resolve(parameters, blocks.experiment)
+    methods = distinct_sizes(resolve_methods(parameters, blocks.experiment))
     rows, speed = measure_grid(path, fit.lengths[path], methods, blocks)
     return [*rows, hours_left(plan_grid(parameters), blocks, speed)]
 
@@ -137,35 +145,37 @@ def report_checks(places: list[Row], fit: Fit, costs: list[Row]) -> None:
     refuse(rows)
 
 
-def _resolve(parameters: dict[str, Any], experiment: Experiment) -> dict[str, SFT | RL]:
-    return {name: resolve_method(parameters, name) for name in experiment.methods}
+def _count_work(experiment: Experiment, methods: Mapping[tuple[str, str], SFT | RL]) -> list[Row]:
+    """What each method's cells, and the whole grid, are given and make, without any model.
 
-
-def _count_work(experiment: Experiment, methods: Mapping[str, SFT | RL]) -> list[Row]:
-    """What each method's cells, and the whole grid, are given and make, without any model."""
-    cells = len(experiment.tasks) * len(experiment.seeds)
+    Args:
+        methods: by task and method.
+    """
+    seeds = len(experiment.seeds)
     rows, updates, completions, tokens = [], 0, 0, 0
-    for name, method in methods.items():
+    for (task, name), method in methods.items():
         prompts = method.updates * method.prompts_per_update
-        detail = f"{cells} cells, each {method.updates:,} updates, {prompts:,} prompts"
+        detail = f"{seeds} cells" if seeds > 1 else "1 cell"
+        detail += f", each {method.updates:,} updates, {prompts:,} prompts"
         if isinstance(method, RL):
             made = prompts * method.completions_per_prompt
             most = made * method.max_completion_tokens
             detail += f", {made:,} completions, {most:,} tokens at most"
-            completions, tokens = completions + cells * made, tokens + cells * most
-        updates += cells * method.updates
-        rows.append(Row(f"method {name}", "note", detail))
+            detail += f"; KL weight {method.kl.describe(method.updates)}"
+            completions, tokens = completions + seeds * made, tokens + seeds * most
+        updates += seeds * method.updates
+        rows.append(Row(f"{name} on {task}", "note", detail))
     whole = (
-        f"{cells * len(methods)} cells, in all {updates:,} updates, {completions:,} completions, "
+        f"{seeds * len(methods)} cells, in all {updates:,} updates, {completions:,} completions, "
         f"{tokens:,} tokens at most"
     )
     return [*rows, Row("grid", "note", whole)]
 
 
-def _check_room(blocks: Parameters, methods: Mapping[str, SFT | RL]) -> Row:
+def _check_room(blocks: Parameters, methods: Mapping[tuple[str, str], SFT | RL]) -> Row:
     """Is there room for the whole grid, nothing of it prepared or trained yet?"""
     experiment, folders = blocks.experiment, blocks.folders
-    cells = list(methods.values()) * len(experiment.tasks) * len(experiment.seeds)
+    cells = list(methods.values()) * len(experiment.seeds)
     place = Path(folders.checkpoints)
     unread = [task for task in experiment.tasks if not (Path(folders.examples) / task).exists()]
     try:

@@ -27,6 +27,6 @@ def train_rl(
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Reinforce the base model's own right answers; see ``train_cell``."""
     blocks = {"training": training, "rl": rl, "methods": {cell.method: method}}
-    parameters = resolve_method(blocks, cell.method)
+    parameters = resolve_method(blocks, cell.method, cell.task)
     settings = (evaluation, folders, model, compute, health)
     return train_cell(cell, parameters, base_model, examples, *settings)

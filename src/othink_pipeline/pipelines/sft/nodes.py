@@ -27,6 +27,6 @@ def train_sft(
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Fine-tune the base model on worked or bare answers; see ``train_cell``."""
     blocks = {"training": training, "sft": sft, "methods": {cell.method: method}}
-    parameters = resolve_method(blocks, cell.method)
+    parameters = resolve_method(blocks, cell.method, cell.task)
     settings = (evaluation, folders, model, compute, health)
     return train_cell(cell, parameters, base_model, examples, *settings)

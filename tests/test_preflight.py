@@ -272,9 +272,9 @@ def test_what_the_grid_costs_is_said(raw: dict[str, Any], project: Path) -> None
     raw["training"] |= {"updates": 10, "prompts_per_update": 5}
     raw["rl"] |= {"completions_per_prompt": 4, "max_completion_tokens": 20}
     rows = check_places(raw)
-    assert of(rows, "method sft").detail == "6 cells, each 10 updates, 50 prompts"
-    assert of(rows, "method grpo").detail == (
-        "6 cells, each 10 updates, 50 prompts, 200 completions, 4,000 tokens at most"
+    assert of(rows, "sft on counting").detail == "3 cells, each 10 updates, 50 prompts"
+    assert of(rows, "grpo on geometry").detail.startswith(
+        "3 cells, each 10 updates, 50 prompts, 200 completions, 4,000 tokens at most; KL weight "
     )
     assert of(rows, "grid").detail == (
         "12 cells, in all 120 updates, 1,200 completions, 24,000 tokens at most"

@@ -132,7 +132,9 @@ def _check_fit(
         manifest["task"]: {split: part["prompt"] for split, part in manifest["splits"].items()}
         for manifest in examples
     }
-    rows = fit.check_model(base_model["path"], tasks, prompts, methods, evaluation, model, compute)
+    rows, _ = fit.check_model(
+        base_model["path"], tasks, prompts, methods, evaluation, model, compute
+    )
     refuse(rows)
     for row in rows:
         if row.outcome == "note":

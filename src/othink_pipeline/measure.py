@@ -25,12 +25,12 @@ from othink_pipeline.context import Lengths, Longest
 from othink_pipeline.costs import Speed
 from othink_pipeline.device import find_device, peak_bytes, reset_peak
 from othink_pipeline.examples import TEXT_FIELDS
-from othink_pipeline.lifecycle import failure
+from othink_pipeline.launchers import read_sharing
 from othink_pipeline.models import complete, load_model
 from othink_pipeline.needs import Device, Plan, gigabytes, remedies
 from othink_pipeline.parameters import RL, SFT, Parameters
 from othink_pipeline.preflight import Row
-from othink_pipeline.sharing import read_sharing
+from othink_pipeline.redaction import failure
 from othink_pipeline.training import Job, train
 from othink_pipeline.weights import read_weights
 

@@ -99,7 +99,7 @@ def paths(
     def ours_log_probs() -> torch.Tensor:
         packed = pack(model, rows, completions, mask, 0)
         outputs = model(**packed.inputs, shift_labels=packed.labels, fused_lm_head=True)
-        found: torch.Tensor = outputs.log_probs[packed.rows, packed.columns]
+        found: torch.Tensor = outputs.log_probs[0, packed.places]
         return found
 
     def stock_log_probs() -> torch.Tensor:

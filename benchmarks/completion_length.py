@@ -115,6 +115,7 @@ if __name__ == "__main__":
         f"A tiny Qwen2-VL (2 text layers of width 64) with random weights, {PROMPTS} prompts of "
         "267 tokens with a picture of 480 x 320, G completions each: all of so many tokens, or "
         f"one of so many and the others {SHORT}. {UPDATES} updates each, the first to warm up; "
-        "median seconds. Memory: peak of the process, libraries included (some 0.7 GB).",
+        "median seconds. Difference: of log-probabilities. Memory: peak of the process, libraries "
+        "included (some 0.7 GB).",
     )
     draw(rows)

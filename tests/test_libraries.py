@@ -98,14 +98,11 @@ def test_a_vllm_server_must_answer(installed: set[str]) -> None:
     assert "trl vllm-serve" in message
 
 
-def test_flash_attention_wants_bfloat16_and_shares_no_prompts(installed: set[str]) -> None:
+def test_flash_attention_wants_bfloat16(installed: set[str]) -> None:
     installed.add("flash_attn")
     assert "compute.bf16 is false" in failed(check("grpo", attention="flash_attention_2"))
     rows = check("grpo", attention="flash_attention_2", bf16=True)
-    (note,) = [row for row in rows if row.outcome == "note"]
-    assert "prompts cannot be shared" in note.detail
-    apart = check("grpo", attention="flash_attention_2", bf16=True, share_prompts=False)
-    assert {row.outcome for row in apart} == {"ok"}
+    assert {row.outcome for row in rows} == {"ok"}
 
 
 def test_bfloat16_on_a_device_without_it(installed: set[str]) -> None:

@@ -56,9 +56,6 @@ def check_libraries(
         if not compute.bf16:
             detail = "it computes in bfloat16 alone, and compute.bf16 is false"
             rows.append(Row(key, "FAILED", f"{detail}.", f"Set compute.bf16: true, {back}"))
-        if compute.share_prompts:
-            detail = "prompts cannot be shared with it: each is computed for every completion"
-            rows.append(Row(key, "note", detail))
     if sharing.deepspeed:
         key = f"compute.launcher = {compute.launcher!r}"
         back = "or name a configuration without DeepSpeed."

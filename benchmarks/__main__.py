@@ -16,6 +16,7 @@ from benchmarks.harness import RESULTS, ROOT, table
 NAMES = (
     "grpo_step",
     "prompt_length",
+    "completion_length",
     "evaluation",
     "grid",
     "orchestration",

@@ -18,7 +18,8 @@ from othink_pipeline.preparation import prepare_splits
 
 task, split, count, folder = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
 splits = {"base": 1, "train": 1, "validation": 1, "test": 1, split: count}
-settings = DataPreparation(seed=0, splits=splits, prompt="{question}", max_rejected=0, train_examples={}, sources={})
+blank = {"train_examples": {}, "sources": {}}
+settings = DataPreparation(seed=0, splits=splits, prompt="{question}", max_rejected=0, **blank)
 started = time.perf_counter()
 prepare_splits(settings, task, (split,), folder / task)
 seconds = time.perf_counter() - started

@@ -89,25 +89,26 @@ def draw_prompt(model: Any, seed: int) -> Prompt:
 
 
 def paths(
-    model: Any, prompts: list[Prompt], completions: torch.Tensor
+    model: Any, prompts: list[Prompt], completions: torch.Tensor, mask: torch.Tensor
 ) -> dict[str, dict[str, Callable[[], Any]]]:
     """Ours and stock TRL's way to do each part, on the same rows."""
     tokens = completions.shape[1]
     rows = [prompt for prompt in prompts for _ in range(COPIES)]
-    mask = torch.ones_like(completions)
 
     def ours_log_probs() -> torch.Tensor:
         packed = pack(model, rows, completions, mask, 0)
         outputs = model(**packed.inputs, shift_labels=packed.labels, fused_lm_head=True)
-        found: torch.Tensor = outputs.log_probs[packed.rows, packed.columns]
+        found: torch.Tensor = outputs.log_probs[0, packed.places]
         return found
 
     def stock_log_probs() -> torch.Tensor:
         inputs = collate(rows, 0, model.device)
         ids = torch.cat([inputs["input_ids"], completions], 1)
-        labels = ids.clone()
-        labels[:, :-tokens] = -100
-        inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        labels = torch.nn.functional.pad(
+            completions.where(mask == 1, -100), (ids.shape[1] - tokens, 0), value=-100
+        )
+        read = torch.cat([inputs["attention_mask"], mask], 1)
+        inputs |= {"input_ids": ids, "attention_mask": read}
         kinds = inputs["mm_token_type_ids"]
         inputs["mm_token_type_ids"] = torch.nn.functional.pad(kinds, (0, tokens))
         found: torch.Tensor = model(**inputs, labels=labels, fused_lm_head=True).log_probs
@@ -202,7 +203,7 @@ def measure(
     for tokens in lengths:
         shape_of = (prompts * COPIES, tokens)
         completions = torch.randint(0, model.config.vision_start_token_id, shape_of, device=device)
-        both = paths(model, drawn, completions)
+        both = paths(model, drawn, completions, torch.ones_like(completions))
         difference = (both["ours"]["reference"]() - both["stock"]["reference"]()).abs().max()
         read = len(drawn[0].ids)
         # Operations: 2 a weight and token, matrices alone; the head works on completions alone.

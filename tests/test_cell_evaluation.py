@@ -14,7 +14,7 @@ import pytest
 from conftest import PROMPT, MiniModel, shipped
 from mlflow import MlflowClient
 
-from othink_pipeline import cell_evaluation, evaluation, models, tracking
+from othink_pipeline import cell_evaluation, evaluation, models, runs, tracking
 from othink_pipeline.cell_evaluation import evaluate_model, read_predictions, write_predictions
 from othink_pipeline.cells import FAILED
 from othink_pipeline.data_parameters import DataPreparation
@@ -53,7 +53,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The manifest of a task's examples, in a project of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(tracking.PARENT_VARIABLE, raising=False)
+    monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
     sizes = {"base": 1, "train": 4, "validation": 4, "test": TEST_ITEMS}
     preparation = DataPreparation.model_validate(
         shipped("data_preparation", splits=sizes, prompt=PROMPT)
@@ -65,9 +65,9 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def checkpoint(mini_model: MiniModel, examples: dict[str, Any], store: None) -> dict[str, Any]:
     """The manifest of a cell's last checkpoint."""
     shutil.copytree(mini_model.path, "checkpoint")
-    run_id = tracking.start_run("counting/grpo/s3", "cell", {}, {})
+    run_id = runs.start_run("counting/grpo/s3", "cell", {}, {})
     model_id = tracking.log_checkpoint(run_id, "counting/grpo/s3", 4, Path("checkpoint"), {})
-    tracking.finish_run(run_id)
+    runs.finish_run(run_id)
     return {
         "path": "checkpoint",
         "digest": digest_folder(Path("checkpoint")),

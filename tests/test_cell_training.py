@@ -19,17 +19,17 @@ from conftest import PROMPT, TASKS, MiniModel, shipped, shipped_health
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from othink_pipeline import cell_job, evaluation, models, recording, reuse, tracking, training
+from othink_pipeline import cell_job, evaluation, models, recording, reuse, runs, tracking, training
 from othink_pipeline.cell_evaluation import evaluate_model, read_predictions
 from othink_pipeline.cell_training import train_cell
 from othink_pipeline.cells import FAILED
 from othink_pipeline.data_parameters import DataPreparation
-from othink_pipeline.delivery import TrackingUnavailableError
 from othink_pipeline.grid import Cell
 from othink_pipeline.health import TrainingFault
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Lora
 from othink_pipeline.preparation import CELL_SPLITS, prepare_splits
+from othink_pipeline.recording import TrackingUnavailableError
 from othink_pipeline.reuse import MANIFEST, digest_folder
 from othink_pipeline.validation import ConfigurationError
 
@@ -114,7 +114,7 @@ def prepared(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) ->
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        patch.delenv(tracking.PARENT_VARIABLE, raising=False)
+        patch.delenv(runs.PARENT_VARIABLE, raising=False)
         examples = [
             prepare_splits(preparation, task, CELL_SPLITS, Path(FOLDERS.examples, task))
             for task in TASKS
@@ -122,7 +122,7 @@ def prepared(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) ->
         shutil.copytree(mini_model.path, "model")
         mlflow.set_tracking_uri(f"sqlite:///{project / STORE}")
         mlflow.set_experiment("tests")
-        run_id = tracking.start_run("base/b0", "base_model", {}, {})
+        run_id = runs.start_run("base/b0", "base_model", {}, {})
         model_id = tracking.log_checkpoint(run_id, "base/b0", 0, Path("model"), {})
     base = {**mini_model.manifest, "path": "model", "run_id": run_id, "model_id": model_id}
     (project / "inputs.json").write_text(json.dumps([base, examples]))
@@ -144,7 +144,7 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def enter(project: Path, patch: pytest.MonkeyPatch) -> None:
     patch.chdir(project)
-    patch.delenv(tracking.PARENT_VARIABLE, raising=False)
+    patch.delenv(runs.PARENT_VARIABLE, raising=False)
     mlflow.set_tracking_uri(f"sqlite:///{project / STORE}")
 
 
@@ -327,7 +327,7 @@ def test_what_is_finished_is_neither_trained_nor_loaded_again(
     manifest, history = call(method, health)
     before = run_of(manifest)
     grid: str = MlflowClient().create_run("1").info.run_id
-    monkeypatch.setenv(tracking.PARENT_VARIABLE, grid)
+    monkeypatch.setenv(runs.PARENT_VARIABLE, grid)
     other = health.model_copy(update={"loss_not_finite": "skip_batch"})
     again, same_history = call(
         method, other, resume_every_updates=7, data_workers=2
@@ -543,7 +543,7 @@ def test_a_training_killed_after_its_manifest_is_not_trained_again(
 ) -> None:
     with monkeypatch.context() as patch:
         if moment == "not told":
-            kill_when(patch, recording.Recorder, "flush", lambda *_: True)
+            kill_when(patch, recording.Recorder, "_flush", lambda *_: True)
         else:
             kill_when(patch, shutil, "rmtree", lambda path, **_: Path(path).name == "resume")
         with pytest.raises(KeyboardInterrupt):
@@ -581,7 +581,7 @@ def test_a_server_that_stays_away_stops_the_run_and_loses_nothing(
 ) -> None:
     with monkeypatch.context() as patch:
         away = TrackingUnavailableError("away")
-        kill_when(patch, recording.Recorder, "flush", lambda *_: True, away)
+        kill_when(patch, recording.Recorder, "_flush", lambda *_: True, away)
         with pytest.raises(TrackingUnavailableError):
             call()
     assert last_run().info.status == "FAILED"

@@ -21,15 +21,17 @@ import torch
 from conftest import PROMPT, TASKS, MiniModel, shipped_health
 from safetensors.torch import load_file
 
-from othink_pipeline import processes, tracking
+from othink_pipeline import processes, runs, tracking
+from othink_pipeline.cell_job import CellJob
 from othink_pipeline.cell_training import train_cell
-from othink_pipeline.cells import FAILED, training_key
+from othink_pipeline.cells import FAILED, arithmetic, training_key
 from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.grid import Cell
 from othink_pipeline.launchers import check_launcher, find_device_fault, launcher_environment
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Lora
 from othink_pipeline.preparation import CELL_SPLITS, prepare_splits
+from othink_pipeline.processes import work as train
 from othink_pipeline.validation import ConfigurationError
 
 Result = tuple[dict[str, Any], pd.DataFrame]
@@ -89,6 +91,8 @@ FOLDERS = Folders(
     examples="data/examples", checkpoints="data/models", predictions="data/predictions"
 )
 SHIPPED = Path(__file__).parents[1] / "conf/base/accelerate"
+WHAT = "WHAT_TO_DO"
+"""The environment variable that tells ``work``."""
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +111,7 @@ def prepared(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) ->
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        patch.delenv(tracking.PARENT_VARIABLE, raising=False)
+        patch.delenv(runs.PARENT_VARIABLE, raising=False)
         examples = [
             prepare_splits(preparation, task, CELL_SPLITS, Path(FOLDERS.examples, task))
             for task in TASKS
@@ -115,7 +119,7 @@ def prepared(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) ->
         shutil.copytree(mini_model.path, "model")
         mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
         mlflow.set_experiment("tests")
-        run_id = tracking.start_run("base/b0", "base_model", {}, {})
+        run_id = runs.start_run("base/b0", "base_model", {}, {})
         model_id = tracking.log_checkpoint(run_id, "base/b0", 0, Path("model"), {})
     base = {**mini_model.manifest, "path": "model", "run_id": run_id, "model_id": model_id}
     (project / "inputs.json").write_text(json.dumps([base, examples]))
@@ -127,7 +131,7 @@ def project(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A project of its own, with a store of its own, in which nothing is trained."""
     shutil.copytree(prepared, tmp_path / "project")
     enter(tmp_path / "project")
-    monkeypatch.delenv(tracking.PARENT_VARIABLE, raising=False)
+    monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path / "project")
     yield tmp_path / "project"
     mlflow.set_tracking_uri(None)
@@ -182,10 +186,11 @@ def assert_alike(first: Result, second: Result, rel: float, atol: float) -> None
 
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Let the processes be started by this file, to do what ``main`` says."""
+    """Let the processes do what ``work`` of this file says."""
 
     def start(what: str) -> None:
-        monkeypatch.setattr(processes, "WORKER", (__file__, what))
+        monkeypatch.setenv(WHAT, what)
+        monkeypatch.setattr(processes, "work", work)
 
     return start
 
@@ -195,7 +200,8 @@ def workers_of(project: Path) -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter(["cmdline", "cwd"])
-        if process.info["cwd"] == str(project) and __file__ in (process.info["cmdline"] or ())
+        if process.info["cwd"] == str(project)
+        and "--multiprocessing-fork" in (process.info["cmdline"] or ())
     ]
 
 
@@ -256,7 +262,7 @@ def fix_completions(patch: Callable[[Any, str, Any], None]) -> None:
 def test_a_training_that_was_ended_goes_on_to_the_same_end(
     project: Path, workers: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """With two passes an update. ``main`` ends one of its processes, or the run, at update 2."""
+    """With two passes an update. ``work`` ends one of its processes, or the run, at update 2."""
     workers(what)
     if what == "kill_partner":
         manifest, history = call(micro_batch_size=1)
@@ -279,8 +285,12 @@ def test_a_training_that_was_ended_goes_on_to_the_same_end(
 
 @pytest.mark.slow
 def test_no_process_outlives_a_run_that_was_killed(project: Path) -> None:
-    source = {**os.environ, "PYTHONPATH": str(Path(processes.__file__).parents[1])}
-    command = [sys.executable, __file__, "run", "kill_run"]
+    source = {
+        **os.environ,
+        "PYTHONPATH": str(Path(processes.__file__).parents[1]),
+        WHAT: "kill_run",
+    }
+    command = [sys.executable, __file__]
     run = subprocess.run(command, cwd=project, env=source, timeout=200, check=False)
     assert run.returncode == -signal.SIGKILL
     _, alive = psutil.wait_procs(workers_of(project), timeout=20)
@@ -292,7 +302,7 @@ def test_no_process_outlives_a_run_that_was_killed(project: Path) -> None:
 def test_sharded_weights_are_the_same_and_go_on(
     project: Path, workers: Callable[[str], None]
 ) -> None:
-    """FSDP2 on a CPU: Accelerate would pass it over there, so ``main`` puts it in."""
+    """FSDP2 on a CPU: Accelerate would pass it over there, so ``work`` puts it in."""
     launcher = str(SHIPPED / "fsdp.yaml")
     workers("fsdp_kill_partner")
     assert "SIGKILL" in call(launcher=launcher)[0][FAILED]
@@ -305,12 +315,12 @@ def test_sharded_weights_are_the_same_and_go_on(
 
 
 def test_a_failure_is_told_as_the_process_told_it(
-    project: Path, workers: Callable[[str], None], caplog: pytest.LogCaptureFixture
+    project: Path, workers: Callable[[str], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     workers("fail")
     manifest, _ = call()
     assert manifest[FAILED] == "ProcessFailedError: process 1 of 2: ValueError: the disk is on fire"
-    assert "process 1: ValueError: the disk is on fire" in caplog.text  # its traceback
+    assert "ERROR   process 1: failed\nTraceback" in capfd.readouterr().err
     assert not workers_of(project)
 
 
@@ -395,7 +405,7 @@ def test_what_sharded_weights_cannot_do_is_refused_before_it_is_due() -> None:
 
 def test_a_launcher_that_is_not_there_is_named(tmp_path: Path) -> None:
     compute = Compute(**{**COMPUTE, "launcher": str(tmp_path / "none.yaml")})
-    for refused in (lambda: check_launcher(compute, HEALTH, []), lambda: compute.arithmetic):
+    for refused in (lambda: check_launcher(compute, HEALTH, []), lambda: arithmetic(compute)):
         with pytest.raises(ConfigurationError, match=r"none\.yaml.*No such file"):
             refused()
 
@@ -443,16 +453,11 @@ def test_processes_and_gpus_must_go_together(
 # --- As a process
 
 
-def main(what: str, *arguments: str) -> None:
-    """A run with two processes, or one of the processes, which may do harm at update 2."""
-    if what == "run":
-        processes.WORKER = (__file__, *arguments)
-        enter(Path.cwd())
-        call()
-        return
+def work(job: CellJob, tracking_uri: str) -> None:
+    """Train as one of the processes, which may do harm at update 2."""
+    from othink_pipeline import training
 
-    from othink_pipeline import training, worker
-
+    what = os.environ[WHAT]
     take = training.Watcher._take_checkpoint
     doing: dict[str, Callable[[], None]] = {
         "kill_partner": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -473,7 +478,7 @@ def main(what: str, *arguments: str) -> None:
     training.Watcher._take_checkpoint = harm  # type: ignore[method-assign]
     if what == "fixed":
         fix_completions(setattr)
-    worker.main(Path(arguments[0]))
+    train(job, tracking_uri)
 
 
 def shard_on_cpu() -> None:
@@ -498,5 +503,7 @@ def fail() -> None:
     raise ValueError("the disk is on fire")
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+if __name__ == "__main__":  # a run that is to be killed
+    processes.work = work
+    enter(Path.cwd())
+    call()

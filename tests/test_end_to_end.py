@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from othink_pipeline import tracking
+from othink_pipeline import runs
 from othink_pipeline.__main__ import main
 from othink_pipeline.evaluation import predict
 from othink_pipeline.examples import read_examples
@@ -90,7 +90,7 @@ def others_unharmed() -> Iterator[None]:
     """Kedro and MLflow keep the last project in globals: other tests get their own back."""
     loader, uri = GridConfigLoader.current, mlflow.get_tracking_uri()
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_EXPERIMENT_ID", tracking.PARENT_VARIABLE):
+        for name in ("MLFLOW_EXPERIMENT_ID", runs.PARENT_VARIABLE):
             patch.delenv(name, raising=False)
         yield
     GridConfigLoader.current = loader
@@ -323,7 +323,7 @@ def test_one_parent_run_holds_the_cells_and_the_base_model(outcome: Outcome) -> 
         assert run.info.status == "FINISHED"
     assert outcome.children["counting/sft/s0"].data.tags["kind"] == "cell"
     assert outcome.children["base/b0"].data.tags["kind"] == "base_model"
-    assert tracking.parent_run_id() is None
+    assert runs.parent_run_id() is None
     assert mlflow.active_run() is None  # the next run of this process must not join it
 
 
@@ -638,7 +638,7 @@ def test_a_cell_that_fails_leaves_a_hole_and_goes_on_when_its_cause_is_gone(
     client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
     parent = parents(client)[0]
     assert parent.info.status == "FAILED"
-    assert tracking.parent_run_id() is None
+    assert runs.parent_run_id() is None
     children = children_of(client, parent)
     assert {name: run.info.status for name, run in children.items()} == {
         "counting/grpo_d/s0": "FAILED",

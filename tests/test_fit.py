@@ -1,5 +1,6 @@
 """Model, examples, parameters and machine: what does not fit is found without a training."""
 
+import io
 import json
 import shutil
 from collections import namedtuple
@@ -16,7 +17,6 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from othink_pipeline import context, device, fit
-from othink_pipeline.costs import Grid, Speed
 from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.examples import find_fault
 from othink_pipeline.model_parameters import Compute, ModelSettings
@@ -76,7 +76,7 @@ def check(folder: Path, tasks: Tasks) -> Check:
     def run(methods: Mapping[str, Any] | None = None, prompt: str = PROMPT) -> list[Row]:
         prompts = {task: dict.fromkeys(splits, prompt) for task, splits in tasks.items()}
         blocks = shipped("model", ModelSettings), shipped("compute", Compute)
-        return fit.check_model(str(folder), tasks, prompts, methods or {}, EVALUATION, *blocks)
+        return fit.check_model(str(folder), tasks, prompts, methods or {}, EVALUATION, *blocks)[0]
 
     return run
 
@@ -242,16 +242,6 @@ def test_memory_that_training_alone_takes_must_be_there(
         assert "training.lora" in message
 
 
-def test_a_tight_memory_is_noted(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "find_device", lambda: Device("GPU toy", 10**12, gpu=True))
-    methods = {"grpo": method("grpo")}
-    assert row_of(check(methods), "peak").outcome == "ok"
-    monkeypatch.setattr(fit, "find_device", lambda: Device("GPU toy", 10**9, gpu=True))
-    noted = row_of(check(methods), "peak")
-    assert noted.outcome == "note"
-    assert "compute.micro_batch_size" in noted.detail
-
-
 def test_what_is_not_installed_stops_before_the_model_is_read(
     check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,20 +251,34 @@ def test_what_is_not_installed_stops_before_the_model_is_read(
     assert "training.optimizer = 'adamw_8bit' (methods.sft): bitsandbytes is not" in message
 
 
-def test_a_grid_is_told_what_it_costs(
+def test_the_longest_examples_come_with_the_checks_that_passed(
     folder: Path, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "measure_speed", lambda bf16: Speed(1e10, 1e10))
     blocks = shipped("model", ModelSettings), shipped("compute", Compute)
-    grid = Grid(tasks=2, seeds=3, base_models=1, test_examples=50, seconds={"sft": 2.0})
-    methods = {"sft": method("sft", updates=10), "grpo": method("grpo")}
+    methods = {"sft_cot": method("sft_cot"), "grpo": method("grpo")}
     prompts = {task: dict.fromkeys(splits, PROMPT) for task, splits in tasks.items()}
-    rows = fit.check_model(str(folder), tasks, prompts, methods, EVALUATION, *blocks, grid)
-    assert faults(rows) == ""
-    assert "measured: 2 s an update" in row_of(rows, "cost of sft").detail
-    assert row_of(rows, "cost of sft").detail.startswith("6 cells: training about 2 min")
-    assert "estimated from the device's speed" in row_of(rows, "cost of grpo").detail
-    assert "10 GFLOP/s" in row_of(rows, "cost of the grid").detail
+
+    def check() -> Any:
+        return fit.check_model(str(folder), tasks, prompts, methods, EVALUATION, *blocks)
+
+    _, lengths = check()
+    sft = methods["sft_cot"]
+    assert isinstance(sft, SFT)
+    prompt, target = exact_lengths(folder, tasks, sft)
+    assert (lengths.prompt.tokens, lengths.sft["sft_cot"].tokens) == (prompt, target)
+    assert lengths.sft.keys() == {"sft_cot"}
+    assert lengths.prompt.prompt == PROMPT
+    for longest in (lengths.prompt, lengths.sft["sft_cot"]):
+        example = longest.example
+        (found,) = [
+            row
+            for split in tasks[example["task"]].values()
+            for row in split.remove_columns("image")
+            if row["id"] == example["id"]
+        ]
+        assert found == {name: value for name, value in example.items() if name != "image"}
+    edit(folder / "processor_config.json", "image_processor", "merge_size", value=1)
+    assert check()[1] is None
 
 
 def test_the_largest_pictures_of_a_sample_are_measured(
@@ -294,15 +298,24 @@ def test_the_largest_pictures_of_a_sample_are_measured(
     plain = context.measure_lengths(processor, small, prompts, {})
     found = context.measure_lengths(processor, mixed, prompts, {})
     assert (plain.image, found.image) == (16, 32)
-    assert found.prompt - plain.prompt == 16
+    assert found.prompt.tokens - plain.prompt.tokens == 16
+    picture = found.prompt.example["image"]["bytes"]
+    assert Image.open(io.BytesIO(picture)).size == (128, 64)
     monkeypatch.setattr(context, "LOOKED_AT", 2)  # a sample that does not hold it
     assert context.measure_lengths(processor, mixed, prompts, {}).image == 16
 
 
-def test_the_speed_of_this_machine_is_a_number() -> None:
-    speed = device.measure_speed(bf16=False)
-    assert speed.flops > 0
-    assert speed.bytes > 0
+def test_the_peak_of_a_gpu_is_what_was_allocated_since_it_was_reset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: asked.append(name))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7)
+    device.reset_peak()
+    assert asked == ["empty_cache", "reset_peak_memory_stats"]
+    assert device.peak_bytes() == 7
 
 
 def test_a_gpu_without_bfloat16_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,7 +196,7 @@ def test_a_model_that_it_is_wrong_for_is_trained_as_stock_trl_does_and_loudly(
     assert_same(ours, train(GRPOTrainer, mini_model, examples, settings))
 
 
-def test_a_model_that_takes_no_mask_is_trained_as_stock_trl_does(
+def test_a_model_that_cannot_share_is_trained_as_stock_trl_does(
     mini_model: MiniModel,
     splits: Splits,
     tmp_path: Path,
@@ -204,14 +204,14 @@ def test_a_model_that_takes_no_mask_is_trained_as_stock_trl_does(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def refuse(*_: Any) -> None:
-        raise CannotShareError("attention must be 'sdpa' or 'eager', not 'flash_attention_2'")
+        raise CannotShareError("attention must be one of 'sdpa', 'eager', not 'flex_attention'")
 
     monkeypatch.setattr(grpo, "pack", refuse)
     with caplog.at_level(logging.WARNING, "othink_pipeline.grpo"):
         ours = train(
             SharedPromptTrainer, mini_model, splits["counting"]["train"], grpo_config(tmp_path)
         )
-    assert "prompts cannot be shared: attention must be 'sdpa'" in caplog.text
+    assert "prompts cannot be shared: attention must be one of 'sdpa'" in caplog.text
     assert [entry["shared_prompts"] for entry in ours.logged] == [0.0] * 3
 
 

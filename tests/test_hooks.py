@@ -26,7 +26,7 @@ from kedro_mlflow.framework.hooks.mlflow_hook import mlflow_hook
 from mlflow import MlflowClient
 from pandas import DataFrame
 
-from othink_pipeline import disk, lifecycle, preflight, tracking
+from othink_pipeline import disk, lifecycle, preflight, runs, source, tracking
 from othink_pipeline.grid import GridConfigLoader
 from othink_pipeline.hooks import CellsFailedError, FailureHooks, PreflightHooks, TrackingHooks
 from othink_pipeline.validation import ConfigurationError
@@ -286,7 +286,7 @@ def test_the_checks_come_before_the_parent_run_and_the_tracking_after_it(
     assert mlflow.active_run() is None
 
     manager.hook.before_pipeline_run(pipeline=TWO_NODES, **arguments)
-    parent = tracking.parent_run_id()
+    parent = runs.parent_run_id()
     assert parent == mlflow.active_run().info.run_id
     link = tracking.comparison_link(parent)
     with caplog.at_level("INFO", logger="othink_pipeline"):
@@ -294,7 +294,7 @@ def test_the_checks_come_before_the_parent_run_and_the_tracking_after_it(
     assert f"{tmp_path}/result.txt" in caplog.text
     assert link in caplog.text
     assert statuses(client, parent) == ["FINISHED"]
-    assert tracking.parent_run_id() is None
+    assert runs.parent_run_id() is None
 
 
 def test_the_parent_says_what_ran(
@@ -306,14 +306,14 @@ def test_the_parent_says_what_ran(
     git = ["git", "-C", str(tmp_path), *identity]
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "--quiet", "--message=a"], check=True)
-    assert lifecycle.code_tags(tmp_path)["git_dirty"] == "false"
+    assert source.code_tags(tmp_path)["git_dirty"] == "false"
     (tmp_path / "file").write_text("changed")
     monkeypatch.setattr(sys, "argv", ["/bin/kedro", "run", "--params=a b"])
 
     mlflow.start_run()
     parameters = run_params(tmp_path, env="paper", pipeline_names=["sft", "rl"])
     hooks.before_pipeline_run(parameters, TWO_NODES)
-    run = client.get_run(str(tracking.parent_run_id()))
+    run = client.get_run(str(runs.parent_run_id()))
     assert run.info.run_name.startswith("sft+rl 20")
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     expected = {
@@ -330,15 +330,15 @@ def test_the_parent_says_what_ran(
 
 
 def test_a_project_that_is_no_checkout_still_has_a_version(tmp_path: Path) -> None:
-    assert list(lifecycle.code_tags(tmp_path)) == ["code_version"]
+    assert list(source.code_tags(tmp_path)) == ["code_version"]
 
 
 def test_a_disabled_pipeline_has_no_parent(
     hooks: TrackingHooks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(tracking.PARENT_VARIABLE, "of an earlier run")
+    monkeypatch.setenv(runs.PARENT_VARIABLE, "of an earlier run")
     hooks.before_pipeline_run(run_params(tmp_path), TWO_NODES)
-    assert tracking.parent_run_id() is None
+    assert runs.parent_run_id() is None
 
 
 def test_failed_cells_are_named_once_at_the_end_of_their_run(
@@ -397,11 +397,11 @@ def test_an_error_fails_the_children_that_still_run(
 ) -> None:
     mlflow.start_run()
     hooks.before_pipeline_run(run_params(tmp_path), TWO_NODES)
-    parent = str(tracking.parent_run_id())
-    running, finished = (tracking.start_run(name, "cell", {}, {}) for name in ("a", "b"))
-    tracking.finish_run(finished)
-    tracking.set_parent(None)
-    stranger = tracking.start_run("c", "cell", {}, {})
+    parent = str(runs.parent_run_id())
+    running, finished = (runs.start_run(name, "cell", {}, {}) for name in ("a", "b"))
+    runs.finish_run(finished)
+    runs.set_parent(None)
+    stranger = runs.start_run("c", "cell", {}, {})
     hooks.on_pipeline_error()
     mlflow.end_run("FAILED")  # kedro-mlflow's part
     assert statuses(client, running, finished, stranger) == ["FAILED", "FINISHED", "RUNNING"]
@@ -414,8 +414,8 @@ def test_a_run_interrupted_in_a_notebook_is_ended_before_the_next(
 ) -> None:
     mlflow.start_run()
     hooks.before_pipeline_run(run_params(tmp_path), TWO_NODES)
-    parent = str(tracking.parent_run_id())
-    child = tracking.start_run("a", "cell", {}, {})
+    parent = str(runs.parent_run_id())
+    child = runs.start_run("a", "cell", {}, {})
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
     hooks.after_context_created()
     assert statuses(client, parent, child) == ["KILLED", "KILLED"]
@@ -455,7 +455,7 @@ INTERRUPTED = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it ignored
 import mlflow
-from othink_pipeline import tracking
+from othink_pipeline import runs
 from othink_pipeline.hooks import TrackingHooks
 from kedro.pipeline import Pipeline
 
@@ -463,9 +463,10 @@ mlflow.set_experiment("tests")
 mlflow.start_run()
 params = {"project_path": sys.argv[1], "env": None, "pipeline_names": None}
 TrackingHooks().before_pipeline_run(params, Pipeline([]))
-with tracking.child_run("a", "cell", {}, {}) as cell:
-    left_open = tracking.start_run("b", "cell", {}, {})
-    print("runs", tracking.parent_run_id(), cell, left_open, flush=True)
+cell = runs.start_run("a", "cell", {}, {})
+with runs.ending(cell):
+    left_open = runs.start_run("b", "cell", {}, {})
+    print("runs", runs.parent_run_id(), cell, left_open, flush=True)
     time.sleep(600)
 """
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from othink_pipeline.journal import Checkpoint, Dataset, Journal, Metrics, Tag
-from othink_pipeline.tracking import DatasetRef
+from othink_pipeline.journal import Checkpoint, Dataset, DatasetRef, Journal, Metrics, Tag
 from othink_pipeline.validation import ConfigurationError
 
 SPLIT = DatasetRef("counting_validation", digest="ab" * 32, source="data/val", examples=200)

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from test_memory import compute, method, shipped
 
-from othink_pipeline import libraries
+from othink_pipeline import launchers, libraries
+from othink_pipeline.launchers import Sharing
 from othink_pipeline.libraries import check_libraries
 from othink_pipeline.model_parameters import ModelSettings, VLLMColocate, VLLMServer
 from othink_pipeline.preflight import Row
-from othink_pipeline.sharing import Sharing
 
 ALONE = Sharing("alone", 1)
 COLOCATE = VLLMColocate(mode="colocate", gpu_memory=0.3)
@@ -20,7 +20,8 @@ COLOCATE = VLLMColocate(mode="colocate", gpu_memory=0.3)
 def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The libraries that there are, to add to."""
     there: set[str] = set()
-    monkeypatch.setattr(libraries, "find_spec", lambda name: name if name in there else None)
+    for module in (libraries, launchers):
+        monkeypatch.setattr(module, "find_spec", lambda name: name if name in there else None)
     return there
 
 
@@ -97,14 +98,11 @@ def test_a_vllm_server_must_answer(installed: set[str]) -> None:
     assert "trl vllm-serve" in message
 
 
-def test_flash_attention_wants_bfloat16_and_shares_no_prompts(installed: set[str]) -> None:
+def test_flash_attention_wants_bfloat16(installed: set[str]) -> None:
     installed.add("flash_attn")
     assert "compute.bf16 is false" in failed(check("grpo", attention="flash_attention_2"))
     rows = check("grpo", attention="flash_attention_2", bf16=True)
-    (note,) = [row for row in rows if row.outcome == "note"]
-    assert "prompts cannot be shared" in note.detail
-    apart = check("grpo", attention="flash_attention_2", bf16=True, share_prompts=False)
-    assert {row.outcome for row in apart} == {"ok"}
+    assert {row.outcome for row in rows} == {"ok"}
 
 
 def test_bfloat16_on_a_device_without_it(installed: set[str]) -> None:

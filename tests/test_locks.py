@@ -100,7 +100,6 @@ def test_a_lock_keeps_other_processes_out_until_it_is_left(file: Path, start: St
     assert file.read_text() == ""
     with lock(file, never):
         assert probe(file)
-        # Last: to open and close it in this process releases it.
         assert file.read_text().split()[:2] == [gethostname(), str(os.getpid())]
     assert not probe(file)
 

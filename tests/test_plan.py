@@ -16,6 +16,7 @@ from fake_hub import FakeHub
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 from safetensors.numpy import save, save_file
+from test_memory import method
 
 from othink_pipeline import base_models
 from othink_pipeline.base_models import find_base_model
@@ -24,7 +25,7 @@ from othink_pipeline.grid import Cell, Grid, training_nodes
 from othink_pipeline.parameters import Parameters, resolve_method
 from othink_pipeline.pipelines.rl.nodes import train_rl
 from othink_pipeline.pipelines.sft.nodes import train_sft
-from othink_pipeline.plan import Planned, check_room, describe_plan, plan_cells
+from othink_pipeline.plan import Planned, check_room, describe_plan, plan_cells, plan_grid
 from othink_pipeline.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.reuse import MANIFEST, digest_folder, write_json
 from othink_pipeline.validation import ConfigurationError
@@ -270,6 +271,18 @@ def test_a_model_of_the_hub_is_known_once_it_is_downloaded(
     assert hub.requests == []
 
 
+def test_the_grid_is_planned_as_the_pipeline_that_makes_all_of_it(raw: dict[str, Any]) -> None:
+    finish(raw, Cell("counting", "grpo", 1))
+    interrupt(raw, Cell("geometry", "sft", 0), 6)
+    whole = {item.cell: item for item in plan_cells(whole_pipeline(), raw, DataCatalog({}))}
+    assert {item.cell: str(item) for item in plan_grid(raw)} == {
+        cell: str(item) for cell, item in whole.items()
+    }
+    make_inputs(raw)
+    done = {item.cell.name: (item.state, item.done) for item in plan_grid(raw) if item.done}
+    assert done == {"counting.grpo.s1": ("reuse", 8), "geometry.sft.s0": ("resume", 6)}
+
+
 @pytest.mark.parametrize("missing", ["examples", "base model", "other settings", "damaged"])
 def test_cells_are_trained_where_their_inputs_have_to_be_made(
     raw: dict[str, Any], missing: str
@@ -341,7 +354,7 @@ def test_a_file_that_is_no_manifest_is_no_earlier_training(
 def planned_cells(count: int, *seconds: float) -> list[Planned]:
     each = [*seconds, *[math.nan] * (count - len(seconds))]
     return [
-        Planned(Cell("counting", "grpo", seed), "train", 10, 0, value)
+        Planned(Cell("counting", "grpo", seed), method("grpo", updates=10), "train", 0, value)
         for seed, value in enumerate(each)
     ]
 
@@ -360,7 +373,7 @@ def test_the_whole_time_is_told(seconds: list[float], said: str) -> None:
 
 
 def test_what_is_reused_takes_no_time() -> None:
-    reused = Planned(Cell("geometry", "sft", 0), "reuse", 10, 10, 0.0)
+    reused = Planned(Cell("geometry", "sft", 0), method("sft", updates=10), "reuse", 10, 0.0)
     assert "about 30 s" in describe_plan([reused, *planned_cells(2, 20.0, 10.0)])
 
 

@@ -21,6 +21,7 @@ from kedro.pipeline import Node, Pipeline
 from safetensors.torch import load_file, save_file
 
 from othink_pipeline import disk, fit, preflight, runs, tracking
+from othink_pipeline.costs import Speed
 from othink_pipeline.data_parameters import DataPreparation, SplitSizes, TaskSource
 from othink_pipeline.disk import needed_disk_bytes, source_bytes
 from othink_pipeline.examples import draw_examples, write_examples
@@ -28,7 +29,13 @@ from othink_pipeline.hub import fetch_model
 from othink_pipeline.parameters import Lora, Parameters, resolve_method
 from othink_pipeline.pipelines.base_model import nodes as base_model_nodes
 from othink_pipeline.pipelines.base_model.nodes import CHECKED, check_base_model
-from othink_pipeline.pipelines.preflight.nodes import check_fit, check_places, report_checks
+from othink_pipeline.pipelines.preflight.nodes import (
+    Fit,
+    check_fit,
+    check_places,
+    measure_costs,
+    report_checks,
+)
 from othink_pipeline.preflight import Row
 from othink_pipeline.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.reuse import write_manifest
@@ -101,14 +108,8 @@ def of(rows: list[Row], check: str) -> Row:
 
 def test_parameters_are_counted_without_loading(mini_model: MiniModel) -> None:
     parameters = mini_model.manifest["facts"]["parameters"]
-    file = mini_model.path / "model.safetensors"
     found = read_weights(mini_model.path)
     assert (found.parameters, found.stored_bytes) == (parameters, 4 * parameters)
-    (table,) = [w for n, w in load_file(file).items() if n.endswith("embed_tokens.weight")]
-    assert found.embeddings == table.numel()
-    assert found.head == 0  # shared
-    vision = sum(w.numel() for n, w in load_file(file).items() if ".visual." in f".{n}")
-    assert found.vision == vision > 0
 
 
 def test_weights_in_several_files_are_counted_by_their_index(
@@ -262,29 +263,18 @@ def test_a_silent_server_is_named_without_its_password(tmp_path: Path) -> None:
 # --- The pipeline
 
 
-def places(raw: dict[str, Any], **folders: str) -> list[Row]:
-    p = Parameters.read(raw)
-    blocks = (raw["training"], raw["sft"], raw["rl"], raw["methods"])
-    chosen = p.folders.model_copy(update=folders)
-    settings = (p.data_preparation, p.model)
-    return check_places(p.experiment, *blocks, p.base_model, chosen, *settings)
-
-
 def fits(raw: dict[str, Any]) -> list[Row]:
-    p = Parameters.read(raw)
-    blocks = (raw["training"], raw["sft"], raw["rl"], raw["methods"])
-    settings = (p.data_preparation, p.evaluation, p.model, p.compute)
-    return check_fit(p.experiment, *blocks, p.base_model, p.folders, *settings)
+    return check_fit(raw).rows
 
 
 def test_what_the_grid_costs_is_said(raw: dict[str, Any], project: Path) -> None:
     raw["experiment"]["seeds"] = 3
     raw["training"] |= {"updates": 10, "prompts_per_update": 5}
     raw["rl"] |= {"completions_per_prompt": 4, "max_completion_tokens": 20}
-    rows = places(raw)
-    assert of(rows, "method sft").detail == "6 cells, each 10 updates, 50 prompts"
-    assert of(rows, "method grpo").detail == (
-        "6 cells, each 10 updates, 50 prompts, 200 completions, 4,000 tokens at most"
+    rows = check_places(raw)
+    assert of(rows, "sft on counting").detail == "3 cells, each 10 updates, 50 prompts"
+    assert of(rows, "grpo on geometry").detail.startswith(
+        "3 cells, each 10 updates, 50 prompts, 200 completions, 4,000 tokens at most; KL weight "
     )
     assert of(rows, "grid").detail == (
         "12 cells, in all 120 updates, 1,200 completions, 24,000 tokens at most"
@@ -298,7 +288,12 @@ def test_every_place_that_cannot_be_written_is_shown(
 ) -> None:
     (project / "taken").write_text("")
     monkeypatch.setattr("mlflow.get_tracking_uri", lambda: "sqlite:///taken/mlflow.db")
-    rows = places(raw, examples="taken/03", checkpoints="taken/06", predictions="taken/07")
+    raw["folders"] = {
+        "examples": "taken/03",
+        "checkpoints": "taken/06",
+        "predictions": "taken/07",
+    }
+    rows = check_places(raw)
     failed = {row.check: row.detail for row in rows if row.outcome == "FAILED"}
     folders = {f"folders.{name}" for name in ("examples", "checkpoints", "predictions")}
     assert set(failed) == {"MLflow store", *folders}
@@ -313,11 +308,11 @@ def test_a_grid_that_the_disk_cannot_hold_fails(
     need = 2 * 1024**3 + cells * 3 * stored + 3 * 3 * stored  # three checkpoints a cell
     free = {"bytes": need}
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(9, 9, free["bytes"]))
-    assert of(places(raw), "disk").outcome == "ok"
+    assert of(check_places(raw), "disk").outcome == "ok"
     free["bytes"] -= 1
-    assert of(places(raw), "disk").outcome == "FAILED"
+    assert of(check_places(raw), "disk").outcome == "FAILED"
     raw["base_model"]["path"] = ["model", "nowhere"]
-    assert "nowhere/model.safetensors: not there" in of(places(raw), "disk").detail
+    assert "nowhere/model.safetensors: not there" in of(check_places(raw), "disk").detail
 
 
 def test_examples_that_are_not_there_yet_are_a_note(raw: dict[str, Any], project: Path) -> None:
@@ -344,14 +339,14 @@ def test_a_model_of_the_hub_is_asked_for_and_checked_once_it_is_there(
     raw["base_model"] = {"path": None, "hub": {"id": "own/mini", "revision": "main"}}
     row = of(fits(raw), "model own/mini")
     assert (row.outcome, row.detail[:26]) == ("note", "on the hub, a run download")
-    assert of(places(raw), "disk") == Row(
+    assert of(check_places(raw), "disk") == Row(
         "disk", "note", "not known before the model is downloaded"
     )
     assert hub.downloads() == ["config.json"]
     folder, _ = fetch_model("own/mini", "main")
     hub.requests.clear()
     assert of(fits(raw), f"model {folder}").outcome == "ok"
-    assert of(places(raw), "disk").outcome == "ok"
+    assert of(check_places(raw), "disk").outcome == "ok"
     assert hub.requests == []
     raw["base_model"]["hub"]["id"] = "own/none"
     row = of(fits(raw), "model own/none")
@@ -377,15 +372,59 @@ def test_every_fault_is_shown_whatever_the_others_are(
     assert "differ from the digest" in failed["model damaged"].detail
 
 
+def test_the_largest_base_model_is_measured_with_its_own_longest_examples(
+    raw: dict[str, Any], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from othink_pipeline import measure
+
+    shutil.copytree(project / "model", project / "larger")
+    weights = load_file(project / "larger/model.safetensors")
+    more = {f"{name}.more": weight.clone() for name, weight in weights.items()}
+    save_file({**weights, **more}, project / "larger/model.safetensors")
+    raw["base_model"]["path"] = ["model", "larger"]
+    fit = Fit([], {"model": "its lengths", "larger": "other lengths"})  # type: ignore[dict-item]
+    given: list[Any] = []
+
+    def grid(*arguments: Any) -> Any:
+        given.append(arguments)
+        return [Row("an update of sft", "note", "quick")], Speed({"sft": 1.0, "rl": 1.0}, 0.0)
+
+    monkeypatch.setattr(measure, "measure_grid", grid)
+    rows = measure_costs(raw, fit)
+    ((path, lengths, methods, _),) = given
+    assert (path, lengths, set(methods)) == ("larger", "other lengths", {"sft", "grpo"})
+    assert [row.check for row in rows] == ["an update of sft", "the grid that is left"]
+    updates = 4 * raw["training"]["updates"]
+    assert rows[1].detail.startswith(f"4 of 4 cells, {updates} updates and ")
+
+
+def test_nothing_is_measured_where_a_check_failed(
+    raw: dict[str, Any], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw["evaluation"]["max_completion_tokens"] = 1000
+    found = check_fit(raw)
+    assert found.lengths == {}
+    monkeypatch.setattr("othink_pipeline.measure.measure_grid", lambda *_: pytest.fail("measured"))
+    assert measure_costs(raw, found) == []
+    raw["evaluation"]["max_completion_tokens"] = 72
+    found = check_fit(raw)
+    assert list(found.lengths) == ["model"]
+    failed = found._replace(rows=[Row("counting examples", "FAILED", "are damaged.")])
+    assert measure_costs(raw, failed) == []
+
+
 def test_the_report_prints_all_and_fails_with_what_failed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     good = [Row("disk", "ok", "room"), Row("long name", "note", "by the way")]
-    report_checks(good, [])
-    assert capsys.readouterr().out == ("disk       ok      room\nlong name  note    by the way\n")
+    cost = Row("hours", "note", "two")
+    report_checks(good[:1], Fit(good[1:], {}), [cost])
+    assert capsys.readouterr().out == (
+        "disk       ok      room\nlong name  note    by the way\nhours      note    two\n"
+    )
     bad = [Row("model", "FAILED", "is broken.", "Mend it."), Row("task", "FAILED", "is wrong.")]
     with pytest.raises(ConfigurationError) as error:
-        report_checks(good, bad)
+        report_checks(good, Fit(bad[:1], {}), bad[1:])
     assert error.value.message == (
         "checks that failed: 2\n  model: is broken. Mend it.\n  task: is wrong."
     )
@@ -398,7 +437,7 @@ def test_the_report_prints_all_and_fails_with_what_failed(
 @pytest.fixture
 def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "open_run", lambda *_: "run")
-    monkeypatch.setattr(tracking, "finish_run", lambda _: None)
+    monkeypatch.setattr(runs, "finish_run", lambda _: None)
     monkeypatch.setattr(tracking, "log_checkpoint", lambda *_: "model id")
 
 
@@ -476,7 +515,7 @@ def test_the_gate_checks_a_model_once_wherever_the_cache_is(
     hub.add_folder("own/mini", mini_model.path)
     raw["base_model"] = {"path": None, "hub": {"id": "own/mini", "revision": "main"}}
     checked: list[str] = []
-    monkeypatch.setattr(fit, "check_model", lambda *given: checked.append(given[0]) or [])
+    monkeypatch.setattr(fit, "check_model", lambda *given: checked.append(given[0]) or ([], None))
     first = gate(raw, examples)
     assert checked == [first["path"]]
     assert (first["hub"], first["revision"], first["commit"]) == ("own/mini", "main", COMMIT)
@@ -534,7 +573,7 @@ from othink_pipeline import runs, tracking
 from othink_pipeline.parameters import Parameters
 from othink_pipeline.pipelines.base_model.nodes import check_base_model
 runs.open_run = lambda *_: "run"
-tracking.finish_run = lambda _: None
+runs.finish_run = lambda _: None
 tracking.log_checkpoint = lambda *_: "model id"
 raw, examples = json.load(open("raw.json"))
 p = Parameters.read(raw)

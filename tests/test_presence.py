@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 
@@ -40,13 +41,14 @@ def test_the_same_parameters_share_a_folder_and_others_do_not(
     marks = tmp_path / "marks"
     with at_work(marks, "a"):
         pass
-    refused = pytest.raises(ConfigurationError, match=rf"process {other.pid}.*--env=<name>")
+    told = rf"process {other.pid} on {gethostname()}.*--env=<name>"
+    refused = pytest.raises(ConfigurationError, match=told)
     with refused, at_work(marks, "b"):
         raise AssertionError("it was let in")
     other.communicate("")  # it ends in order
     with at_work(marks, "b"):
         assert sorted(mark.name for mark in marks.iterdir()) == [
-            f"b-{os.getpid()}.lock",
+            f"b-{gethostname()}-{os.getpid()}.lock",
             "door.lock",
         ]
     assert [mark.name for mark in marks.iterdir()] == ["door.lock"]
@@ -58,9 +60,9 @@ def test_the_mark_of_a_killed_process_is_swept(
     other.send_signal(signal.SIGKILL)
     other.communicate()
     marks = tmp_path / "marks"
-    assert (marks / f"a-{other.pid}.lock").exists()
+    assert (marks / f"a-{gethostname()}-{other.pid}.lock").exists()
     with at_work(marks, "b"):
-        assert not (marks / f"a-{other.pid}.lock").exists()
+        assert not (marks / f"a-{gethostname()}-{other.pid}.lock").exists()
 
 
 def test_a_run_of_this_process_counts_too(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_a_worker_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatc
 
 def test_score_takes_the_verdict_and_keeps_the_rest() -> None:
     completion = "<think>so</think><answer>7</answer> The answer is 7."
-    assert score(completion, "7√{2}", "r1v", "geometry") == Verdict(
+    assert r1v.score(completion, "7√{2}", "geometry") == Verdict(
         extracted="7",
         correct=True,
         correct_any=True,
@@ -183,8 +183,8 @@ def test_score_takes_the_verdict_and_keeps_the_rest() -> None:
         reason="",
     )
     assert not score(completion, "7√{2}").correct
-    assert score("<answer>√{7}</answer>", "√{7}", "r1v").correct  # the reward's judge
-    assert not score("<answer>√{7}</answer>", "√{7}", "r1v", "geometry").correct
-    unread = score("<answer>6.0</answer>", "6", "r1v", "counting")
+    assert r1v.score("<answer>√{7}</answer>", "√{7}").correct  # the reward's judge
+    assert not r1v.score("<answer>√{7}</answer>", "√{7}", "geometry").correct
+    unread = r1v.score("<answer>6.0</answer>", "6", "counting")
     assert (unread.unparseable, unread.canonical) == (True, "6")
     assert unread.reason == "no number alone in a tag"

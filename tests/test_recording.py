@@ -14,11 +14,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 
-from othink_pipeline import mlflow_store, recording, tracking
-from othink_pipeline.delivery import TrackingRefusedError, TrackingUnavailableError
-from othink_pipeline.journal import Journal
-from othink_pipeline.recording import Recorder
-from othink_pipeline.tracking import DatasetRef
+from othink_pipeline import mlflow_store, recording, runs, tracking
+from othink_pipeline.journal import DatasetRef, Journal
+from othink_pipeline.recording import Recorder, TrackingRefusedError, TrackingUnavailableError
 
 VALIDATION = DatasetRef("counting_validation", digest="ab" * 32, source="data/val", examples=200)
 STEPS = 30
@@ -78,13 +76,25 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
 def server(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server(mlflow_store.patient_store())
     monkeypatch.setattr(mlflow_store, "quick_store", lambda: server)
+    pause_after(monkeypatch, 0.001, 0.01)
+    wait_for_at_most(monkeypatch, 30.0)
     return server
+
+
+def pause_after(patch: pytest.MonkeyPatch, first_s: float, longest_s: float) -> None:
+    patch.setattr(recording, "_FIRST_PAUSE_S", first_s)
+    patch.setattr(recording, "_LONGEST_PAUSE_S", longest_s)
+
+
+def wait_for_at_most(patch: pytest.MonkeyPatch, patience_s: float) -> None:
+    patch.setattr(recording, "_PATIENCE_S", patience_s)
+    patch.setattr(recording, "_NOTE_EVERY_S", patience_s / 4)
 
 
 @pytest.fixture
 def cell(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.delenv(tracking.PARENT_VARIABLE, raising=False)
-    return tracking.start_run("counting/grpo/s0", "cell", {}, {})
+    monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
+    return runs.start_run("counting/grpo/s0", "cell", {}, {})
 
 
 @pytest.fixture
@@ -92,9 +102,8 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "journal.jsonl"
 
 
-def recorder(run_id: str, file: Path, **changes: Any) -> Recorder:
-    settings: dict[str, Any] = {"patience_s": 30.0, "retry_s": (0.001, 0.01)}
-    return Recorder(run_id, "counting/grpo/s0", Journal(file), **(settings | changes))
+def recorder(run_id: str, file: Path, base_model_id: str | None = None) -> Recorder:
+    return Recorder(run_id, "counting/grpo/s0", Journal(file), base_model_id=base_model_id)
 
 
 def train(record: Recorder, folder: Path, first: int = 1, last: int = STEPS) -> None:
@@ -140,11 +149,8 @@ def test_all_that_is_recorded_is_delivered(
 ) -> None:
     with recorder(cell, file) as record:
         train(record, file.parent)
-        record.flush()
-        models = check_delivered(client, cell)
-        assert [record.model_id(step) for step in (10, 20, 30)] == models
-        with pytest.raises(KeyError):
-            record.model_id(11)
+    models = check_delivered(client, cell)
+    assert [Journal(file).model_id(cell, step) for step in (10, 20, 30)] == models
     model = client.get_logged_model(models[0])
     assert model.name == "counting-grpo-s0-step10"
     assert model.tags["checkpoint"] == (file.parent / "update-10").as_uri()
@@ -185,16 +191,16 @@ def test_delivered_again_nothing_is_there_twice(
     """The process died after a delivery, before it had noted it."""
     with recorder(cell, file) as record:
         train(record, file.parent)
-        models = [record.model_id(step) for step in (10, 20, 30)]
+    models = check_delivered(client, cell)
     lines = file.read_text().splitlines(keepends=True)
     notes = [line for line in lines if '"delivered"' in line]
     for note in notes[max(len(notes) - forgotten, 0) :]:
         lines.remove(note)
     file.write_text("".join(lines))
     server.requests.clear()
-    with recorder(cell, file) as record:
-        record.flush()
-        assert [record.model_id(step) for step in (10, 20, 30)] == models
+    with recorder(cell, file):
+        pass
+    assert [Journal(file).model_id(cell, step) for step in (10, 20, 30)] == models
     assert check_delivered(client, cell) == models
     assert bool(server.requests) == bool(forgotten)
 
@@ -221,7 +227,7 @@ def test_training_goes_on_while_the_server_is_away(
     server.down.set()
     with caplog.at_level("INFO", "othink_pipeline"), recorder(cell, file) as record:
         train(record, file.parent)
-        assert len(record.history()) == 2 * STEPS + 3
+        assert len(Journal(file).history()) == 2 * STEPS + 3
         server.wait_for_requests(5)
         server.down.clear()
     check_delivered(client, cell)
@@ -233,14 +239,20 @@ def test_training_goes_on_while_the_server_is_away(
 
 
 def test_a_server_that_stays_away_is_an_error_in_time_and_nothing_is_lost(
-    client: MlflowClient, server: Server, cell: str, file: Path
+    client: MlflowClient,
+    server: Server,
+    cell: str,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server.down.set()
     started_s = time.monotonic()
     with (
+        monkeypatch.context() as patch,
         pytest.raises(TrackingUnavailableError, match=r"did not take 38 records within 0 s") as e,
-        recorder(cell, file, patience_s=0.2) as record,
+        recorder(cell, file) as record,
     ):
+        wait_for_at_most(patch, 0.2)
         train(record, file.parent)
     assert time.monotonic() - started_s < recording._LEAVING_S
     assert str(file) in str(e.value) and "run the same command again" in str(e.value)
@@ -257,22 +269,27 @@ def test_waiting_is_told(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("othink_pipeline.delivery._NOTE_EVERY_S", 0.05)
+    wait_for_at_most(monkeypatch, 0.2)
     server.down.set()
     with (
         pytest.raises(TrackingUnavailableError),
         caplog.at_level("INFO", "othink_pipeline"),
-        recorder(cell, file, patience_s=0.2) as record,
+        recorder(cell, file) as record,
     ):
         record.tag("a", "b")
-    assert sum("1 records wait for MLflow" in line for line in caplog.messages) >= 3
+    assert sum("1 records wait for MLflow" in line for line in caplog.messages) == 4
 
 
 def test_a_flush_does_not_sit_out_a_long_pause(
-    client: MlflowClient, server: Server, cell: str, file: Path
+    client: MlflowClient,
+    server: Server,
+    cell: str,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    pause_after(monkeypatch, 1000.0, 1000.0)
     server.failures = 1
-    with recorder(cell, file, retry_s=(1000.0, 1000.0)) as record:
+    with recorder(cell, file) as record:
         record.tag("a", "b")
         server.wait_for_requests(1)
     assert client.get_run(cell).data.tags["a"] == "b"
@@ -328,11 +345,17 @@ def test_an_interrupt_takes_what_can_be_delivered_with_it(
 
 
 def test_an_interrupt_does_not_wait_for_a_server_that_is_away(
-    client: MlflowClient, server: Server, cell: str, file: Path, caplog: pytest.LogCaptureFixture
+    client: MlflowClient,
+    server: Server,
+    cell: str,
+    file: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    pause_after(monkeypatch, 1000.0, 1000.0)
     server.down.set()
     started_s = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), recorder(cell, file, retry_s=(999.0, 999.0)) as record:
+    with pytest.raises(KeyboardInterrupt), recorder(cell, file) as record:
         train(record, file.parent)
         server.wait_for_requests(1)
         raise KeyboardInterrupt
@@ -376,7 +399,7 @@ def test_a_training_that_goes_on_in_a_new_run_brings_all_of_its_records(
     with recorder(cell, file) as record:
         train(record, file.parent, last=15)
     client.delete_run(cell)
-    anew = tracking.start_run("counting/grpo/s0", "cell", {}, {})
+    anew = runs.start_run("counting/grpo/s0", "cell", {}, {})
     with recorder(anew, file) as record:
         train(record, file.parent, first=11)
     check_delivered(client, anew)
@@ -385,14 +408,14 @@ def test_a_training_that_goes_on_in_a_new_run_brings_all_of_its_records(
 def test_the_scores_of_the_base_model_stand_on_it_where_the_store_has_it(
     client: MlflowClient, server: Server, cell: str, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    base = tracking.start_run("base/b0", "base_model", {}, {})
+    base = runs.start_run("base/b0", "base_model", {}, {})
     base_id = tracking.log_checkpoint(base, "base/b0", 0, file.parent, {})
     with recorder(cell, file, base_model_id=base_id) as record:
         record.metrics(0, {"val/counting": 0.5}, 0, VALIDATION)
     (metric,) = client.get_logged_model(base_id).metrics or []
     assert (metric.key, metric.value, metric.run_id) == ("val/counting", 0.5, cell)
     for known in ("m-of-another-store", None):
-        run_id = tracking.start_run("counting/grpo/s0", "cell", {}, {})
+        run_id = runs.start_run("counting/grpo/s0", "cell", {}, {})
         with recorder(run_id, file, base_model_id=known):
             pass
         assert client.get_run(run_id).data.metrics == {"val/counting": 0.5}

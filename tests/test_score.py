@@ -148,7 +148,7 @@ def test_hostile_outputs_are_counted(tmp_path: Path) -> None:
 def test_a_bad_line_is_named_before_anything_is_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
 ) -> None:
-    monkeypatch.setattr(command, "score", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr(command.scoring, "score", lambda *_, **__: pytest.fail("scored"))
     source, out = tmp_path / "a.jsonl", tmp_path / "out"
     source.write_text(json.dumps(COUNTING[0]) + "\n" + line + "\n")
     result = run(source, "--task", "counting", "--out", out)
@@ -210,7 +210,7 @@ def test_a_worker_that_does_not_start_is_one_message(
     def fail(*_: object, **__: object) -> None:
         raise WorkerError("no worker")
 
-    monkeypatch.setattr(command, "score", fail)
+    monkeypatch.setattr(command.r1v, "score", fail)
     result = run(write(tmp_path / "a.jsonl", COUNTING), "--task", "counting", "--rule", "r1v")
     assert (result.exit_code, result.stderr) == (1, "Error: no worker\n")
 

@@ -19,7 +19,6 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 import othink_pipeline
 from othink_pipeline.examples import decode, draw_examples, find_fault
-from othink_pipeline.lifecycle import failure
 from othink_pipeline.models import load_model
 from othink_pipeline.preflight import check_runner, move_credentials
 from othink_pipeline.r1v import judge
@@ -350,12 +349,6 @@ def test_an_address_without_a_password_stays(uri: str, monkeypatch: pytest.Monke
     monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD", raising=False)
     assert move_credentials(uri) == uri
     assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
-
-
-def test_a_failure_is_told_in_one_line_without_a_password() -> None:
-    told = failure(OSError("http://me:secret@host/x\n  is away; token=abc " + 600 * "."))
-    assert told.startswith("OSError: http://***@host/x is away; token=*** ...")
-    assert len(told) == 500
 
 
 def test_several_processes_that_were_launched_together_are_refused(

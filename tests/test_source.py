@@ -102,6 +102,12 @@ def test_an_edit_counts_where_its_module_is_reached(package: Path) -> None:
     assert code_digest(SFT, package=package) != sft
 
 
+@pytest.mark.parametrize("name", ["launchers", "processes", "locks", "tracking", "cells"])
+def test_what_starts_records_and_keeps_trainings_does_not_count(name: str) -> None:
+    assert f"othink_pipeline.{name}" in reached(f"othink_pipeline.{name}")  # it is there
+    assert f"othink_pipeline.{name}" not in reached(RL, SFT, "othink_pipeline.evaluation")
+
+
 @pytest.mark.parametrize(
     ("before", "after", "same"),
     [

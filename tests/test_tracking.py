@@ -14,9 +14,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
 
-from othink_pipeline import lifecycle, tracking
+from othink_pipeline import lifecycle, runs, tracking
+from othink_pipeline.journal import DatasetRef
 from othink_pipeline.runs import finished_run, open_run
-from othink_pipeline.tracking import DatasetRef
 from othink_pipeline.validation import ConfigurationError
 
 TEST_SPLIT = DatasetRef("counting_test", digest="ab" * 32, source="data/test", examples=1000)
@@ -39,13 +39,13 @@ def parent(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> str:
     experiment = client.get_experiment_by_name("tests")
     tags = {"mlflow.user": "ada", "mlflow.source.git.commit": "c0ffee", "git_dirty": "true"}
     run_id: str = client.create_run(experiment.experiment_id, tags=tags).info.run_id
-    monkeypatch.setenv(tracking.PARENT_VARIABLE, run_id)
+    monkeypatch.setenv(runs.PARENT_VARIABLE, run_id)
     return run_id
 
 
 @pytest.fixture
 def cell(parent: str) -> str:
-    return tracking.start_run("counting/grpo/s0", "cell", {"task": "counting"}, {})
+    return runs.start_run("counting/grpo/s0", "cell", {"task": "counting"}, {})
 
 
 def logged_model(client: MlflowClient, model_id: str) -> LoggedModel:
@@ -53,18 +53,18 @@ def logged_model(client: MlflowClient, model_id: str) -> LoggedModel:
 
 
 def test_the_parent_reaches_worker_processes_through_the_environment() -> None:
-    tracking.set_parent("abc")
-    assert os.environ["OTHINK_PARENT_RUN_ID"] == tracking.parent_run_id() == "abc"
-    tracking.set_parent(None)
+    runs.set_parent("abc")
+    assert os.environ["OTHINK_PARENT_RUN_ID"] == runs.parent_run_id() == "abc"
+    runs.set_parent(None)
     assert "OTHINK_PARENT_RUN_ID" not in os.environ
-    assert tracking.parent_run_id() is None
+    assert runs.parent_run_id() is None
 
 
 def test_a_run_is_the_child_of_the_parent_even_while_another_run_is_active(
     client: MlflowClient, parent: str
 ) -> None:
     with mlflow.start_run():
-        run_id = tracking.start_run(
+        run_id = runs.start_run(
             "counting/grpo/s0", "cell", {"task": "counting", "method": "grpo", "seed": "0"}, {}
         )
     run = client.get_run(run_id)
@@ -89,8 +89,8 @@ def test_a_run_is_the_child_of_the_parent_even_while_another_run_is_active(
 def test_without_a_parent_a_run_is_on_the_top_level(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(tracking.PARENT_VARIABLE, raising=False)
-    run = client.get_run(tracking.start_run("base", "base_model", {}, {}))
+    monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
+    run = client.get_run(runs.start_run("base", "base_model", {}, {}))
     assert "mlflow.parentRunId" not in run.data.tags
     assert run.data.tags["code_version"]
     assert run.info.experiment_id == client.get_experiment_by_name("tests").experiment_id
@@ -99,7 +99,7 @@ def test_without_a_parent_a_run_is_on_the_top_level(
 def test_parameters_are_flat_complete_and_batched(client: MlflowClient, parent: str) -> None:
     many = {f"key{index}": index for index in range(250)}  # MLflow takes 100 at a time
     parameters = {"kl": {"shape": {"start": 0.0}, "end": 0.2}, "none": None, "empty": {}, **many}
-    run = client.get_run(tracking.start_run("a", "cell", {}, parameters))
+    run = client.get_run(runs.start_run("a", "cell", {}, parameters))
     expected = {"kl.shape.start": "0.0", "kl.end": "0.2", "none": "None", "empty": "{}"}
     assert run.data.params == expected | {key: str(value) for key, value in many.items()}
     assert not client.list_artifacts(run.info.run_id)
@@ -109,7 +109,7 @@ def test_a_parameter_above_the_limit_is_cut_and_kept_whole_in_an_artifact(
     client: MlflowClient, parent: str
 ) -> None:
     parameters = {"prompt": {"text": "x" * 7000, "fits": "y" * 6000}}
-    run_id = tracking.start_run("a", "cell", {}, parameters)
+    run_id = runs.start_run("a", "cell", {}, parameters)
     logged = client.get_run(run_id).data.params
     assert logged["prompt.text"] == "x" * 5999 + "…"
     assert logged["prompt.fits"] == "y" * 6000
@@ -124,20 +124,22 @@ def test_a_parameter_above_the_limit_is_cut_and_kept_whole_in_an_artifact(
 def test_a_run_that_is_left_early_says_how(
     client: MlflowClient, parent: str, error: type[BaseException], status: str
 ) -> None:
-    with pytest.raises(error), tracking.child_run("a", "cell", {}, {}) as run_id:
+    run_id = runs.start_run("a", "cell", {}, {})
+    with pytest.raises(error), runs.ending(run_id):
         raise error
     assert client.get_run(run_id).info.status == status
 
 
 def test_a_run_that_is_left_in_order_is_finished(client: MlflowClient, parent: str) -> None:
-    with tracking.child_run("a", "cell", {}, {}) as run_id:
+    run_id = runs.start_run("a", "cell", {}, {})
+    with runs.ending(run_id):
         assert client.get_run(run_id).info.status == "RUNNING"
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
 def test_metrics_keep_their_steps_and_what_is_unknown(client: MlflowClient, cell: str) -> None:
     tracking.log_metrics(cell, {"train/reward": 0.25, "train/kl": math.nan}, step=1)
-    tracking.finish_run(cell)
+    runs.finish_run(cell)
     tracking.log_metrics(cell, {"train/reward": 0.75}, step=2)  # after the end too
     history = client.get_metric_history(cell, "train/reward")
     assert sorted((metric.step, metric.value) for metric in history) == [(1, 0.25), (2, 0.75)]
@@ -206,10 +208,10 @@ def test_the_link_filters_by_kedro_run_and_sorts_by_mean_score(
 ) -> None:
     experiment_id = client.get_run(parent).info.experiment_id
     earlier: str = client.create_run(experiment_id).info.run_id
-    monkeypatch.setenv(tracking.PARENT_VARIABLE, earlier)
-    reused, stranger = (tracking.start_run(name, "cell", {}, {}) for name in ("a", "b"))
-    monkeypatch.setenv(tracking.PARENT_VARIABLE, parent)
-    tracking.join_grid(reused, "reused")
+    monkeypatch.setenv(runs.PARENT_VARIABLE, earlier)
+    reused, stranger = (runs.start_run(name, "cell", {}, {}) for name in ("a", "b"))
+    monkeypatch.setenv(runs.PARENT_VARIABLE, parent)
+    runs.join_grid(reused, "reused")
     assert stranger not in (cell, reused)
 
     address = urlsplit(tracking.comparison_link(parent))
@@ -231,9 +233,9 @@ def test_the_link_filters_by_kedro_run_and_sorts_by_mean_score(
 def test_without_a_parent_there_is_nothing_to_join(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(tracking.PARENT_VARIABLE, raising=False)
-    run_id = tracking.start_run("a", "cell", {}, {})
-    tracking.join_grid(run_id, "reused")
+    monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
+    run_id = runs.start_run("a", "cell", {}, {})
+    runs.join_grid(run_id, "reused")
     assert not [tag for tag in client.get_run(run_id).data.tags if tag.startswith("grid")]
 
 
@@ -263,10 +265,10 @@ def test_a_run_is_remembered_and_goes_on(
     client.set_tag(run_id, "pid", "1")
     client.set_tag(run_id, "opened_ms", "1")
     client.set_tag(run_id, "ended_by", "process gone")
-    tracking.finish_run(run_id, "KILLED")
+    client.set_terminated(run_id, "KILLED")
     experiment_id = client.get_run(parent).info.experiment_id
     later: str = client.create_run(experiment_id).info.run_id
-    monkeypatch.setenv(tracking.PARENT_VARIABLE, later)
+    monkeypatch.setenv(runs.PARENT_VARIABLE, later)
     for resumed in ("1", "2"):
         changed = {"a": 2, "b": 3}  # what MLflow has of the parameters cannot change
         assert open_run(file, "counting/grpo/s0", "cell", {}, changed) == run_id
@@ -307,9 +309,9 @@ def test_a_run_that_the_store_does_not_know_is_replaced(
     file = tmp_path / "run.json"
     first = open_run(file, "a", "cell", {"task": "counting"}, {})
     assert finished_run(file) is None  # it runs
-    tracking.finish_run(first, "FAILED")
+    client.set_terminated(first, "FAILED")
     assert finished_run(file) is None
-    tracking.finish_run(first)
+    runs.finish_run(first)
     assert finished_run(file) == first
     if gone == "deleted":
         client.delete_run(first)
@@ -336,27 +338,11 @@ def test_a_file_without_a_run_id_is_named(tmp_path: Path, content: str) -> None:
 def test_who_ended_the_run_of_a_dead_process_is_told(client: MlflowClient, parent: str) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    run_id = tracking.start_run("a", "cell", {}, {})
+    run_id = runs.start_run("a", "cell", {}, {})
     client.set_tag(run_id, "pid", str(dead.pid))
     assert run_id in lifecycle.reap_dead_runs(parent)
     run = client.get_run(run_id)
     assert (run.info.status, run.data.tags["ended_by"]) == ("KILLED", "process gone")
-
-
-@pytest.mark.parametrize(
-    ("text", "redacted"),
-    [
-        ("http://ada:secret@host:5000/path", "http://***@host:5000/path"),
-        ("postgresql+psycopg2://u:p@ss/w@db/mlflow", "postgresql+psycopg2://***@db/mlflow"),
-        ("http://token@host", "http://***@host"),
-        ("mssql://h/d?user=u&password=p%20w&x=1", "mssql://h/d?user=u&password=***&x=1"),
-        ("http://host:5000", "http://host:5000"),
-        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
-        ("to http://a:b@h/api failed: x@y", "to http://***@h/api failed: x@y"),
-    ],
-)
-def test_no_password_is_shown(text: str, redacted: str) -> None:
-    assert tracking.redact_uri(text) == redacted
 
 
 def test_the_link_to_a_server_holds_no_password(

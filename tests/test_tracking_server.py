@@ -16,12 +16,10 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from othink_pipeline import lifecycle, tracking
-from othink_pipeline.delivery import TrackingUnavailableError
-from othink_pipeline.journal import Journal
-from othink_pipeline.recording import Recorder
+from othink_pipeline import lifecycle, recording, runs
+from othink_pipeline.journal import DatasetRef, Journal
+from othink_pipeline.recording import Recorder, TrackingUnavailableError
 from othink_pipeline.runs import open_run
-from othink_pipeline.tracking import DatasetRef
 
 VALIDATION = DatasetRef("counting_validation", digest="ab" * 32, source="data/val", examples=200)
 NAME = "counting/grpo/s0"
@@ -90,7 +88,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def no_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(tracking.PARENT_VARIABLE, raising=False)
+    monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
 
 
 def train(record: Recorder, folder: Path, first: int, last: int) -> None:
@@ -129,9 +127,11 @@ def check_delivered(run_id: str) -> None:
 
 
 def test_a_server_that_is_killed_and_started_again_misses_nothing(
-    server: Server, tmp_path: Path
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id = tracking.start_run(NAME, "cell", {}, {})
+    monkeypatch.setattr(recording, "_FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(recording, "_LONGEST_PAUSE_S", 0.5)
+    run_id = runs.start_run(NAME, "cell", {}, {})
     halfway, killed = threading.Event(), threading.Event()
 
     def training(record: Recorder) -> None:
@@ -141,7 +141,7 @@ def test_a_server_that_is_killed_and_started_again_misses_nothing(
         train(record, tmp_path, STEPS // 2 + 1, STEPS)
 
     journal = Journal(tmp_path / "journal.jsonl")
-    with Recorder(run_id, NAME, journal, patience_s=120, retry_s=(0.1, 0.5)) as record:
+    with Recorder(run_id, NAME, journal) as record:
         thread = threading.Thread(target=training, args=[record])
         thread.start()
         assert halfway.wait(60)
@@ -151,12 +151,11 @@ def test_a_server_that_is_killed_and_started_again_misses_nothing(
         assert not thread.is_alive()
         assert journal.delivered(run_id) < len(journal.entries)
         server.start()
-        record.flush()
-        check_delivered(run_id)
+    check_delivered(run_id)
     # All of it once more, as after a power cut.
     lines = journal.path.read_text().splitlines(keepends=True)
     journal.path.write_text("".join(line for line in lines if '"delivered"' not in line))
-    with Recorder(run_id, NAME, Journal(journal.path), patience_s=120):
+    with Recorder(run_id, NAME, Journal(journal.path)):
         pass
     check_delivered(run_id)
 
@@ -170,21 +169,25 @@ from othink_pipeline.runs import open_run
 
 folder = Path(sys.argv[1])
 run_id = open_run(folder / "run.json", sys.argv[2], "cell", {}, {})
-with Recorder(run_id, sys.argv[2], Journal(folder / "journal.jsonl"), patience_s=120):
+with Recorder(run_id, sys.argv[2], Journal(folder / "journal.jsonl")):
     pass
 """
 
 
-def test_what_one_process_could_not_deliver_another_does(server: Server, tmp_path: Path) -> None:
+def test_what_one_process_could_not_deliver_another_does(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(recording, "_NOTE_EVERY_S", 1.0)
     run_id = open_run(tmp_path / "run.json", NAME, "cell", {}, {})
     server.kill()
     started_s = time.monotonic()
     with (
         pytest.raises(TrackingUnavailableError, match=f"MLflow at {server.uri} did not take"),
-        Recorder(run_id, NAME, Journal(tmp_path / "journal.jsonl"), patience_s=1) as record,
+        Recorder(run_id, NAME, Journal(tmp_path / "journal.jsonl")) as record,
     ):
         train(record, tmp_path, 1, STEPS)
-    lifecycle.end_run(run_id, "FAILED")  # only says that it could not
+    runs.end_run(run_id, "FAILED")  # only says that it could not
     assert time.monotonic() - started_s < 20
     server.start()
     command = [sys.executable, "-c", DELIVER, str(tmp_path), NAME]
@@ -193,6 +196,6 @@ def test_what_one_process_could_not_deliver_another_does(server: Server, tmp_pat
     run = MlflowClient().get_run(run_id)
     assert (run.info.status, run.data.tags["resumed"]) == ("RUNNING", "1")
     # That process left it open and is gone: the next one sees it through the server, too.
-    own = tracking.start_run("another", "cell", {}, {})
+    own = runs.start_run("another", "cell", {}, {})
     assert lifecycle.reap_dead_runs(own) == [run_id]
     assert MlflowClient().get_run(run_id).info.status == "KILLED"

@@ -20,13 +20,13 @@ from othink_pipeline.cells import (
     check_files,
     dataset_ref,
 )
-from othink_pipeline.delivery import raise_if_away
 from othink_pipeline.examples import read_examples
-from othink_pipeline.lifecycle import failure
 from othink_pipeline.locks import lock
 from othink_pipeline.matrix import BASE
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import Evaluation, Folders
+from othink_pipeline.recording import raise_if_away
+from othink_pipeline.redaction import failure
 from othink_pipeline.reuse import content_key, publish_file
 from othink_pipeline.source import code_digest, library_versions
 from othink_pipeline.validation import ConfigurationError

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from othink_pipeline import runs, tracking
+from othink_pipeline import runs
 from othink_pipeline.base_models import ORIGIN
 from othink_pipeline.cell_job import CellJob, record_job
 from othink_pipeline.cells import (
@@ -29,19 +29,19 @@ from othink_pipeline.cells import (
     find_finished,
     training_key,
 )
-from othink_pipeline.delivery import (
-    TrackingRefusedError,
-    TrackingUnavailableError,
-    raise_if_away,
-)
 from othink_pipeline.grid import Cell
 from othink_pipeline.journal import HISTORY_COLUMNS, Journal
 from othink_pipeline.launchers import check_launcher
-from othink_pipeline.lifecycle import failure
 from othink_pipeline.locks import lock
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Health
 from othink_pipeline.processes import train_in_processes
+from othink_pipeline.recording import (
+    TrackingRefusedError,
+    TrackingUnavailableError,
+    raise_if_away,
+)
+from othink_pipeline.redaction import failure
 from othink_pipeline.reuse import MANIFEST
 from othink_pipeline.source import library_versions
 
@@ -110,7 +110,7 @@ def train_cell(
             journal = Journal(folder / "journal.jsonl")
             run_id = runs.finished_run(folder / runs.FILE)
             if manifest and run_id and journal.delivered(run_id) == len(journal.entries):
-                tracking.join_grid(run_id, "reused")
+                runs.join_grid(run_id, "reused")
                 logger.info("%s: trained before, reused from %s", cell.name, folder)
             else:  # to train, to go on with, or a server never took all of its records
                 name = f"{cell.task}/{cell.method}/s{cell.seed}"
@@ -129,7 +129,7 @@ def train_cell(
                     folder=str(folder),
                     run_id=run_id,
                 )
-                with tracking.ending(run_id):
+                with runs.ending(run_id):
                     if manifest is None and compute.launched:
                         manifest = train_in_processes(job)
                         journal = Journal(journal.path)  # in which one of them wrote

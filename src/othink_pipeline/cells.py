@@ -13,11 +13,12 @@ from typing import Any
 
 from othink_pipeline.base_models import digest_model
 from othink_pipeline.grid import Cell
+from othink_pipeline.journal import DatasetRef
+from othink_pipeline.launchers import read_launcher
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.parameters import RL, SFT, Evaluation, Folders, Health
 from othink_pipeline.reuse import MANIFEST, content_key, digest_folder, read_json
 from othink_pipeline.source import code_digest, library_versions
-from othink_pipeline.tracking import DatasetRef
 from othink_pipeline.validation import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -79,13 +80,26 @@ def training_key(
             "model": model.model_dump(),
             "compute": {
                 name: value
-                for name, value in compute.arithmetic.items()
+                for name, value in arithmetic(compute).items()
                 if parameters.algorithm == "rl" or name not in RL_ONLY
             },
             "code": code_digest(*training_code(parameters.algorithm)),
             "libraries": library_versions(),
         }
     )
+
+
+def arithmetic(compute: Compute) -> dict[str, Any]:
+    """What of ``compute`` a training's numbers depend on.
+
+    Raises:
+        ConfigurationError: the launcher's file cannot be read.
+    """
+    settings = compute.model_dump(exclude={"data_workers", "resume_every_updates", "fresh"})
+    return settings | {
+        "launcher": compute.launcher and read_launcher(compute.launcher),
+        "vllm": compute.vllm and compute.vllm.mode,  # where it runs makes no difference
+    }
 
 
 def cell_folder(folders: Folders, cell: Cell, key: str) -> Path:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset, Image
 
 from othink_pipeline.examples import picture_size
 from othink_pipeline.models import render_prompt, user_message
-from othink_pipeline.needs import Lengths
 from othink_pipeline.parameters import RL, SFT, Evaluation
 from othink_pipeline.preflight import Row
 from othink_pipeline.prompts import Prompt, encode
@@ -29,31 +28,47 @@ LARGEST = 4
 """Of these so many go through the processor: those with the most pixels."""
 
 
+class Longest(NamedTuple):
+    """A prompt, with its target where it has one, that is as long as any in the data."""
+
+    tokens: int
+    """The picture's included."""
+    prompt: str
+    """Template with ``{question}``."""
+    example: dict[str, Any]
+    """The fields of an example; its picture, undecoded, is the one with the most tokens."""
+
+
+class Lengths(NamedTuple):
+    """What is longest in the data."""
+
+    prompt: Longest
+    """Of all splits."""
+    image: int
+    """Tokens of the largest picture."""
+    sft: dict[str, Longest]
+    """By method, of the train splits: a prompt and its target."""
+
+
 def measure_lengths(
     processor: Any, tasks: Mapping[str, Splits], prompts: Prompts, methods: Mapping[str, SFT | RL]
 ) -> Lengths:
     """The longest prompts and targets, behind the largest of ``LOOKED_AT`` pictures of a split."""
-    count = processor.tokenizer
     supervised = {name: method for name, method in methods.items() if isinstance(method, SFT)}
-    longest, largest, sft = 0, 0, dict.fromkeys(supervised, 0)
+    images: list[int] = []
+    asked: list[Longest] = []
+    taught: dict[str, list[Longest]] = {name: [] for name in supervised}
     for task, splits in tasks.items():
-        image = _image_tokens(processor, splits)
-        largest = max(largest, image)
+        picture = _largest_picture(processor, splits)
+        images.append(picture.tokens)
         for split, examples in splits.items():
-            for row in _longest(processor, examples["question"][:]):
-                text = render_prompt(processor, prompts[task][split], examples["question"][row])
-                longest = max(longest, image + len(count(text)["input_ids"]))
+            asked += _measure_prompts(processor, picture, prompts[task][split], examples)
         for name, method in supervised.items():
-            prompt = prompts[task]["train"]
-            made = sft_rows(splits["train"], prompt, method)
-            targets = [messages[0]["content"] for messages in made["completion"]]
-            questions = splits["train"]["question"][:]
-            joined = [f"{q} {t}" for q, t in zip(questions, targets, strict=True)]
-            for row in _longest(processor, joined):
-                text = _render_target(processor, prompt, questions[row], targets[row])
-                sft[name] = max(sft[name], image + len(count(text)["input_ids"]))
+            prompt, examples = prompts[task]["train"], splits["train"]
+            taught[name] += _measure_targets(processor, picture, prompt, examples, method)
     # The template holds one token for the picture already.
-    return Lengths(longest, largest + 1, sft)
+    sft = {name: max(found, key=_by_tokens) for name, found in taught.items()}
+    return Lengths(max(asked, key=_by_tokens), max(images) + 1, sft)
 
 
 def encode_example(processor: Any, examples: Dataset, row: int, prompt: str) -> Prompt:
@@ -71,12 +86,12 @@ def check_context(
 ) -> list[Row]:
     """Check that the longest prompt and its completion fit the model's positions."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    needs = {"evaluation": lengths.prompt + evaluation.max_completion_tokens}
+    needs = {"evaluation": lengths.prompt.tokens + evaluation.max_completion_tokens}
     for name, method in methods.items():
         if isinstance(method, RL):
-            needs[name] = lengths.prompt + method.max_completion_tokens
+            needs[name] = lengths.prompt.tokens + method.max_completion_tokens
         else:
-            needs[name] = lengths.sft[name]
+            needs[name] = lengths.sft[name].tokens
     if limit is None:
         return [Row(f"context of {path}", "note", "config.json names no max_position_embeddings")]
     rows = []
@@ -88,7 +103,8 @@ def check_context(
         if need <= limit:
             rows.append(Row(f"context of {path} for {name}", "ok", what))
             continue
-        detail = f"{what} (config.json: max_position_embeddings); {lengths.prompt:,} are the prompt"
+        asked = lengths.prompt.tokens
+        detail = f"{what} (config.json: max_position_embeddings); {asked:,} are the prompt"
         if name in lengths.sft:
             lower = f"Set methods.{name}.target: answer"
         elif name in methods:
@@ -103,8 +119,15 @@ def check_context(
     return rows
 
 
-def _image_tokens(processor: Any, splits: Splits) -> int:
-    """Tokens that the largest pictures add to their prompts, those looked at of all splits."""
+class _Picture(NamedTuple):
+    """A picture, undecoded, and the tokens that it adds to its prompt."""
+
+    tokens: int
+    file: dict[str, Any]
+
+
+def _largest_picture(processor: Any, splits: Splits) -> _Picture:
+    """Of those looked at, of all splits."""
     chosen = [
         (split, row)
         for split, rows in splits.items()
@@ -118,12 +141,47 @@ def _image_tokens(processor: Any, splits: Splits) -> int:
         width, height = picture_size(undecoded[place[0]][place[1]]["image"]["bytes"])
         return width * height
 
-    added = []
+    pictures = []
     for split, row in sorted(chosen, key=pixels, reverse=True)[:LARGEST]:
         text = render_prompt(processor, "{question}", splits[split]["question"][row])
         whole = len(encode_example(processor, splits[split], row, "{question}").ids)
-        added.append(whole - len(processor.tokenizer(text)["input_ids"]))
-    return max(added)
+        added = whole - len(processor.tokenizer(text)["input_ids"])
+        pictures.append(_Picture(added, undecoded[split][row]["image"]))
+    return max(pictures, key=lambda picture: picture.tokens)
+
+
+def _measure_prompts(
+    processor: Any, picture: _Picture, prompt: str, examples: Dataset
+) -> Iterator[Longest]:
+    """The longest prompts of a split, behind that picture."""
+    for row in _longest(processor, examples["question"][:]):
+        text = render_prompt(processor, prompt, examples["question"][row])
+        yield _measure(processor, picture, prompt, text, examples, row)
+
+
+def _measure_targets(
+    processor: Any, picture: _Picture, prompt: str, examples: Dataset, method: SFT
+) -> Iterator[Longest]:
+    """The longest prompts with their targets."""
+    questions = examples["question"][:]
+    made = sft_rows(examples, prompt, method)["completion"]
+    targets = [messages[0]["content"] for messages in made]
+    joined = [f"{q} {t}" for q, t in zip(questions, targets, strict=True)]
+    for row in _longest(processor, joined):
+        text = _render_target(processor, prompt, questions[row], targets[row])
+        yield _measure(processor, picture, prompt, text, examples, row)
+
+
+def _measure(
+    processor: Any, picture: _Picture, prompt: str, text: str, examples: Dataset, row: int
+) -> Longest:
+    tokens = picture.tokens + len(processor.tokenizer(text)["input_ids"])
+    example = examples.remove_columns("image")[row]
+    return Longest(tokens, prompt, {**example, "image": picture.file})
+
+
+def _by_tokens(found: Longest) -> int:
+    return found.tokens
 
 
 def _longest(processor: Any, texts: Sequence[str], most: int = 8) -> list[int]:

@@ -1,23 +1,24 @@
-"""The machine that computes: its memory, its speed. Import this module inside functions: torch."""
+"""The machine that computes, and its memory. Import this module inside functions: torch."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import gc
+import resource
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import torch
 
-from othink_pipeline.costs import Speed
 from othink_pipeline.needs import Device
 
 CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
-MEASURED_S = 0.3
-"""How long each of the two measurements goes on, warmed up."""
+RESET = Path("/proc/self/clear_refs")
+"""Takes a 5 for: begin again to measure the peak."""
 
 
 def find_device() -> Device:
@@ -37,38 +38,20 @@ def has_bfloat16() -> bool:
     return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def measure_speed(bf16: bool) -> Speed:
-    """How fast matrix products in the training's dtype and reading the memory are, at their best.
-
-    The quickest of many tries: others at work on the machine disturb it least.
-    """
-    gpu = torch.cuda.is_available()
-    place, width, length = ("cuda", 8192, 1 << 28) if gpu else ("cpu", 512, 1 << 25)
-    left, right = (
-        torch.ones(width, width, device=place, dtype=torch.bfloat16 if bf16 else torch.float32)
-        for _ in range(2)
-    )
-    numbers = torch.ones(length, device=place)
-    return Speed(
-        flops=2 * width**3 / _quickest(lambda: left @ right, gpu),
-        bytes=4 * length / _quickest(numbers.sum, gpu),
-    )
+def reset_peak() -> None:
+    """Let go of what is not used any more, and measure the peak of the memory from now on."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with suppress(OSError):  # Linux alone can; elsewhere it is the peak since the process began
+            RESET.write_text("5")
 
 
-def _quickest(call: Callable[[], torch.Tensor], gpu: bool) -> float:
-    """Seconds of the quickest call."""
-
-    def now() -> float:
-        if gpu:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    for _ in range(2):
-        call()
-    seconds: list[float] = []
-    end = now() + MEASURED_S
-    while not seconds or now() < end:
-        start = now()
-        call()
-        seconds.append(now() - start)
-    return min(seconds)
+def peak_bytes() -> int:
+    """The most memory since ``reset_peak``: allocated on the GPU, else of the whole process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else 1024 * size

@@ -13,22 +13,26 @@ from typing import Any
 import torch
 from datasets import Dataset, Features, Image, Value
 
-from othink_pipeline.context import Prompts, Splits, check_context, encode_example, measure_lengths
-from othink_pipeline.costs import Grid, Model, estimate
+from othink_pipeline.context import (
+    Lengths,
+    Prompts,
+    Splits,
+    check_context,
+    encode_example,
+    measure_lengths,
+)
 from othink_pipeline.data_parameters import DataPreparation
-from othink_pipeline.device import find_device, has_bfloat16, measure_speed
+from othink_pipeline.device import find_device, has_bfloat16
 from othink_pipeline.examples import TEXT_FIELDS, draw_examples, find_fault
-from othink_pipeline.launchers import find_device_fault
+from othink_pipeline.launchers import find_device_fault, read_sharing
 from othink_pipeline.libraries import check_libraries
-from othink_pipeline.memory import read_shape
 from othink_pipeline.model_parameters import Compute, ModelSettings
 from othink_pipeline.models import load_model
-from othink_pipeline.needs import Plan, check_held, check_peak, gigabytes
+from othink_pipeline.needs import Plan, check_held, gigabytes
 from othink_pipeline.parameters import RL, SFT, Evaluation
 from othink_pipeline.preflight import Row
 from othink_pipeline.prompts import collate
 from othink_pipeline.scoring import score
-from othink_pipeline.sharing import read_sharing
 from othink_pipeline.source_splits import peek
 from othink_pipeline.validation import ConfigurationError
 from othink_pipeline.weights import read_weights
@@ -100,9 +104,10 @@ def check_model(
     evaluation: Evaluation,
     settings: ModelSettings,
     compute: Compute,
-    grid: Grid | None = None,
-) -> list[Row]:
+) -> tuple[list[Row], Lengths | None]:
     """Check that a base model loads, reads the tasks' examples and fits context and memory.
+
+    Of the memory it is what a training holds all the time: to find out the rest see ``measure``.
 
     Args:
         path: the model's folder.
@@ -111,47 +116,44 @@ def check_model(
         methods: what the grid trains it by.
         settings: how it is loaded.
         compute: how it is trained.
-        grid: how often; None does not ask what it costs.
+
+    Returns:
+        A row for each check, and what is longest in the examples; None where a check failed before.
     """
     if fault := find_device_fault(compute, torch.cuda.device_count()):
-        return [Row("device", "FAILED", *fault)]
+        return [Row("device", "FAILED", *fault)], None
     name = f"model {path}"
     device = find_device()
     try:
         sharing = read_sharing(compute)
         weights = read_weights(Path(path))
     except ConfigurationError as error:
-        return [Row(name, "FAILED", error.message)]
+        return [Row(name, "FAILED", error.message)], None
     rows = check_libraries(
         methods, settings, compute, sharing, gpu=device.gpu, bfloat16=has_bfloat16()
     )
-    plans = {name: Plan(method, settings, compute, sharing, 0) for name, method in methods.items()}
+    plans = {name: Plan(method, settings, compute, sharing) for name, method in methods.items()}
     rows += check_held(path, weights, plans, device)
-    if any(row.outcome == "FAILED" for row in rows):
-        return rows  # it may not even load
+    if _failed(rows):
+        return rows, None  # it may not even load
     try:
         model, processor = load_model(path, settings)
     except ConfigurationError as error:
-        return [*rows, Row(name, "FAILED", error.message)]
+        return [*rows, Row(name, "FAILED", error.message)], None
     detail = f"loads: {weights.parameters:,} parameters, {gigabytes(weights.stored_bytes)}"
     rows += [Row(name, "ok", detail), *_check_tokens(path, model, processor)]
-    if any(row.outcome == "FAILED" for row in rows):
-        return rows  # a token without an embedding would break all that follows
+    if _failed(rows):
+        return rows, None  # a token without an embedding would break all that follows
     for task, splits in tasks.items():
         rows.append(_check_forward(path, model, processor, task, splits, prompts[task]))
-    if not tasks or any(row.outcome == "FAILED" for row in rows):
-        return rows
+    if not tasks or _failed(rows):
+        return rows, None
     lengths = measure_lengths(processor, tasks, prompts, methods)
-    rows += check_context(path, model, lengths, methods, evaluation)
-    shape = read_shape(model.config)
-    plans = {
-        name: plan._replace(target_tokens=lengths.sft.get(name, 0)) for name, plan in plans.items()
-    }
-    rows += check_peak(path, weights, shape, lengths, plans, evaluation, device)
-    if grid:
-        speed = measure_speed(compute.bf16)
-        rows += estimate(Model(weights, shape, lengths), plans, evaluation, grid, speed)
-    return rows
+    return [*rows, *check_context(path, model, lengths, methods, evaluation)], lengths
+
+
+def _failed(rows: list[Row]) -> bool:
+    return any(row.outcome == "FAILED" for row in rows)
 
 
 def _find_split_fault(examples: Dataset) -> str | None:

@@ -233,7 +233,7 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
             outputs = model(**packed.inputs, shift_labels=packed.labels, fused_lm_head=True)
 
         def unpacked(values: torch.Tensor) -> torch.Tensor:
-            return values[packed.rows, packed.columns].masked_fill(mask == 0, 0)
+            return values[0, packed.places].masked_fill(mask == 0, 0)
 
         # The reference model's head computes no entropies.
         entropies = None if outputs.entropy is None else unpacked(outputs.entropy)

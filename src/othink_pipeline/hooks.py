@@ -29,13 +29,15 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from pydantic import ValidationError
 
-from othink_pipeline import disk, lifecycle, preflight, tracking
+from othink_pipeline import disk, lifecycle, preflight, runs, tracking
 from othink_pipeline.cells import FAILED
 from othink_pipeline.grid import GridConfigLoader, read_grid
 from othink_pipeline.locks import lock
 from othink_pipeline.plan import check_room, describe_plan, plan_cells
 from othink_pipeline.presence import at_work
+from othink_pipeline.redaction import redact_uri
 from othink_pipeline.reuse import content_key
+from othink_pipeline.source import code_tags
 from othink_pipeline.validation import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -152,7 +154,7 @@ class TrackingHooks:
         self._nodes, self._nodes_started = len(pipeline.nodes), 0
         self._started_s = time.monotonic()
         self._parent = lifecycle.active_run_id()
-        tracking.set_parent(self._parent)
+        runs.set_parent(self._parent)
         if self._parent is None:
             return  # tracking is disabled for this pipeline in mlflow.yml
         atexit.register(self._end_interrupted)  # after MLflow's own, so it comes before it
@@ -161,8 +163,8 @@ class TrackingHooks:
         tags = {
             "pipeline": name,
             "env": run_params["env"] or "base",
-            "command": tracking.redact_uri(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
-            **lifecycle.code_tags(Path(run_params["project_path"])),
+            "command": redact_uri(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+            **code_tags(Path(run_params["project_path"])),
         }
         title = f"{name.strip('_')} {time.strftime('%Y-%m-%d %H:%M')}"
         lifecycle.name_parent(self._parent, title, tags)
@@ -205,7 +207,7 @@ class TrackingHooks:
         if parent is not None:
             atexit.unregister(self._end_interrupted)
             _terminate_as_before()
-            tracking.set_parent(None)
+            runs.set_parent(None)
         return parent
 
 
@@ -243,7 +245,7 @@ class FailureHooks:
         if not self._failures:
             return
         if self._parent is not None:
-            lifecycle.end_run(self._parent, "FAILED", f"{len(self._failures)} cells")
+            runs.end_run(self._parent, "FAILED", f"{len(self._failures)} cells")
         lines = [f"  {name}: {reason}" for name, reason in self._failures.items()]
         raise CellsFailedError(
             f"{len(lines)} of the cells failed; the others are finished.\n"
@@ -258,7 +260,7 @@ def _link(parent: str) -> str:
     try:
         return tracking.comparison_link(parent)
     except MlflowException:  # the server went away at the very end: the results are there
-        return f"look for the runs with the tag {lifecycle.grid_tag(parent)}"
+        return f"look for the runs with the tag {runs.grid_tag(parent)}"
 
 
 def _interrupt(*_: object) -> None:

@@ -26,7 +26,7 @@ from othink_pipeline.hub_repository import (
     is_refused,
     refuse_offline,
 )
-from othink_pipeline.lifecycle import redact_uri
+from othink_pipeline.redaction import redact_uri
 from othink_pipeline.reuse import read_json
 from othink_pipeline.validation import ConfigurationError
 from othink_pipeline.weights import read_weights

@@ -6,7 +6,7 @@ import errno
 import shlex
 from typing import Any, Literal, NamedTuple
 
-from othink_pipeline.lifecycle import redact_uri
+from othink_pipeline.redaction import redact_uri
 from othink_pipeline.validation import ConfigurationError
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")

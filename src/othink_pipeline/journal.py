@@ -9,19 +9,38 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from othink_pipeline.tracking import Context, DatasetRef
 from othink_pipeline.validation import ConfigurationError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
 HISTORY_COLUMNS = ["step", "metric", "value"]
+
+Context = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRef:
+    """One split of one task's examples, by reference.
+
+    Attributes:
+        name: readable and stable, e.g. ``counting_test``.
+        digest: our own digest. MLflow's covers only the first 10,000 rows, and holds at most 36
+            characters: a longer one is cut there and kept whole in the dataset's profile.
+        source: where the examples are, a path or a URI.
+        examples: how many there are, at least 0.
+    """
+
+    name: str
+    digest: str
+    source: str
+    examples: int
 
 
 class _Entry(BaseModel):

@@ -1,4 +1,4 @@
-"""The Accelerate configuration that the processes of a training are launched with.
+"""The Accelerate configuration of a training in several processes: what it says and shares out.
 
 Imports neither torch nor accelerate, but for the environment that a process is given.
 """
@@ -6,25 +6,55 @@ Imports neither torch nor accelerate, but for the environment that a process is 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from othink_pipeline.model_parameters import Compute
+from othink_pipeline.parameters import RL, SFT, Health
 from othink_pipeline.validation import ConfigurationError
-
-if TYPE_CHECKING:
-    from othink_pipeline.model_parameters import Compute
-    from othink_pipeline.parameters import RL, SFT, Health
 
 SHARDED = ("DEEPSPEED", "FSDP")
 KINDS = ("MULTI_GPU", *SHARDED)
 """What ``distributed_type`` of a configuration may be."""
 
+INSTALL_DEEPSPEED = "pip install deepspeed einops"
+
 _OURS = ("OMP_NUM_THREADS", "PYTHONPATH")
 """Variables that Accelerate would set and that the launching process decides."""
+
+Kind = Literal["alone", "data", "zero1", "zero2", "zero3", "fsdp"]
+
+
+class Sharing(NamedTuple):
+    """How many processes train together, and in which way."""
+
+    kind: Kind
+    """``data``: each holds everything; the others share it out."""
+    processes: int
+
+    @property
+    def deepspeed(self) -> bool:
+        """DeepSpeed computes with weights in model.dtype and keeps float32 ones for its steps."""
+        return self.kind.startswith("zero")
+
+    @property
+    def weights(self) -> int:
+        """Among how many processes the weights are shared out."""
+        return self.processes if self.kind in ("zero3", "fsdp") else 1
+
+    @property
+    def gradients(self) -> int:
+        """Among how many processes the gradients are."""
+        return self.processes if self.kind in ("zero2", "zero3", "fsdp") else 1
+
+    @property
+    def moments(self) -> int:
+        """Among how many processes the optimizer's moments are."""
+        return self.processes if self.deepspeed or self.kind == "fsdp" else 1
 
 
 def read_launcher(file: str) -> dict[str, Any]:
@@ -51,6 +81,111 @@ def read_launcher(file: str) -> dict[str, Any]:
     return dict(content)
 
 
+def read_sharing(compute: Compute) -> Sharing:
+    """What ``compute.num_processes`` and the file in ``compute.launcher`` come to.
+
+    Raises:
+        ConfigurationError: no such file, or one that says something else than how to share.
+    """
+    if compute.launcher is None:
+        return Sharing("data" if compute.num_processes > 1 else "alone", compute.num_processes)
+    settings = read_launcher(compute.launcher)
+    stage = (settings.get("deepspeed_config") or {}).get("zero_stage", 2)
+    kinds: dict[Any, Kind] = {
+        "MULTI_GPU": "data",
+        "FSDP": "fsdp",
+        ("DEEPSPEED", 0): "data",
+        ("DEEPSPEED", 1): "zero1",
+        ("DEEPSPEED", 2): "zero2",
+        ("DEEPSPEED", 3): "zero3",
+    }
+    kind = settings["distributed_type"]
+    found = (kind, stage) if kind == "DEEPSPEED" else kind
+    if found not in kinds:
+        raise ConfigurationError(
+            f"compute.launcher = {compute.launcher!r}: zero_stage = {stage!r}. Allowed: 0 to 3."
+        )
+    return Sharing(kinds[found], compute.num_processes)
+
+
+def has_deepspeed() -> bool:
+    """Whether DeepSpeed is installed; it is not imported."""
+    return find_spec("deepspeed") is not None
+
+
+class _Launch(NamedTuple):
+    """What is launched, and by what configuration."""
+
+    says: Mapping[str, Any]
+    """The configuration, with Accelerate's defaults of what the rules look at."""
+    compute: Compute
+    health: Health
+    methods: Sequence[SFT | RL]
+
+    @property
+    def skipping(self) -> str:
+        """The keys that ask for an update to be skipped."""
+        return ", ".join(f"health.{key}" for key, policy in self.health if policy == "skip_batch")
+
+
+class _Rule(NamedTuple):
+    kind: str | None
+    """The ``distributed_type`` that it is for; None: all."""
+    is_broken: Callable[[_Launch], bool]
+    message: str
+    """What breaks it, and the remedy; ``it`` is the launch."""
+
+
+_RULES = (
+    _Rule(
+        None,
+        lambda it: it.says["num_machines"] != 1,
+        "num_machines = {it.says[num_machines]}, and a cell is trained on one. "
+        "Set num_machines: 1.",
+    ),
+    _Rule(
+        None,  # YAML takes a bare `no` for False
+        lambda it: (
+            it.says["mixed_precision"]
+            not in ((None, "bf16") if it.compute.bf16 else (None, "no", False))
+        ),
+        "mixed_precision = {it.says[mixed_precision]!r} contradicts compute.bf16 = "
+        "{it.compute.bf16}. Leave mixed_precision out of the file: compute.bf16 decides.",
+    ),
+    _Rule(
+        "DEEPSPEED",
+        lambda it: bool(it.skipping),
+        "DeepSpeed cannot skip an update, and {it.skipping} = 'skip_batch'. Set it to stop or "
+        "go_on, or take conf/base/accelerate/fsdp.yaml.",
+    ),
+    _Rule(
+        "DEEPSPEED",
+        lambda it: not has_deepspeed(),
+        f"asks for DeepSpeed, which is not installed. Install it ({INSTALL_DEEPSPEED}), or take "
+        "conf/base/accelerate/fsdp.yaml, which needs nothing more.",
+    ),
+    _Rule(
+        "FSDP",
+        lambda it: any(method.lora and method.lora.merge for method in it.methods),
+        "with FSDP no process holds the weights that lora.merge = True adds adapters to. "
+        "Set lora.merge: false, or take another launcher.",
+    ),
+    _Rule(
+        "FSDP",
+        lambda it: it.says["fsdp_config"]["fsdp_version"] != 2,
+        "fsdp_config.fsdp_version = {it.says[fsdp_config][fsdp_version]!r}. Set it to 2: a "
+        "checkpoint is scored with weights that version 1 does not give out.",
+    ),
+    _Rule(
+        "FSDP",
+        lambda it: it.says["fsdp_config"]["fsdp_state_dict_type"] != "SHARDED_STATE_DICT",
+        "fsdp_config.fsdp_state_dict_type = {it.says[fsdp_config][fsdp_state_dict_type]!r}. Set "
+        "it to SHARDED_STATE_DICT: with others the processes wait for each other for ever when a "
+        "training goes on.",
+    ),
+)
+
+
 def check_launcher(compute: Compute, health: Health, methods: Iterable[SFT | RL]) -> None:
     """Refuse a configuration that cannot work, or that contradicts the parameters.
 
@@ -60,54 +195,21 @@ def check_launcher(compute: Compute, health: Health, methods: Iterable[SFT | RL]
         methods: what is trained.
 
     Raises:
-        ConfigurationError: with the file's key, its value and the remedy.
+        ConfigurationError: with each key of the file that is wrong, its value and the remedy.
     """
     if compute.launcher is None:
         return
     settings = read_launcher(compute.launcher)
-    name = f"compute.launcher = {compute.launcher!r}"
-    if settings.get("num_machines", 1) != 1:
-        raise ConfigurationError(
-            f"{name}: num_machines = {settings['num_machines']}, and a cell is trained on one. "
-            "Set num_machines: 1."
-        )
-    precision = settings.get("mixed_precision")
-    agreeing = ("bf16",) if compute.bf16 else ("no", False)  # YAML takes a bare `no` for False
-    if precision is not None and precision not in agreeing:
-        raise ConfigurationError(
-            f"{name}: mixed_precision = {precision!r} contradicts compute.bf16 = {compute.bf16}. "
-            "Leave mixed_precision out of the file: compute.bf16 decides."
-        )
-    if settings["distributed_type"] == "DEEPSPEED":
-        for fault, policy in health:
-            if policy == "skip_batch":
-                raise ConfigurationError(
-                    f"{name}: DeepSpeed cannot skip an update, and health.{fault} = 'skip_batch'. "
-                    "Set it to stop or go_on, or take conf/base/accelerate/fsdp.yaml."
-                )
-    if settings["distributed_type"] == "FSDP" and any(m.lora and m.lora.merge for m in methods):
-        raise ConfigurationError(
-            f"{name}: with FSDP no process holds the weights that lora.merge = True adds adapters "
-            "to. Set lora.merge: false, or take another launcher."
-        )
-    if settings["distributed_type"] == "DEEPSPEED" and find_spec("deepspeed") is None:
-        raise ConfigurationError(
-            f"{name}: asks for DeepSpeed, which is not installed. Install it (pip install "
-            "deepspeed einops), or take conf/base/accelerate/fsdp.yaml, which needs nothing more."
-        )
-    if settings["distributed_type"] != "FSDP":
-        return
-    fsdp = settings.get("fsdp_config") or {}
-    if (version := fsdp.get("fsdp_version", 1)) != 2:
-        raise ConfigurationError(
-            f"{name}: fsdp_config.fsdp_version = {version!r}. Set it to 2: a checkpoint is scored "
-            "with weights that version 1 does not give out."
-        )
-    if (form := fsdp.get("fsdp_state_dict_type")) != "SHARDED_STATE_DICT":
-        raise ConfigurationError(
-            f"{name}: fsdp_config.fsdp_state_dict_type = {form!r}. Set it to SHARDED_STATE_DICT: "
-            "with others the processes wait for each other for ever when a training goes on."
-        )
+    fsdp = {"fsdp_version": 1, "fsdp_state_dict_type": None} | (settings.get("fsdp_config") or {})
+    says = {"num_machines": 1, "mixed_precision": None} | settings | {"fsdp_config": fsdp}
+    launch = _Launch(says, compute, health, tuple(methods))
+    faults = [
+        f"compute.launcher = {compute.launcher!r}: {rule.message.format(it=launch)}"
+        for rule in _RULES
+        if rule.kind in (None, says["distributed_type"]) and rule.is_broken(launch)
+    ]
+    if faults:
+        raise ConfigurationError("\n".join(faults))
 
 
 def find_device_fault(compute: Compute, gpus: int) -> tuple[str, str] | None:

@@ -6,10 +6,10 @@ import socket
 from collections.abc import Mapping
 from importlib.util import find_spec
 
+from othink_pipeline.launchers import INSTALL_DEEPSPEED, Sharing, has_deepspeed
 from othink_pipeline.model_parameters import Compute, ModelSettings, VLLMServer
 from othink_pipeline.parameters import RL, SFT
 from othink_pipeline.preflight import Row
-from othink_pipeline.sharing import Sharing
 
 TIMEOUT_S = 3.0
 """How long a vLLM server may take to answer."""
@@ -56,13 +56,10 @@ def check_libraries(
         if not compute.bf16:
             detail = "it computes in bfloat16 alone, and compute.bf16 is false"
             rows.append(Row(key, "FAILED", f"{detail}.", f"Set compute.bf16: true, {back}"))
-        if compute.share_prompts:
-            detail = "prompts cannot be shared with it: each is computed for every completion"
-            rows.append(Row(key, "note", detail))
     if sharing.deepspeed:
         key = f"compute.launcher = {compute.launcher!r}"
         back = "or name a configuration without DeepSpeed."
-        rows.append(_installed(key, "deepspeed", "pip install deepspeed einops", back))
+        rows.append(_row(key, "deepspeed", has_deepspeed(), INSTALL_DEEPSPEED, back))
     if compute.bf16 and not bfloat16:
         detail = "the device does not compute in bfloat16."
         remedy = "Set compute.bf16: false and model.dtype: float32, or take a newer GPU."
@@ -71,7 +68,11 @@ def check_libraries(
 
 
 def _installed(key: str, module: str, install: str, back: str) -> Row:
-    if find_spec(module):
+    return _row(key, module, find_spec(module) is not None, install, back)
+
+
+def _row(key: str, module: str, installed: bool, install: str, back: str) -> Row:
+    if installed:
         return Row(key, "ok", f"{module} is installed")
     return Row(key, "FAILED", f"{module} is not installed.", f"Install it: {install}; {back}")
 

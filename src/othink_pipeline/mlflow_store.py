@@ -33,7 +33,7 @@ from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 from sqlalchemy.exc import DBAPIError
 
-from othink_pipeline.tracking import Context, DatasetRef
+from othink_pipeline.journal import Context, DatasetRef
 
 _MAX_METRICS_PER_REQUEST = 1000
 # The SQL store looks for repeats of a model's metrics in batches of 100 and takes those outside
@@ -180,9 +180,15 @@ def write_checkpoint(
     Every step is looked up before it is made: the last time may have ended between any two.
     """
     run = store.get_run(run_id)
-    model_id = find_checkpoint(store, run_id, step, run.info.experiment_id)
+    found = store.search_logged_models(
+        [run.info.experiment_id],
+        filter_string=f"source_run_id = '{run_id}' AND tags.step = '{step}'",
+    )
     model_tags = [LoggedModelTag(key, value) for key, value in tags.items()]
-    if model_id is None:
+    if found:
+        model_id = found[0].model_id
+        store.set_logged_model_tags(model_id, model_tags)
+    else:
         known = [
             LoggedModelTag("step", str(step)),
             LoggedModelTag(MLFLOW_MODEL_IS_EXTERNAL, "true"),
@@ -194,18 +200,8 @@ def write_checkpoint(
             tags=[*known, *model_tags],
             model_type="checkpoint",
         ).model_id
-    else:
-        store.set_logged_model_tags(model_id, model_tags)
     store.finalize_logged_model(model_id, LoggedModelStatus.READY)
     outputs = run.outputs.model_outputs if run.outputs else []
     if model_id not in [output.model_id for output in outputs]:
         store.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
     return str(model_id)
-
-
-def find_checkpoint(store: AbstractStore, run_id: str, step: int, experiment_id: str) -> str | None:
-    """Model id of the checkpoint that a run registered at a step; None when there is none."""
-    found = store.search_logged_models(
-        [experiment_id], filter_string=f"source_run_id = '{run_id}' AND tags.step = '{step}'"
-    )
-    return str(found[0].model_id) if found else None

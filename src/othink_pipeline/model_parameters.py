@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from othink_pipeline.launchers import read_launcher
 from othink_pipeline.validation import Block, Count, HubId, LearningRate, Place, Positive, Share
 
 VISION = ("visual", "vision_model")
@@ -153,16 +152,3 @@ class Compute(Block):
     def launched(self) -> bool:
         """A cell is trained by processes of its own, not by that of the run."""
         return self.num_processes > 1 or self.launcher is not None
-
-    @property
-    def arithmetic(self) -> dict[str, Any]:
-        """What a training's numbers depend on.
-
-        Raises:
-            ConfigurationError: the launcher's file cannot be read.
-        """
-        settings = self.model_dump(exclude={"data_workers", "resume_every_updates", "fresh"})
-        return settings | {
-            "launcher": self.launcher and read_launcher(self.launcher),
-            "vllm": self.vllm and self.vllm.mode,  # where it runs makes no difference
-        }

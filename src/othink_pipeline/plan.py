@@ -18,11 +18,10 @@ from kedro.pipeline import Pipeline
 
 from othink_pipeline.base_models import base_model_folders, locate_base_model
 from othink_pipeline.cells import cell_folder, find_finished, resume_state, training_key
-from othink_pipeline.costs import duration
 from othink_pipeline.disk import check_disk, needed_disk_bytes
 from othink_pipeline.grid import Cell
 from othink_pipeline.launchers import check_launcher
-from othink_pipeline.parameters import Parameters, resolve_methods
+from othink_pipeline.parameters import RL, SFT, Parameters, resolve_methods
 from othink_pipeline.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.reuse import MANIFEST, read_json
 from othink_pipeline.validation import ConfigurationError
@@ -37,13 +36,22 @@ class Planned(NamedTuple):
     """What a run will do with one cell."""
 
     cell: Cell
+    method: SFT | RL
     state: State
-    updates: int
-    """Of the whole training."""
     done: int
     """Updates that need not be repeated."""
     seconds: float
     """Estimate of what is left, from finished trainings of the same kind; NaN without any."""
+
+    @property
+    def updates(self) -> int:
+        """Of the whole training."""
+        return self.method.updates
+
+    @property
+    def left(self) -> int:
+        """Updates that are still to be made."""
+        return self.updates - self.done
 
 
 def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog) -> list[Planned]:
@@ -71,29 +79,60 @@ def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog)
         if not node.tags & {"sft", "rl"}:
             continue
         cell: Cell = cast(Any, node.func).keywords["cell"]  # see `grid.bind`
-        method = methods[cell.task, cell.method]
         manifests = {name: manifest(name) for name in node.inputs if name[:7] != "params:"}
-        state: State = "train"
-        done = 0
         base, *examples = manifests.values()  # in the order of the node's arguments
-        if base and all(examples) and not parameters.compute.fresh:
-            key = training_key(
-                cell,
-                method,
-                base["digest"],
-                [each for each in examples if each],
-                parameters.evaluation,
-                parameters.model,
-                parameters.compute,
-            )
-            folder = cell_folder(parameters.folders, cell, key)
-            if find_finished(folder, parameters.health, whole=False):
-                state, done = "reuse", method.updates
-            elif checkpoint := resume_state(folder):
-                state, done = "resume", checkpoint
-        each = costs.get((method.algorithm, base["digest"] if base else ""), math.nan)
-        planned.append(Planned(cell, state, method.updates, done, each * (method.updates - done)))
+        method = methods[cell.task, cell.method]
+        planned.append(_plan_cell(cell, method, parameters, base, examples, costs))
     return planned
+
+
+def plan_grid(raw: Mapping[str, Any]) -> list[Planned]:
+    """The same of every cell of the grid, from the base models and examples that are there.
+
+    Raises:
+        ConfigurationError: bad parameters.
+    """
+    parameters = Parameters.read(raw)
+    experiment, count = parameters.experiment, parameters.base_model.count
+    bases = [locate_base_model(parameters.base_model, number) for number in range(count)]
+    examples = [_read_examples(task, parameters) for task in experiment.tasks]
+    costs = measured_costs(Path(parameters.folders.checkpoints))
+    return [
+        _plan_cell(Cell(task, name, seed), method, parameters, bases[seed % count], examples, costs)
+        for (task, name), method in resolve_methods(raw, experiment).items()
+        for seed in experiment.seeds
+    ]
+
+
+def _plan_cell(
+    cell: Cell,
+    method: SFT | RL,
+    parameters: Parameters,
+    base: dict[str, Any] | None,
+    examples: Sequence[dict[str, Any] | None],
+    costs: Mapping[tuple[str, str], float],
+) -> Planned:
+    """What will happen to a cell; a manifest that is not known yet is None."""
+    state: State = "train"
+    done = 0
+    known = [manifest for manifest in examples if manifest]
+    if base and len(known) == len(examples) and not parameters.compute.fresh:
+        key = training_key(
+            cell,
+            method,
+            base["digest"],
+            known,
+            parameters.evaluation,
+            parameters.model,
+            parameters.compute,
+        )
+        folder = cell_folder(parameters.folders, cell, key)
+        if find_finished(folder, parameters.health, whole=False):
+            state, done = "reuse", method.updates
+        elif checkpoint := resume_state(folder):
+            state, done = "resume", checkpoint
+    each = costs.get((method.algorithm, base["digest"] if base else ""), math.nan)
+    return Planned(cell, method, state, done, each * (method.updates - done))
 
 
 def describe_plan(planned: Sequence[Planned]) -> str:
@@ -113,7 +152,7 @@ def describe_plan(planned: Sequence[Planned]) -> str:
     else:
         text += "; no earlier training tells how long it takes"
     lines = [
-        f"  {item.state:<7} {item.cell.name:<32} {item.updates - item.done} of {item.updates} "
+        f"  {item.state:<7} {item.cell.name:<32} {item.left} of {item.updates} "
         f"updates{'' if math.isnan(item.seconds) else f', about {duration(item.seconds)}'}"
         for item in left[:LISTED]
     ]
@@ -129,8 +168,7 @@ def check_room(planned: Sequence[Planned], raw: Mapping[str, Any]) -> None:
         ConfigurationError: with the folder, what is free and what is needed.
     """
     parameters = Parameters.read(raw)
-    methods = resolve_methods(raw, parameters.experiment)
-    left = [methods[item.cell.task, item.cell.method] for item in planned if item.state != "reuse"]
+    left = [item.method for item in planned if item.state != "reuse"]
     if not left:
         return
     try:
@@ -153,7 +191,11 @@ def _manifest(
     if name.startswith("base."):
         number = int(name.split(".")[1].removeprefix("b"))
         return locate_base_model(parameters.base_model, number)
-    task = name.split(".")[0]
+    return _read_examples(name.split(".")[0], parameters)
+
+
+def _read_examples(task: str, parameters: Parameters) -> dict[str, Any] | None:
+    """The manifest of a task's examples, if they are those that the parameters speak of."""
     manifest = read_json(Path(parameters.folders.examples) / task / MANIFEST)
     key = examples_key(parameters.data_preparation, task, CELL_SPLITS)
     return manifest if manifest and manifest.get("key") == key else None
@@ -171,3 +213,10 @@ def measured_costs(checkpoints: Path) -> dict[tuple[str, str], float]:
             continue  # no finished training's: who looks for it there will be told
         seconds.setdefault(kind, []).append(each)
     return {kind: median(values) for kind, values in seconds.items()}
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -210,7 +210,7 @@ def _check_folder(key: str, value: str, folder: Path, or_else: str) -> None:
 
 
 def _check_server(uri: str, timeout_s: float = 3.0) -> None:
-    from othink_pipeline.tracking import redact_uri
+    from othink_pipeline.redaction import redact_uri
 
     parts = urlsplit(uri)
     ports = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}

@@ -7,6 +7,7 @@ report one for all. Runs with the same parameters write the same there, and may 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,16 +28,17 @@ def at_work(folder: Path, parameters: str) -> Iterator[None]:
         ConfigurationError: somebody is at work there with other parameters.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    mark = folder / f"{parameters}-{os.getpid()}.lock"
+    mark = folder / f"{parameters}-{socket.gethostname()}-{os.getpid()}.lock"
     with lock(folder / "door.lock", lambda _: None):  # held for as long as it takes to look around
         for other in folder.glob("*-*.lock"):
             if not is_locked(other):
                 other.unlink(missing_ok=True)  # nobody waits for a mark, and its process is gone
             elif not other.name.startswith(f"{parameters}-"):
+                host, _, process = other.stem.partition("-")[2].rpartition("-")
                 raise ConfigurationError(
-                    f"{folder.parent}: another run (process {other.stem.rpartition('-')[2]}) is at "
-                    "work there with other parameters, and the results would mix. Wait until it is "
-                    "done, or give this run an environment with a data folder of its own: "
+                    f"{folder.parent}: another run (process {process} on {host}) is at work there "
+                    "with other parameters, and the results would mix. Wait until it is done, or "
+                    "give this run an environment with a data folder of its own: "
                     "conf/<name>/globals.yml: 'data: data/<name>', then --env=<name>"
                 )
         holding = ExitStack()

@@ -26,8 +26,11 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
+
+from othink_pipeline import scoring
+from othink_pipeline.scoring import Verdict
 
 Judge = Literal["counting", "geometry", "reward"]
 
@@ -161,6 +164,22 @@ class Worker:
 
 _worker = Worker()
 atexit.register(_worker.close)
+
+
+def score(completion: str, gold: str, which: Judge = "reward") -> Verdict:
+    """The strict verdict, with R1-V's in place of ours where it had one.
+
+    Raises:
+        WorkerError: the worker does not start.
+    """
+    theirs = judge(completion, gold, which)
+    return replace(
+        scoring.score(completion, gold),
+        correct=theirs.correct,
+        correct_any=theirs.correct,
+        unparseable=not theirs.readable,
+        reason=theirs.reason,
+    )
 
 
 def judge(completion: str, gold: str, which: Judge) -> Judgement:

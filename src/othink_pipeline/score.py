@@ -23,12 +23,14 @@ from typing import Literal, NamedTuple, get_args
 
 import click
 
+from othink_pipeline import r1v, scoring
 from othink_pipeline.answers import read
 from othink_pipeline.r1v import WorkerError
-from othink_pipeline.scoring import Rule, Verdict, score
+from othink_pipeline.scoring import Verdict
 from othink_pipeline.statistics import wilson_interval
 
 Task = Literal["counting", "geometry"]
+Rule = Literal["strict", "r1v"]
 PROGRESS_S = 10.0
 _FAULTS_SHOWN = 5
 
@@ -70,7 +72,10 @@ def main(file: Path, task: Task, rule: Rule, out: Path | None) -> None:
     records = read_records(file, task, rule)
     try:
         verdicts = [
-            score(record.output, record.gold, rule, judge=task) for record in with_progress(records)
+            scoring.score(record.output, record.gold)
+            if rule == "strict"
+            else r1v.score(record.output, record.gold, which=task)
+            for record in with_progress(records)
         ]
     except WorkerError as error:
         raise click.ClickException(str(error)) from error

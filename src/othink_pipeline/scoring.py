@@ -6,20 +6,16 @@ untagged text; here such an answer counts in ``correct_any`` only, which tells a
 a lack of ability. Completions are untrusted: the cost is linear in their length, what is computed
 is bounded by the grammar's limits, and no string makes it raise.
 
-Rule ``r1v``: what R1-V did, faults included, to compare with its figures; see ``r1v``.
+What R1-V said, faults included, is ``r1v``'s: no training or evaluation of ours depends on it.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
 
-from othink_pipeline import r1v
 from othink_pipeline.answers import read, read_number
-
-Rule = Literal["strict", "r1v"]
 
 # Whole numeric tokens in running text, so that "12,000" or "2.5.1" is never read as its last part
 # and the minus in "12-5" is no sign. The possessive "*+" gives nothing back: "5" in "5٣" is out.
@@ -32,10 +28,10 @@ class Verdict:
 
     Attributes:
         extracted: content of the one ``<answer>`` tag, stripped; None without exactly one.
-        correct: the tagged answer equals the gold. Under r1v: R1-V would have said so.
+        correct: the tagged answer equals the gold. Under rule r1v: R1-V would have said so.
         correct_any: correct, or there is no tagged answer and the last number equals the gold.
         format_ok: ``<think>…</think>``, optional white space, ``<answer>…</answer>``, no more.
-        unparseable: no tagged answer, or one that does not read. Under r1v: R1-V reads nothing.
+        unparseable: no tagged answer, or one that does not read. Under rule r1v: R1-V read none.
         thought: the one think block holds more than white space.
         canonical: one text for each value of the tagged answer, without its unit, whatever the
             rule; None where it does not read. Equal for equal answers: count votes by it.
@@ -52,9 +48,7 @@ class Verdict:
     reason: str = ""
 
 
-def score(
-    completion: str, gold: str, rule: Rule = "strict", judge: r1v.Judge = "reward"
-) -> Verdict:
+def score(completion: str, gold: str) -> Verdict:
     """Judge ``completion`` against ``gold``. Never raises; a gold that does not read never matches.
 
     Where the tag stands is the format's business: an answer tag inside the think block counts as
@@ -63,39 +57,7 @@ def score(
     Args:
         completion: what the model said. Untrusted.
         gold: the right answer, as in the data set.
-        rule: see the module.
-        judge: which of R1-V's judges; rule r1v only.
-
-    Raises:
-        ValueError: no such rule or judge.
-        r1v.WorkerError: rule r1v cannot run here at all (strict needs nothing).
     """
-    if rule not in get_args(Rule):
-        raise ValueError(f"rule must be one of {get_args(Rule)}, got {rule!r}")
-    verdict = _score_strictly(completion, gold)
-    if rule == "strict":
-        return verdict
-    theirs = r1v.judge(completion, gold, judge)
-    return replace(
-        verdict,
-        correct=theirs.correct,
-        correct_any=theirs.correct,
-        unparseable=not theirs.readable,
-        reason=theirs.reason,
-    )
-
-
-def parse_answer(text: str) -> Fraction | None:
-    """The exact value of ``text``, or None if it is not one plain number.
-
-    Read are ``12``, ``-3.50``, ``+7/2`` and ``140°`` or ``140 degrees``, in ASCII digits, with
-    white space around: what the project's own tasks ask for. ``score`` reads more.
-    """
-    answer = read_number(text)
-    return answer.value if answer is not None and isinstance(answer.value, Fraction) else None
-
-
-def _score_strictly(completion: str, gold: str) -> Verdict:
     target = read(gold)
     extracted = _tag_content(completion, "answer")
     given = None if extracted is None else read(extracted)
@@ -124,6 +86,16 @@ def _score_strictly(completion: str, gold: str) -> Verdict:
         canonical=None if given is None else given.canonical,
         reason=reason,
     )
+
+
+def parse_answer(text: str) -> Fraction | None:
+    """The exact value of ``text``, or None if it is not one plain number.
+
+    Read are ``12``, ``-3.50``, ``+7/2`` and ``140°`` or ``140 degrees``, in ASCII digits, with
+    white space around: what the project's own tasks ask for. ``score`` reads more.
+    """
+    answer = read_number(text)
+    return answer.value if answer is not None and isinstance(answer.value, Fraction) else None
 
 
 def _tag_content(text: str, tag: str) -> str | None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import subprocess
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import resolve_name
 from pathlib import Path
+
+from othink_pipeline import __version__
 
 PACKAGE = Path(__file__).parent
 
@@ -73,6 +76,27 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def code_tags(project: Path) -> dict[str, str]:
+    """Which code runs: the package's version and, inside a git checkout, commit and state."""
+    tags = {"code_version": __version__}
+    commit = _git(project, "rev-parse", "HEAD")
+    if commit:
+        dirty = bool(_git(project, "status", "--porcelain"))
+        tags |= {"mlflow.source.git.commit": commit, "git_dirty": str(dirty).lower()}
+    return tags
+
+
+def _git(project: Path, *arguments: str) -> str:
+    """Output of a git command; empty outside a checkout, before a first commit, without git."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(project), *arguments], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _trees(modules: tuple[str, ...], package: Path) -> dict[str, ast.Module]:

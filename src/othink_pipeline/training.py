@@ -192,8 +192,8 @@ class Watcher(TrainerCallback):
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices), whole_model(self.trainer, model) as (whole, state):
             scores = self.checkpoint(update, whole, self.processor, state)
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        logger.info("%s  update %d  validation: %s", self.name, update, shown)
+        if shown := "  ".join(f"{name} {value:.3f}" for name, value in scores.items()):
+            logger.info("%s  update %d  validation: %s", self.name, update, shown)
 
 
 @dataclass(frozen=True, slots=True)

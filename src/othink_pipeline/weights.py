@@ -30,23 +30,6 @@ class Weights:
     shapes: Mapping[str, tuple[int, ...]] = field(compare=False, repr=False)
     """Of every tensor, by its name in the files."""
 
-    @property
-    def vision(self) -> int:
-        """Parameters of the vision tower."""
-        return sum(math.prod(shape) for name, shape in self.shapes.items() if _is_vision(name))
-
-    @property
-    def embeddings(self) -> int:
-        """Parameters of the table of token embeddings, often the output layer's as well."""
-        tables = [s for name, s in self.shapes.items() if name.endswith("embed_tokens.weight")]
-        return sum(math.prod(shape) for shape in tables)
-
-    @property
-    def head(self) -> int:
-        """Parameters of an output layer of its own; 0 where it shares the embeddings."""
-        own = [s for name, s in self.shapes.items() if _layer(name) == "lm_head"]
-        return sum(math.prod(shape) for shape in own)
-
 
 def read_weights(folder: Path) -> Weights:
     """Count a model's parameters from the headers of its safetensors files.

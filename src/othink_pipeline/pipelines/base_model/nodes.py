@@ -11,10 +11,9 @@ from typing import Any
 
 from othink_pipeline import runs, tracking
 from othink_pipeline.base_models import find_base_model
-from othink_pipeline.cells import SAME_ENV
+from othink_pipeline.cells import SAME_ENV, arithmetic
 from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.examples import read_examples
-from othink_pipeline.lifecycle import code_tags
 from othink_pipeline.locks import lock
 from othink_pipeline.model_parameters import BaseModel, Compute, ModelSettings, Rebuild
 from othink_pipeline.parameters import (
@@ -29,7 +28,7 @@ from othink_pipeline.parameters import (
 from othink_pipeline.preflight import refuse
 from othink_pipeline.preparation import prepare_splits
 from othink_pipeline.reuse import content_key, publish, write_manifest
-from othink_pipeline.source import code_digest, library_versions
+from othink_pipeline.source import code_digest, code_tags, library_versions
 from othink_pipeline.validation import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -83,10 +82,10 @@ def check_base_model(
     with lock(home.with_name(f"{home.name}.lock"), lambda _: None):  # another `kedro run`: seconds
         run_id = runs.finished_run(home / runs.FILE)
         if run_id is not None:
-            tracking.join_grid(run_id, "reused")
+            runs.join_grid(run_id, "reused")
         else:
             run_id = runs.open_run(home / runs.FILE, name, "base_model", tags, manifest)
-            tracking.finish_run(run_id)
+            runs.finish_run(run_id)
         # Finds what was registered before.
         model_id = tracking.log_checkpoint(run_id, name, 0, folder, {"digest": manifest["digest"]})
     return {**manifest, "run_id": run_id, "model_id": model_id}
@@ -106,7 +105,7 @@ def _check_fit(
         {
             "base_model": base_model["digest"],
             "model": model.model_dump(),
-            "compute": compute.model_dump() | compute.arithmetic,
+            "compute": compute.model_dump() | arithmetic(compute),
             "methods": {name: method.model_dump() for name, method in methods.items()},
             "evaluation": evaluation.model_dump(),
             "examples": [[manifest["task"], manifest["splits"]] for manifest in examples],
@@ -133,7 +132,9 @@ def _check_fit(
         manifest["task"]: {split: part["prompt"] for split, part in manifest["splits"].items()}
         for manifest in examples
     }
-    rows = fit.check_model(base_model["path"], tasks, prompts, methods, evaluation, model, compute)
+    rows, _ = fit.check_model(
+        base_model["path"], tasks, prompts, methods, evaluation, model, compute
+    )
     refuse(rows)
     for row in rows:
         if row.outcome == "note":
@@ -176,7 +177,8 @@ def train_base_model(
         for manifest in examples[:tasks]
     }
     settings = {**rebuild.model_dump(), "prompt": prompt}
-    with tracking.child_run("base", "base_model", {"method": "base"}, settings) as run_id:
+    run_id = runs.start_run("base", "base_model", {"method": "base"}, settings)
+    with runs.ending(run_id):
 
         def log(update: int, metrics: dict[str, float]) -> None:
             tracking.log_metrics(run_id, metrics, update)

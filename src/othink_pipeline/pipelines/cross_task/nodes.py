@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from othink_pipeline import tracking
+from othink_pipeline import runs, tracking
 from othink_pipeline.cell_evaluation import eval_stage, evaluate_model, read_predictions
 from othink_pipeline.cells import FAILED, SAME_ENV
 from othink_pipeline.figures import (
@@ -236,7 +236,7 @@ def write_report(
     mean_name = f"{eval_stage(predictions)}/mean"
     for base_model, mean in zip(base_models, base.mean(), strict=True):
         tracking.log_scores(base_model["run_id"], {mean_name: float(mean)}, 0)
-    parent = tracking.parent_run_id()
+    parent = runs.parent_run_id()
     lineage = {}
     if parent:
         lineage = {"MLflow run": parent, "compare its cells": tracking.comparison_link(parent)}

@@ -1,10 +1,10 @@
-"""What a run needs and costs, checked without a run."""
+"""What a run needs and takes, checked and measured without a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -13,22 +13,21 @@ from othink_pipeline.base_models import (
     find_base_model,
     locate_base_model,
 )
-from othink_pipeline.costs import Grid
+from othink_pipeline.costs import hours_left
 from othink_pipeline.data_parameters import DataPreparation
 from othink_pipeline.disk import check_disk, needed_disk_bytes, source_bytes
 from othink_pipeline.examples import read_examples
 from othink_pipeline.hub import measure_model
-from othink_pipeline.model_parameters import BaseModel, Compute, ModelSettings
+from othink_pipeline.model_parameters import BaseModel
 from othink_pipeline.parameters import (
     RL,
     SFT,
-    Evaluation,
     Experiment,
-    Folders,
+    Parameters,
     distinct_sizes,
     resolve_methods,
 )
-from othink_pipeline.plan import measured_costs
+from othink_pipeline.plan import plan_grid
 from othink_pipeline.preflight import Row, check_folders, check_store, refuse
 from othink_pipeline.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.reuse import read_manifest
@@ -38,58 +37,48 @@ from othink_pipeline.weights import read_weights
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from othink_pipeline.context import Lengths
 
-def check_places(
-    experiment: Experiment,
-    training: dict[str, Any],
-    sft: dict[str, Any],
-    rl: dict[str, Any],
-    methods: dict[str, Any],
-    base_model: BaseModel,
-    folders: Folders,
-    data_preparation: DataPreparation,
-    model: ModelSettings,
-) -> list[Row]:
-    """Check what a run writes to, and say what it costs."""
+
+class Fit(NamedTuple):
+    """What came of the checks of examples and base models."""
+
+    rows: list[Row]
+    lengths: dict[str, Lengths]
+    """Of each base model that can be trained, by its folder: what is longest in the examples."""
+
+
+def check_places(parameters: dict[str, Any]) -> list[Row]:
+    """Check what a run writes to, and count what it does."""
     from mlflow import get_tracking_uri
 
-    blocks = {"training": training, "sft": sft, "rl": rl, "methods": methods}
-    resolved = resolve_methods(blocks, experiment)
-    rows = _count_work(experiment, resolved)
+    blocks = Parameters.read(parameters)
+    methods = resolve_methods(parameters, blocks.experiment)
+    rows = _count_work(blocks.experiment, methods)
     try:
         check_store(get_tracking_uri(), None, Path.cwd())
     except ConfigurationError as error:
         rows.append(Row("MLflow store", "FAILED", error.message))
     else:
         rows.append(Row("MLflow store", "ok", "can be written"))
-    places = {f"folders.{key}": Path(folder) for key, folder in folders}
+    places = {f"folders.{key}": Path(folder) for key, folder in blocks.folders}
     rows += check_folders({**places, "project folder": Path.cwd()})
-    rows.append(_check_room(experiment, resolved, base_model, folders, data_preparation, model))
+    rows.append(_check_room(blocks, methods))
     return rows
 
 
-def check_fit(
-    experiment: Experiment,
-    training: dict[str, Any],
-    sft: dict[str, Any],
-    rl: dict[str, Any],
-    methods: dict[str, Any],
-    base_model: BaseModel,
-    folders: Folders,
-    data_preparation: DataPreparation,
-    evaluation: Evaluation,
-    model: ModelSettings,
-    compute: Compute,
-) -> list[Row]:
+def check_fit(parameters: dict[str, Any]) -> Fit:
     """Check examples and base models; see ``fit``."""
     from othink_pipeline import fit
     from othink_pipeline.device import find_device
 
+    blocks = Parameters.read(parameters)
+    data_preparation = blocks.data_preparation
     device = find_device()
     rows = [Row("device", "note", f"{device.name}, {device.memory:,} bytes")]
     tasks: dict[str, Mapping[str, Dataset]] = {}
-    for task in experiment.tasks:
-        found, splits = _read_task(task, data_preparation, Path(folders.examples) / task)
+    for task in blocks.experiment.tasks:
+        found, splits = _read_task(task, data_preparation, Path(blocks.folders.examples) / task)
         if splits is None:
             try:
                 splits = fit.draw_splits(task, data_preparation)
@@ -101,42 +90,55 @@ def check_fit(
             tasks[task] = splits
         rows += found
     rows += fit.check_overlap(tasks)
-    blocks = {"training": training, "sft": sft, "rl": rl, "methods": methods}
-    resolved = distinct_sizes(resolve_methods(blocks, experiment))
     prompts = {
         task: {split: data_preparation.prompt_of(task, split) for split in CELL_SPLITS}
         for task in tasks
     }
-    known = measured_costs(Path(folders.checkpoints))
-    for number in range(base_model.count):
-        found, manifest = _find_model(base_model, number)
+    methods = distinct_sizes(resolve_methods(parameters, blocks.experiment))
+    lengths: dict[str, Lengths] = {}
+    for number in range(blocks.base_model.count):
+        found, manifest = _find_model(blocks.base_model, number)
         rows += found
         if manifest is None:
             continue
-        grid = Grid(
-            tasks=len(experiment.tasks),
-            seeds=len(experiment.seeds),
-            base_models=base_model.count,
-            test_examples=data_preparation.splits.test,
-            seconds={
-                algorithm: each
-                for (algorithm, digest), each in known.items()
-                if digest == manifest["digest"]
-            },
+        found, longest = fit.check_model(
+            manifest["path"],
+            tasks,
+            prompts,
+            methods,
+            blocks.evaluation,
+            blocks.model,
+            blocks.compute,
         )
-        rows += fit.check_model(
-            manifest["path"], tasks, prompts, resolved, evaluation, model, compute, grid
-        )
-    return rows
+        rows += found
+        if longest and all(row.outcome != "FAILED" for row in found):
+            lengths[manifest["path"]] = longest
+    return Fit(rows, lengths)
 
 
-def report_checks(places: list[Row], fit: list[Row]) -> None:
+def measure_costs(parameters: dict[str, Any], fit: Fit) -> list[Row]:
+    """Measure what trains and tests the largest base model; the hours of the grid that is left.
+
+    Nothing is measured as long as a check fails: what was found is mended first.
+    """
+    if not fit.lengths or any(row.outcome == "FAILED" for row in fit.rows):
+        return []
+    from othink_pipeline.measure import measure_grid
+
+    blocks = Parameters.read(parameters)
+    path = max(fit.lengths, key=lambda folder: read_weights(Path(folder)))
+    methods = distinct_sizes(resolve_methods(parameters, blocks.experiment))
+    rows, speed = measure_grid(path, fit.lengths[path], methods, blocks)
+    return [*rows, hours_left(plan_grid(parameters), blocks, speed)]
+
+
+def report_checks(places: list[Row], fit: Fit, costs: list[Row]) -> None:
     """Print a line a check.
 
     Raises:
         ConfigurationError: with every check that failed and its remedy.
     """
-    rows = [*places, *fit]
+    rows = [*places, *fit.rows, *costs]
     width = max(len(row.check) for row in rows)
     for row in rows:
         click.echo(f"{row.check:<{width}}  {row.outcome:<6}  {row.detail}")
@@ -170,24 +172,18 @@ def _count_work(experiment: Experiment, methods: Mapping[tuple[str, str], SFT | 
     return [*rows, Row("grid", "note", whole)]
 
 
-def _check_room(
-    experiment: Experiment,
-    methods: Mapping[tuple[str, str], SFT | RL],
-    base_model: BaseModel,
-    folders: Folders,
-    data_preparation: DataPreparation,
-    model: ModelSettings,
-) -> Row:
+def _check_room(blocks: Parameters, methods: Mapping[tuple[str, str], SFT | RL]) -> Row:
     """Is there room for the whole grid, nothing of it prepared or trained yet?"""
+    experiment, folders = blocks.experiment, blocks.folders
     cells = list(methods.values()) * len(experiment.seeds)
     place = Path(folders.checkpoints)
     unread = [task for task in experiment.tasks if not (Path(folders.examples) / task).exists()]
     try:
-        models = [read_weights(folder) for folder in base_model_folders(base_model)]
+        models = [read_weights(folder) for folder in base_model_folders(blocks.base_model)]
         if not models:
             return Row("disk", "note", "not known before the model is downloaded")
-        needed = needed_disk_bytes(max(models), cells, model)
-        needed += source_bytes(data_preparation.sources, unread)
+        needed = needed_disk_bytes(max(models), cells, blocks.model)
+        needed += source_bytes(blocks.data_preparation.sources, unread)
         check_disk(place, needed)
     except ConfigurationError as error:
         return Row("disk", "FAILED", error.message)

@@ -1,47 +1,43 @@
-"""Preflight: parameters -> a table of all that would stop a run, in seconds."""
+"""Preflight: parameters -> a table of all that would stop a run, and of what it takes."""
 
 from kedro.pipeline import Node, Pipeline
 
-from othink_pipeline.pipelines.preflight.nodes import check_fit, check_places, report_checks
-
-METHODS = [f"params:{block}" for block in ("experiment", "training", "sft", "rl", "methods")]
+from othink_pipeline.pipelines.preflight.nodes import (
+    check_fit,
+    check_places,
+    measure_costs,
+    report_checks,
+)
 
 
 def create_pipeline() -> Pipeline:
-    """Every check, whatever the others find, then the report."""
+    """Every check, whatever the others find; what it takes where nothing failed; the report."""
     return Pipeline(
         [
             Node(
                 check_places,
-                inputs=[
-                    *METHODS,
-                    "params:base_model",
-                    "params:folders",
-                    "params:data_preparation",
-                    "params:model",
-                ],
+                inputs="parameters",
                 outputs="preflight.places",
                 name="check_places",
                 namespace="preflight",
             ),
             Node(
                 check_fit,
-                inputs=[
-                    *METHODS,
-                    "params:base_model",
-                    "params:folders",
-                    "params:data_preparation",
-                    "params:evaluation",
-                    "params:model",
-                    "params:compute",
-                ],
+                inputs="parameters",
                 outputs="preflight.fit",
                 name="check_fit",
                 namespace="preflight",
             ),
             Node(
+                measure_costs,
+                inputs=["parameters", "preflight.fit"],
+                outputs="preflight.costs",
+                name="measure_costs",
+                namespace="preflight",
+            ),
+            Node(
                 report_checks,
-                inputs=["preflight.places", "preflight.fit"],
+                inputs=["preflight.places", "preflight.fit", "preflight.costs"],
                 outputs=None,
                 name="report_checks",
                 namespace="preflight",

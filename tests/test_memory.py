@@ -13,9 +13,10 @@ from othink_pipeline.launchers import Sharing, read_sharing
 from othink_pipeline.model_parameters import Compute, ModelSettings, VLLMColocate
 from othink_pipeline.needs import Device, Plan, held
 from othink_pipeline.parameters import Lora, resolve_method
+from othink_pipeline.safetensors import Weights
 from othink_pipeline.tuning import choose_weights
 from othink_pipeline.validation import ConfigurationError
-from othink_pipeline.weights import Weights, count_trained
+from othink_pipeline.weights import count_trained
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm")

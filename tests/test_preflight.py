@@ -39,8 +39,8 @@ from othink_pipeline.pipelines.preflight.nodes import (
 from othink_pipeline.preflight import Row
 from othink_pipeline.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.reuse import write_manifest
+from othink_pipeline.safetensors import Weights, read_weights
 from othink_pipeline.validation import ConfigurationError
-from othink_pipeline.weights import Weights, read_weights
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"train": 6, "validation": 4, "test": 5}

@@ -9,8 +9,9 @@ from pathlib import Path
 from othink_pipeline.data_parameters import Hub, Jsonl, SplitSource, TaskSource
 from othink_pipeline.model_parameters import ModelSettings
 from othink_pipeline.parameters import RL, SFT
+from othink_pipeline.safetensors import Weights
 from othink_pipeline.validation import ConfigurationError
-from othink_pipeline.weights import Weights, checkpoint_bytes, state_bytes
+from othink_pipeline.weights import checkpoint_bytes, state_bytes
 
 OTHER_BYTES = 2 * 1024**3
 """Drawn examples, predictions, reports and MLflow's records."""

@@ -32,10 +32,10 @@ from othink_pipeline.needs import Plan, check_held, gigabytes
 from othink_pipeline.parameters import RL, SFT, Evaluation
 from othink_pipeline.preflight import Row
 from othink_pipeline.prompts import collate
+from othink_pipeline.safetensors import read_weights
 from othink_pipeline.scoring import score
 from othink_pipeline.source_splits import peek
 from othink_pipeline.validation import ConfigurationError
-from othink_pipeline.weights import read_weights
 
 DRAWN = {"train": 16, "validation": 16, "test": 16}
 """Examples that stand for those of a task that is not prepared yet."""

@@ -28,8 +28,8 @@ from othink_pipeline.hub_repository import (
 )
 from othink_pipeline.redaction import redact_uri
 from othink_pipeline.reuse import read_json
+from othink_pipeline.safetensors import read_weights
 from othink_pipeline.validation import ConfigurationError
-from othink_pipeline.weights import read_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -31,8 +31,8 @@ from othink_pipeline.needs import Device, Plan, gigabytes, remedies
 from othink_pipeline.parameters import RL, SFT, Parameters
 from othink_pipeline.preflight import Row
 from othink_pipeline.redaction import failure
+from othink_pipeline.safetensors import read_weights
 from othink_pipeline.training import Job, train
-from othink_pipeline.weights import read_weights
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from othink_pipeline.launchers import Sharing
 from othink_pipeline.model_parameters import Compute, ModelSettings, VLLMColocate
 from othink_pipeline.parameters import RL, SFT, Lora
 from othink_pipeline.preflight import Row
+from othink_pipeline.safetensors import Weights
 from othink_pipeline.weights import (
     DTYPE_BYTES,
     FLOAT32,
     MOMENT_BYTES,
-    Weights,
     count_trained,
 )
 

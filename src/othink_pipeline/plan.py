@@ -24,8 +24,8 @@ from othink_pipeline.launchers import check_launcher
 from othink_pipeline.parameters import RL, SFT, Parameters, resolve_methods
 from othink_pipeline.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.reuse import MANIFEST, read_json
+from othink_pipeline.safetensors import read_weights
 from othink_pipeline.validation import ConfigurationError
-from othink_pipeline.weights import read_weights
 
 State = Literal["train", "resume", "reuse"]
 LISTED = 12

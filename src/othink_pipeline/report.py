@@ -7,12 +7,12 @@ What is not in the run is left out or shown as a hole (—); what cannot be know
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from othink_pipeline.comparison import SCOPES, compare
 from othink_pipeline.matrix import BASE, sort_methods, tested
-from othink_pipeline.parameters import Published
 from othink_pipeline.report_differences import (
     controls_section,
     gains_section,
@@ -29,6 +29,9 @@ from othink_pipeline.report_scores import (
     samples_section,
 )
 from othink_pipeline.report_training import costs_section, failures_section, reward_section
+
+if TYPE_CHECKING:
+    from othink_pipeline.parameters import Published
 
 
 def report_markdown(

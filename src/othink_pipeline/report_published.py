@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pandas as pd
 
 from othink_pipeline.comparison import compare
 from othink_pipeline.matrix import BASE, HOLE
-from othink_pipeline.parameters import Published
 from othink_pipeline.report_scores import accuracy_text
 from othink_pipeline.tables import signed, table
+
+if TYPE_CHECKING:
+    from othink_pipeline.parameters import Published
 
 
 def published_section(

@@ -31,8 +31,8 @@ from othink_pipeline.plan import plan_grid
 from othink_pipeline.preflight import Row, check_folders, check_store, refuse
 from othink_pipeline.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.reuse import read_manifest
+from othink_pipeline.safetensors import read_weights
 from othink_pipeline.validation import ConfigurationError
-from othink_pipeline.weights import read_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset

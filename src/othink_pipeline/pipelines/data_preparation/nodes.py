@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from othink_pipeline.data_parameters import DataPreparation
-from othink_pipeline.parameters import Folders
-from othink_pipeline.preparation import CELL_SPLITS, prepare_splits
+from othink_pipeline.cells.parameters import Folders
+from othink_pipeline.data.parameters import DataPreparation
+from othink_pipeline.data.preparation import CELL_SPLITS, prepare_splits
 
 
 def prepare_examples(

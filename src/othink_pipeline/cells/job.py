@@ -81,7 +81,7 @@ def train_job(job: CellJob, journal: Journal | None, recorder: Recorder | None) 
     from othink_pipeline.training.loop import Job, train
 
     cell, parameters, folder = job.cell, job.parameters, Path(job.folder)
-    algorithm = import_module(f"othink_pipeline.training.loop.{parameters.algorithm}")
+    algorithm = import_module(f"othink_pipeline.training.{parameters.algorithm}")
     check_code(*training_code(parameters.algorithm))
     if fault := find_device_fault(job.compute, torch.cuda.device_count()):
         raise ConfigurationError(". ".join(fault))

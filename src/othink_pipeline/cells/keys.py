@@ -40,7 +40,7 @@ _NEEDED = {"checkpoint", "digest", "updates", "faults", "health"}
 
 def training_code(algorithm: str) -> tuple[str, ...]:
     """The modules whose code, and all that it imports, makes a cell's checkpoints and curves."""
-    return f"othink_pipeline.training.loop.{algorithm}", "othink_pipeline.evaluation.predictions"
+    return f"othink_pipeline.training.{algorithm}", "othink_pipeline.evaluation.predictions"
 
 
 def training_key(

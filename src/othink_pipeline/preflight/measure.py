@@ -120,7 +120,7 @@ def measure_update(
 
     What is written on the way is gone in the end.
     """
-    algorithm = import_module(f"othink_pipeline.training.loop.{method.algorithm}")
+    algorithm = import_module(f"othink_pipeline.training.{method.algorithm}")
     trainers: list[Any] = []
     ended: list[float] = []  # in seconds, by update
 

@@ -22,7 +22,7 @@ help:
 	@echo "make demo    train and evaluate the whole grid, print the transfer matrix"
 	@echo "make test    run the tests with coverage"
 	@echo "make release run the slow tests: every model family through the whole pipeline"
-	@echo "make check   lint, check the format and the types"
+	@echo "make check   lint, check the format, the types and who imports whom"
 	@echo "make faults  kill, damage and starve real runs, half an hour; writes docs/faults.md"
 	@echo "make bench   measure against peers, about an hour; writes docs/benchmarks.md"
 	@echo "make lock    resolve requirements.lock again from pyproject.toml"
@@ -42,6 +42,7 @@ check: $(STAMP)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy src
+	$(VENV)/bin/lint-imports
 
 faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.faults
@@ -60,7 +61,7 @@ clean:
 	rm -rf data/[a-z]* data/.at_work
 	rm -rf mlflow.db mlflow.db-* mlflow.db.lock mlartifacts mlruns
 	rm -rf .viz build dist .coverage .coverage.* htmlcov .hypothesis
-	rm -rf .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Python's own pip fetches uv, checked by its hash, and uv all the rest: pips of other years read the

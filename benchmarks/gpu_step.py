@@ -18,9 +18,9 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks.harness import record
-from othink_pipeline.packing import pack
-from othink_pipeline.prompts import Prompt, collate
-from othink_pipeline.sampling import sample
+from othink_pipeline.models.prompts import Prompt, collate
+from othink_pipeline.models.sampling import sample
+from othink_pipeline.training.packing import pack
 
 COPIES, TEXT_TOKENS, ROUNDS = 8, 80, 5
 PICTURE = (480, 320)

@@ -23,10 +23,10 @@ def train(turn: Turn, kind: str, image_tokens: int, copies: int, updates: int, t
         show_image_tokens,
         stock_rows,
     )
-    from othink_pipeline.grpo import SharedPromptTrainer
-    from othink_pipeline.models import load_model
-    from othink_pipeline.rewards import accuracy_reward, format_reward
-    from othink_pipeline.training_data import rl_rows
+    from othink_pipeline.models.load import load_model
+    from othink_pipeline.training.rewards import accuracy_reward, format_reward
+    from othink_pipeline.training.rows import rl_rows
+    from othink_pipeline.training.shared_prompts import SharedPromptTrainer
 
     model, processor = load_model(str(BASE_MODEL))
     examples = counting_examples(16 * (updates + 1), image_tokens)

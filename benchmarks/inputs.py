@@ -20,7 +20,7 @@ def counting_examples(count: int, image_tokens: int = 16) -> Any:
     """Train examples of the counting task, drawn here; pictures enlarged for so many tokens."""
     from datasets import Dataset, Image, disable_progress_bars
 
-    from othink_pipeline.examples import draw_examples
+    from othink_pipeline.data.examples import draw_examples
 
     rows = draw_examples("counting", {"train": count}, seed=0)
     table = Dataset.from_list(
@@ -42,7 +42,7 @@ def show_image_tokens(processor: Any, examples: Any, image_tokens: int) -> None:
     Raises:
         RuntimeError: a picture does not become so many tokens.
     """
-    from othink_pipeline.models import render_prompt
+    from othink_pipeline.models.load import render_prompt
 
     pixels = (16 * isqrt(image_tokens)) ** 2
     processor.image_processor.size = {"shortest_edge": pixels, "longest_edge": pixels}
@@ -55,7 +55,7 @@ def show_image_tokens(processor: Any, examples: Any, image_tokens: int) -> None:
 
 def stock_rows(examples: Any) -> Any:
     """The same examples as stock TRL is fed."""
-    from othink_pipeline.models import user_message
+    from othink_pipeline.models.load import user_message
 
     messages = [
         [{"role": "user", "content": user_message(PROMPT, question)}]

@@ -121,7 +121,7 @@ def time_kedro(environment: str) -> dict[str, float]:
     from kedro.runner import SequentialRunner
 
     from othink_pipeline import pipeline_registry
-    from othink_pipeline.grid import GridConfigLoader
+    from othink_pipeline.cells.grid import GridConfigLoader
 
     bootstrap_project(Path.cwd())
     logging.disable()
@@ -188,8 +188,9 @@ def time_tracking(_: str) -> dict[str, float]:
     """Milliseconds of a run and of an update's metrics: ours, and MLflow's own functions."""
     import mlflow
 
-    from othink_pipeline import runs, tracking
-    from othink_pipeline.training import CURVES
+    from othink_pipeline.tracking import records as tracking
+    from othink_pipeline.tracking import runs
+    from othink_pipeline.training.loop import CURVES
 
     mlflow.set_tracking_uri("sqlite:///tracking.db")
     mlflow.set_experiment("orchestration")

@@ -28,8 +28,8 @@ from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from benchmarks.inputs import BASE_MODEL, PROMPT
-from othink_pipeline.rewards import accuracy_reward, format_reward
-from othink_pipeline.scoring import score
+from othink_pipeline.scoring.strict import score
+from othink_pipeline.training.rewards import accuracy_reward, format_reward
 
 # The settings of conf/base.
 TASKS = ("counting", "geometry")

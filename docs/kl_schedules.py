@@ -1,4 +1,4 @@
-"""Draw every KL schedule as ``kl.py`` computes it: python docs/kl_schedules.py."""
+"""Draw every KL schedule as ``training/kl.py`` computes it: python docs/kl_schedules.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from othink_pipeline.kl import (
+from othink_pipeline.training.kl import (
     Accuracy,
     Adaptive,
     Constant,

@@ -9,6 +9,10 @@ os.environ["DO_NOT_TRACK"] = "true"  # MLflow takes nothing but "true"
 os.environ["KEDRO_DISABLE_TELEMETRY"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads are slower on tensors this small
+# Tests that run as processes import what they share, too.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [os.path.dirname(os.path.dirname(__file__)), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 import socket
 import subprocess
@@ -21,7 +25,8 @@ import pytest
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from fake_hub import FakeHub
+
+    from tests.support.fake_hub import FakeHub
 
 TASKS = ("counting", "geometry")
 PROMPT = "{question}  Answer in <think> </think> and <answer> </answer> tags."
@@ -37,7 +42,7 @@ class MiniModel(NamedTuple):
 
 def tiny_rebuild(**changes: Any) -> Any:
     """Sizes of a mini Qwen2-VL that trains at some 10 updates a second."""
-    from othink_pipeline.model_parameters import Rebuild
+    from othink_pipeline.models.parameters import Rebuild
 
     sizes: dict[str, Any] = {
         "path": "data/06_models/rebuilt",
@@ -72,7 +77,7 @@ def shipped(block: str, **changes: Any) -> dict[str, Any]:
 
 def shipped_health() -> Any:
     """The policies for numbers that go wrong, as the project ships them."""
-    from othink_pipeline.parameters import Health
+    from othink_pipeline.cells.parameters import Health
 
     return Health(**shipped("health"))
 
@@ -80,7 +85,7 @@ def shipped_health() -> Any:
 @pytest.fixture(scope="session")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str, "Dataset"]]:
     """Task -> split -> examples, from files as the nodes read them."""
-    from othink_pipeline.examples import draw_examples, read_examples, write_examples
+    from othink_pipeline.data.examples import draw_examples, read_examples, write_examples
 
     folder = tmp_path_factory.mktemp("examples")
     sizes = {"base": 300, "train": 12, "test": 8}
@@ -100,9 +105,9 @@ def mini_model(
     tmp_path_factory: pytest.TempPathFactory, splits: Mapping[str, Mapping[str, "Dataset"]]
 ) -> MiniModel:
     """A base model trained until it has learnt the format and guesses the answers."""
-    from othink_pipeline.models import save_model
-    from othink_pipeline.pretraining import pretrain
-    from othink_pipeline.reuse import write_manifest
+    from othink_pipeline.core.files import write_manifest
+    from othink_pipeline.models.load import save_model
+    from othink_pipeline.models.pretraining import pretrain
 
     rebuild = tiny_rebuild()
     base = {task: tables["base"] for task, tables in splits.items()}
@@ -115,7 +120,7 @@ def mini_model(
 @pytest.fixture
 def loaded(mini_model: MiniModel) -> tuple[Any, Any]:
     """The mini model, fresh from its folder, and its processor."""
-    from othink_pipeline.models import load_model
+    from othink_pipeline.models.load import load_model
 
     return load_model(str(mini_model.path))
 
@@ -124,8 +129,9 @@ def loaded(mini_model: MiniModel) -> tuple[Any, Any]:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["FakeHub"]:
     """A hub of the test's own, and an empty cache."""
     import datasets
-    from fake_hub import FakeHub
     from huggingface_hub import constants
+
+    from tests.support.fake_hub import FakeHub
 
     with FakeHub() as server:
         home = tmp_path / "hf_home"
@@ -145,7 +151,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["FakeHub"]:
 
 def stock_rows(examples: Any) -> Any:
     """What stock TRL is fed for GRPO: messages, pictures and answers."""
-    from othink_pipeline.models import user_message
+    from othink_pipeline.models.load import user_message
 
     messages = [
         [{"role": "user", "content": user_message(PROMPT, question)}]

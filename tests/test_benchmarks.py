@@ -16,7 +16,7 @@ from pandas import DataFrame
 from benchmarks import __main__ as command
 from benchmarks import gpu_step, harness, orchestration, plain_grid
 from benchmarks.inputs import PROMPT
-from othink_pipeline.grid import GridConfigLoader
+from othink_pipeline.cells.grid import GridConfigLoader
 
 
 @pytest.mark.parametrize("name", command.NAMES)

@@ -26,10 +26,12 @@ from kedro_mlflow.framework.hooks.mlflow_hook import mlflow_hook
 from mlflow import MlflowClient
 from pandas import DataFrame
 
-from othink_pipeline import disk, lifecycle, preflight, runs, source, tracking
-from othink_pipeline.grid import GridConfigLoader
+from othink_pipeline.cells.grid import GridConfigLoader
+from othink_pipeline.core import code
+from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.hooks import CellsFailedError, FailureHooks, PreflightHooks, TrackingHooks
-from othink_pipeline.validation import ConfigurationError
+from othink_pipeline.preflight import disk, environment
+from othink_pipeline.tracking import lifecycle, records, runs
 
 PROJECT = Path(__file__).parents[1]
 TWO_NODES = Pipeline([Node(list, None, "a", name="first"), Node(len, "a", "b", name="second")])
@@ -53,21 +55,21 @@ def run_params(folder: Path, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "sqlite:///new/folder/mlflow.db", "mlruns"])
 def test_a_store_that_can_be_made_passes_and_is_not_made(uri: str, tmp_path: Path) -> None:
-    preflight.check_store(uri, "mlartifacts", tmp_path)
+    environment.check_store(uri, "mlartifacts", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_store_in_use_passes(tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / "mlflow.db").execute("CREATE TABLE t (x)")
     before = (tmp_path / "mlflow.db").read_bytes()
-    preflight.check_store("sqlite:///mlflow.db", None, tmp_path)
+    environment.check_store("sqlite:///mlflow.db", None, tmp_path)
     assert (tmp_path / "mlflow.db").read_bytes() == before
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("no database " * 100)
     with pytest.raises(ConfigurationError) as error:
-        preflight.check_store("sqlite:///mlflow.db", None, tmp_path)
+        environment.check_store("sqlite:///mlflow.db", None, tmp_path)
     for part in ("server.mlflow_tracking_uri", "sqlite:///mlflow.db", "not a database", "Move it"):
         assert part in error.value.message
 
@@ -79,36 +81,36 @@ def test_a_database_that_is_only_readable_is_named(
     connect = sqlite3.connect
     # Root may write to any file, so the mode is what makes it read-only here.
     monkeypatch.setattr(
-        preflight.sqlite3,
+        environment.sqlite3,
         "connect",
         lambda file, **rest: connect(file.replace("mode=rw", "mode=ro"), **rest),
     )
     with pytest.raises(ConfigurationError, match="readonly"):
-        preflight.check_store("sqlite:///mlflow.db", None, tmp_path)
+        environment.check_store("sqlite:///mlflow.db", None, tmp_path)
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///taken/mlflow.db", "taken/mlruns"])
 def test_a_store_below_a_file_is_named(uri: str, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(ConfigurationError, match=r"server\.mlflow_tracking_uri") as error:
-        preflight.check_store(uri, None, tmp_path)
+        environment.check_store(uri, None, tmp_path)
     assert str(tmp_path / "taken") in error.value.message
 
 
 def test_an_artifact_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlartifacts").write_text("")
     with pytest.raises(ConfigurationError, match="artifact_location = 'mlartifacts'"):
-        preflight.check_store("sqlite:///mlflow.db", "mlartifacts", tmp_path)
-    preflight.check_store("sqlite:///mlflow.db", "s3://bucket/mlartifacts", tmp_path)
+        environment.check_store("sqlite:///mlflow.db", "mlartifacts", tmp_path)
+    environment.check_store("sqlite:///mlflow.db", "s3://bucket/mlartifacts", tmp_path)
 
 
 def test_a_server_is_asked_and_a_silent_one_is_named_soon(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
-        preflight.check_store(uri, None, tmp_path)
+        environment.check_store(uri, None, tmp_path)
     started_s = time.monotonic()
     with pytest.raises(ConfigurationError, match="does not answer"):
-        preflight.check_store(uri, None, tmp_path)
+        environment.check_store(uri, None, tmp_path)
     assert time.monotonic() - started_s < 5
 
 
@@ -123,7 +125,7 @@ def test_a_server_is_asked_and_a_silent_one_is_named_soon(tmp_path: Path) -> Non
     ],
 )
 def test_a_relative_database_belongs_to_the_project(uri: str, anchored: str) -> None:
-    assert preflight.anchor_store(uri, Path("/project")) == anchored
+    assert environment.anchor_store(uri, Path("/project")) == anchored
 
 
 def context_of(project: Path, conf: Path, env: str = "local") -> Any:
@@ -173,7 +175,7 @@ def test_missing_files_are_named_with_the_command_that_makes_them(
 
     make = Node(list, None, "examples")
     registry = {"everything": Pipeline([make, Node(list, None, "x")]), "prepare": Pipeline([make])}
-    monkeypatch.setattr(preflight, "pipelines", Registry(registry))
+    monkeypatch.setattr(environment, "pipelines", Registry(registry))
     text = {"type": "text.TextDataset"}
     catalog = DataCatalog.from_config(
         {
@@ -190,9 +192,9 @@ def test_missing_files_are_named_with_the_command_that_makes_them(
     def pipeline(*inputs: str) -> Pipeline:
         return Pipeline([Node(max, [*inputs, "params:p"], "made"), Node(len, "made", "out")])
 
-    preflight.check_inputs(pipeline("there", "memory"), catalog)
+    environment.check_inputs(pipeline("there", "memory"), catalog)
     with pytest.raises(ConfigurationError) as error:
-        preflight.check_inputs(pipeline("there", "examples", "raw.a"), catalog, " --env=paper")
+        environment.check_inputs(pipeline("there", "examples", "raw.a"), catalog, " --env=paper")
     message = error.value.message
     assert f"examples: {tmp_path}/examples.txt" in message
     assert "kedro run --pipelines=prepare --env=paper" in message
@@ -214,11 +216,11 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     "runner", ["ThreadRunner", "<kedro.runner.parallel_runner.ParallelRunner object at 0x7f>"]
 )
 def test_cells_are_not_trained_beside_each_other_in_one_process(runner: str) -> None:
-    preflight.check_runner("SequentialRunner")
+    environment.check_runner("SequentialRunner")
     with pytest.raises(
         ConfigurationError, match=r"--runner: (Thread|Parallel)Runner runs"
     ) as error:
-        preflight.check_runner(runner)
+        environment.check_runner(runner)
     assert "OMP_NUM_THREADS=1 kedro run --namespaces=" in error.value.message
 
 
@@ -288,7 +290,7 @@ def test_the_checks_come_before_the_parent_run_and_the_tracking_after_it(
     manager.hook.before_pipeline_run(pipeline=TWO_NODES, **arguments)
     parent = runs.parent_run_id()
     assert parent == mlflow.active_run().info.run_id
-    link = tracking.comparison_link(parent)
+    link = records.comparison_link(parent)
     with caplog.at_level("INFO", logger="othink_pipeline"):
         manager.hook.after_pipeline_run(run_result={}, pipeline=TWO_NODES, **arguments)
     assert f"{tmp_path}/result.txt" in caplog.text
@@ -306,7 +308,7 @@ def test_the_parent_says_what_ran(
     git = ["git", "-C", str(tmp_path), *identity]
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "--quiet", "--message=a"], check=True)
-    assert source.code_tags(tmp_path)["git_dirty"] == "false"
+    assert code.code_tags(tmp_path)["git_dirty"] == "false"
     (tmp_path / "file").write_text("changed")
     monkeypatch.setattr(sys, "argv", ["/bin/kedro", "run", "--params=a b"])
 
@@ -330,7 +332,7 @@ def test_the_parent_says_what_ran(
 
 
 def test_a_project_that_is_no_checkout_still_has_a_version(tmp_path: Path) -> None:
-    assert list(source.code_tags(tmp_path)) == ["code_version"]
+    assert list(code.code_tags(tmp_path)) == ["code_version"]
 
 
 def test_a_disabled_pipeline_has_no_parent(
@@ -455,7 +457,7 @@ INTERRUPTED = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it ignored
 import mlflow
-from othink_pipeline import runs
+from othink_pipeline.tracking import runs
 from othink_pipeline.hooks import TrackingHooks
 from kedro.pipeline import Pipeline
 

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from othink_pipeline import prune
-from othink_pipeline.locks import is_locked, lock
+from othink_pipeline.core.locks import is_locked, lock
 from othink_pipeline.prune import RECENT_S, KeptError, find_unused, main, remove
 
 KEYS = [f"{number:016x}" for number in range(0xAB, 0xAB + 9)]
@@ -48,7 +48,7 @@ def another_process_that_holds(file: Path) -> Iterator[int]:
     script = """
 import sys
 from pathlib import Path
-from othink_pipeline.locks import lock
+from othink_pipeline.core.locks import lock
 with lock(Path(sys.argv[1]), print):
     print("held", flush=True)
     sys.stdin.read()

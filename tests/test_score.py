@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from othink_pipeline import score as command
-from othink_pipeline.r1v import WorkerError
-from othink_pipeline.scoring import score
+from othink_pipeline.scoring.r1v import WorkerError
+from othink_pipeline.scoring.strict import score
 
 
 def write(path: Path, rows: list[Any]) -> Path:

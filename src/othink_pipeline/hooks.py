@@ -29,16 +29,18 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from pydantic import ValidationError
 
-from othink_pipeline import disk, lifecycle, preflight, runs, tracking
-from othink_pipeline.cells import FAILED
-from othink_pipeline.grid import GridConfigLoader, read_grid
-from othink_pipeline.locks import lock
-from othink_pipeline.plan import check_room, describe_plan, plan_cells
-from othink_pipeline.presence import at_work
-from othink_pipeline.redaction import redact_uri
-from othink_pipeline.reuse import content_key
-from othink_pipeline.source import code_tags
-from othink_pipeline.validation import ConfigurationError
+from othink_pipeline.cells.grid import GridConfigLoader, read_grid
+from othink_pipeline.cells.keys import FAILED
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.code import code_tags
+from othink_pipeline.core.files import content_key
+from othink_pipeline.core.locks import lock
+from othink_pipeline.core.presence import at_work
+from othink_pipeline.core.redaction import redact_uri
+from othink_pipeline.preflight import disk
+from othink_pipeline.preflight import environment as preflight
+from othink_pipeline.preflight.plan import check_room, describe_plan, plan_cells
+from othink_pipeline.tracking import lifecycle, records, runs
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +126,7 @@ class StoreHooks:
     @hook_impl(wrapper=True)
     def after_context_created(self, context: KedroContext) -> Generator[None, Any, Any]:
         """Around kedro-mlflow, which makes the store and the experiment if need be."""
-        with lock(Path(context.project_path) / tracking.STORE_LOCK, self._say_busy):
+        with lock(Path(context.project_path) / records.STORE_LOCK, self._say_busy):
             return (yield)
 
     def _say_busy(self, holder: str) -> None:
@@ -258,7 +260,7 @@ def _link(parent: str) -> str:
     from mlflow.exceptions import MlflowException
 
     try:
-        return tracking.comparison_link(parent)
+        return records.comparison_link(parent)
     except MlflowException:  # the server went away at the very end: the results are there
         return f"look for the runs with the tag {runs.grid_tag(parent)}"
 

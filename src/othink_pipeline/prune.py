@@ -22,8 +22,8 @@ from stat import S_ISDIR
 
 import click
 
-from othink_pipeline.locks import is_locked, lock
-from othink_pipeline.reuse import MANIFEST
+from othink_pipeline.core.files import MANIFEST
+from othink_pipeline.core.locks import is_locked, lock
 
 MODELS, OUTPUT = "06_models", "07_model_output"
 

@@ -23,11 +23,11 @@ from typing import Literal, NamedTuple, get_args
 
 import click
 
-from othink_pipeline import r1v, scoring
-from othink_pipeline.answers import read
-from othink_pipeline.r1v import WorkerError
-from othink_pipeline.scoring import Verdict
-from othink_pipeline.statistics import wilson_interval
+from othink_pipeline.report.estimators import wilson_interval
+from othink_pipeline.scoring import r1v, strict
+from othink_pipeline.scoring.answers import read
+from othink_pipeline.scoring.r1v import WorkerError
+from othink_pipeline.scoring.strict import Verdict
 
 Task = Literal["counting", "geometry"]
 Rule = Literal["strict", "r1v"]
@@ -72,7 +72,7 @@ def main(file: Path, task: Task, rule: Rule, out: Path | None) -> None:
     records = read_records(file, task, rule)
     try:
         verdicts = [
-            scoring.score(record.output, record.gold)
+            strict.score(record.output, record.gold)
             if rule == "strict"
             else r1v.score(record.output, record.gold, which=task)
             for record in with_progress(records)

@@ -4,8 +4,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from conftest import MiniModel
-
+from tests.conftest import MiniModel
 from tests.faults.project import leftovers, make_project, read_outcome, run, steps_taken
 from tests.faults.scenarios import DAMAGES, run_undisturbed
 

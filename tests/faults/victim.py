@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 POINTS = {
-    "drawing examples": "othink_pipeline.examples:update_digest",
-    "generation": "othink_pipeline.grpo:sample",
-    "reward": "othink_pipeline.rewards:score",
+    "drawing examples": "othink_pipeline.data.examples:update_digest",
+    "generation": "othink_pipeline.training.shared_prompts:sample",
+    "reward": "othink_pipeline.training.rewards:score",
     "optimizer step": "torch.optim:AdamW.step",
     "state write": "transformers:Trainer._save_optimizer_and_scheduler",
-    "checkpoint write": "othink_pipeline.models:save_model",
+    "checkpoint write": "othink_pipeline.models.load:save_model",
     "publish": "os:replace",
-    "journal write": "othink_pipeline.journal:Journal._append",
-    "evaluation": "othink_pipeline.evaluation:complete",
+    "journal write": "othink_pipeline.tracking.journal:Journal._append",
+    "evaluation": "othink_pipeline.evaluation.predictions:complete",
     "MLflow write": "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.log_batch",
     "report": "othink_pipeline.pipelines.cross_task.nodes:report_markdown",
 }

@@ -9,14 +9,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from othink_pipeline import runs, tracking
-from othink_pipeline.base_models import find_base_model
-from othink_pipeline.cells import SAME_ENV, arithmetic
-from othink_pipeline.data_parameters import DataPreparation
-from othink_pipeline.examples import read_examples
-from othink_pipeline.locks import lock
-from othink_pipeline.model_parameters import BaseModel, Compute, ModelSettings, Rebuild
-from othink_pipeline.parameters import (
+from othink_pipeline.cells.keys import SAME_ENV, arithmetic
+from othink_pipeline.cells.parameters import (
     RL,
     SFT,
     Evaluation,
@@ -25,11 +19,17 @@ from othink_pipeline.parameters import (
     distinct_sizes,
     resolve_methods,
 )
-from othink_pipeline.pipelines.data_preparation.nodes import prepare_splits
-from othink_pipeline.preflight import refuse
-from othink_pipeline.reuse import content_key, publish, write_manifest
-from othink_pipeline.source import code_digest, code_tags, library_versions
-from othink_pipeline.validation import ConfigurationError
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.code import code_digest, code_tags, library_versions
+from othink_pipeline.core.files import content_key, publish, write_manifest
+from othink_pipeline.core.locks import lock
+from othink_pipeline.data.examples import read_examples
+from othink_pipeline.data.parameters import DataPreparation
+from othink_pipeline.data.preparation import prepare_splits
+from othink_pipeline.models.base_models import find_base_model
+from othink_pipeline.models.parameters import BaseModel, Compute, ModelSettings, Rebuild
+from othink_pipeline.preflight.environment import refuse
+from othink_pipeline.tracking import records, runs
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def check_base_model(
             run_id = runs.open_run(home / runs.FILE, name, "base_model", tags, manifest)
             runs.finish_run(run_id)
         # Finds what was registered before.
-        model_id = tracking.log_checkpoint(run_id, name, 0, folder, {"digest": manifest["digest"]})
+        model_id = records.log_checkpoint(run_id, name, 0, folder, {"digest": manifest["digest"]})
     return {**manifest, "run_id": run_id, "model_id": model_id}
 
 
@@ -109,7 +109,7 @@ def _check_fit(
             "methods": {name: method.model_dump() for name, method in methods.items()},
             "evaluation": evaluation.model_dump(),
             "examples": [[manifest["task"], manifest["splits"]] for manifest in examples],
-            "code": code_digest("othink_pipeline.fit"),
+            "code": code_digest("othink_pipeline.preflight.compatibility"),
             "versions": library_versions(),
             "machine": [platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES")],
         }
@@ -117,7 +117,7 @@ def _check_fit(
     record = json.dumps({"passed": key}).encode()
     if checked.is_file() and checked.read_bytes() == record:
         return
-    from othink_pipeline import fit
+    from othink_pipeline.preflight import compatibility
 
     tasks = {
         manifest["task"]: {
@@ -125,14 +125,16 @@ def _check_fit(
         }
         for manifest in examples
     }
-    rows = [row for task, splits in tasks.items() for row in fit.check_examples(task, splits)]
-    rows += fit.check_overlap(tasks)
+    rows = [
+        row for task, splits in tasks.items() for row in compatibility.check_examples(task, splits)
+    ]
+    rows += compatibility.check_overlap(tasks)
     refuse(rows)  # the model is run on sound examples only
     prompts = {
         manifest["task"]: {split: part["prompt"] for split, part in manifest["splits"].items()}
         for manifest in examples
     }
-    rows, _ = fit.check_model(
+    rows, _ = compatibility.check_model(
         base_model["path"], tasks, prompts, methods, evaluation, model, compute
     )
     refuse(rows)
@@ -167,8 +169,8 @@ def train_base_model(
         The manifest of the model in ``rebuild.path``: how it was made, and of each task
         its accuracy when it is free to think or not, and forced to either.
     """
-    from othink_pipeline.models import save_model
-    from othink_pipeline.pretraining import pretrain
+    from othink_pipeline.models.load import save_model
+    from othink_pipeline.models.pretraining import pretrain
 
     tasks = len(examples) // 2
     prompt = examples[0]["splits"]["base"]["prompt"]
@@ -181,7 +183,7 @@ def train_base_model(
     with runs.ending(run_id):
 
         def log(update: int, metrics: dict[str, float]) -> None:
-            tracking.log_metrics(run_id, metrics, update)
+            records.log_metrics(run_id, metrics, update)
 
         model, processor, facts = pretrain(base_splits, prompt, rebuild, log)
         measured = {
@@ -221,7 +223,7 @@ def _measure(
     model: Any, processor: Any, manifest: dict[str, Any], evaluation: Evaluation
 ) -> dict[str, float]:
     """Accuracy on the validation split: free (greedy, sampled), think block forced either way."""
-    from othink_pipeline.evaluation import predict
+    from othink_pipeline.evaluation.predictions import predict
 
     measured: dict[str, float] = {}
     part = manifest["splits"]["validation"]

@@ -2,7 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from othink_pipeline.grid import Grid, bind
+from othink_pipeline.cells.grid import Grid, bind
 from othink_pipeline.pipelines.base_model.nodes import (
     check_base_model,
     prepare_base_examples,

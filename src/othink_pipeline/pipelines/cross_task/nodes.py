@@ -9,21 +9,21 @@ from typing import Any
 
 import pandas as pd
 
-from othink_pipeline import runs, tracking
-from othink_pipeline.cell_evaluation import eval_stage, evaluate_model, read_predictions
-from othink_pipeline.cells import FAILED, SAME_ENV
-from othink_pipeline.figures import (
+from othink_pipeline.cells.evaluate import eval_stage, evaluate_model, read_predictions
+from othink_pipeline.cells.grid import Cell
+from othink_pipeline.cells.keys import FAILED, SAME_ENV
+from othink_pipeline.cells.parameters import Evaluation, Folders, Published, Report
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.report.figures import (
     heat_map_plotly,
     heat_map_png,
     training_curves_plotly,
     training_curves_png,
 )
-from othink_pipeline.grid import Cell
-from othink_pipeline.matrix import BASE, KEYS, matrix_text, transfer_matrix
-from othink_pipeline.model_parameters import Compute, ModelSettings
-from othink_pipeline.parameters import Evaluation, Folders, Published, Report
-from othink_pipeline.report import report_markdown
-from othink_pipeline.validation import ConfigurationError
+from othink_pipeline.report.markdown import report_markdown
+from othink_pipeline.report.matrix import BASE, KEYS, matrix_text, transfer_matrix
+from othink_pipeline.tracking import records, runs
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def collect_method(
         if len(tables) == len(manifests):
             mean = sum(table["correct"].mean() for table in tables) / len(tables)
             means = {f"{eval_stage(tables[0])}/mean": mean}
-            tracking.log_scores(checkpoint["run_id"], means, checkpoint["updates"])
+            records.log_scores(checkpoint["run_id"], means, checkpoint["updates"])
     return (
         _together(predictions or [pd.DataFrame(columns=KEYS)]),
         _together(histories or [pd.DataFrame(columns=["step", "metric", "value", *Cell._fields])]),
@@ -235,12 +235,12 @@ def write_report(
     base = transfer_matrix[transfer_matrix["method"] == BASE].groupby("base_model")["accuracy"]
     mean_name = f"{eval_stage(predictions)}/mean"
     for base_model, mean in zip(base_models, base.mean(), strict=True):
-        tracking.log_scores(base_model["run_id"], {mean_name: float(mean)}, 0)
+        records.log_scores(base_model["run_id"], {mean_name: float(mean)}, 0)
     parent = runs.parent_run_id()
     lineage = {}
     if parent:
-        lineage = {"MLflow run": parent, "compare its cells": tracking.comparison_link(parent)}
-        tracking.log_metrics(parent, _means(transfer_matrix), 0)
+        lineage = {"MLflow run": parent, "compare its cells": records.comparison_link(parent)}
+        records.log_metrics(parent, _means(transfer_matrix), 0)
     logger.info("transfer matrix: accuracy in %%\n%s", matrix_text(transfer_matrix))
     return report_markdown(
         transfer_matrix, predictions, training, lineage, report.comparisons, failures, published

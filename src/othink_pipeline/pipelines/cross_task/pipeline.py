@@ -2,7 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from othink_pipeline.grid import Grid, bind, evaluation_node
+from othink_pipeline.cells.grid import Grid, bind, evaluation_node
 from othink_pipeline.pipelines.cross_task.nodes import (
     build_transfer_matrix,
     collect_method,

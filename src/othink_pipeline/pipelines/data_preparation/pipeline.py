@@ -2,7 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from othink_pipeline.grid import Grid, bind
+from othink_pipeline.cells.grid import Grid, bind
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_examples
 
 

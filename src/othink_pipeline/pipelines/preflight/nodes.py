@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from othink_pipeline.base_models import (
-    base_model_folders,
-    find_base_model,
-    locate_base_model,
-)
-from othink_pipeline.costs import hours_left
-from othink_pipeline.data_parameters import DataPreparation
-from othink_pipeline.disk import check_disk, needed_disk_bytes, source_bytes
-from othink_pipeline.examples import read_examples
-from othink_pipeline.hub import measure_model
-from othink_pipeline.model_parameters import BaseModel
-from othink_pipeline.parameters import (
+from othink_pipeline.cells.parameters import (
     RL,
     SFT,
     Experiment,
@@ -27,17 +16,28 @@ from othink_pipeline.parameters import (
     distinct_sizes,
     resolve_methods,
 )
-from othink_pipeline.pipelines.data_preparation.nodes import CELL_SPLITS, examples_key
-from othink_pipeline.plan import plan_grid
-from othink_pipeline.preflight import Row, check_folders, check_store, refuse
-from othink_pipeline.reuse import read_manifest
-from othink_pipeline.validation import ConfigurationError
-from othink_pipeline.weights import read_weights
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.files import read_manifest
+from othink_pipeline.core.hub import measure_model
+from othink_pipeline.core.safetensors import read_weights
+from othink_pipeline.data.examples import read_examples
+from othink_pipeline.data.parameters import DataPreparation
+from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
+from othink_pipeline.models.base_models import (
+    base_model_folders,
+    find_base_model,
+    locate_base_model,
+)
+from othink_pipeline.models.parameters import BaseModel
+from othink_pipeline.preflight.costs import hours_left
+from othink_pipeline.preflight.disk import check_disk, needed_disk_bytes, source_bytes
+from othink_pipeline.preflight.environment import Row, check_folders, check_store, refuse
+from othink_pipeline.preflight.plan import plan_grid
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from othink_pipeline.context import Lengths
+    from othink_pipeline.preflight.lengths import Lengths
 
 
 class Fit(NamedTuple):
@@ -69,8 +69,8 @@ def check_places(parameters: dict[str, Any]) -> list[Row]:
 
 def check_fit(parameters: dict[str, Any]) -> Fit:
     """Check examples and base models; see ``fit``."""
-    from othink_pipeline import fit
-    from othink_pipeline.device import find_device
+    from othink_pipeline.preflight import compatibility as fit
+    from othink_pipeline.preflight.device import find_device
 
     blocks = Parameters.read(parameters)
     data_preparation = blocks.data_preparation
@@ -123,7 +123,7 @@ def measure_costs(parameters: dict[str, Any], fit: Fit) -> list[Row]:
     """
     if not fit.lengths or any(row.outcome == "FAILED" for row in fit.rows):
         return []
-    from othink_pipeline.measure import measure_grid
+    from othink_pipeline.preflight.measure import measure_grid
 
     blocks = Parameters.read(parameters)
     path = max(fit.lengths, key=lambda folder: read_weights(Path(folder)))
@@ -231,7 +231,7 @@ def _read_task(
 
 
 def _instead(task: str, settings: DataPreparation) -> str:
-    """What is checked of a task that is not prepared; see ``fit.draw_splits``."""
+    """What is checked of a task that is not prepared; see ``compatibility.draw_splits``."""
     source = settings.sources.get(task)
     if source is None:
         return "some are drawn"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from othink_pipeline.cell_evaluation import evaluate_model, read_predictions
-from othink_pipeline.cells import FAILED
-from othink_pipeline.matrix import matrix_text, transfer_matrix
-from othink_pipeline.model_parameters import Compute, ModelSettings
-from othink_pipeline.parameters import Evaluation, Folders
+from othink_pipeline.cells.evaluate import evaluate_model, read_predictions
+from othink_pipeline.cells.keys import FAILED
+from othink_pipeline.cells.parameters import Evaluation, Folders
+from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.report.matrix import matrix_text, transfer_matrix
 
 logger = logging.getLogger(__name__)
 

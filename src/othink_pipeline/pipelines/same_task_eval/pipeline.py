@@ -2,7 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from othink_pipeline.grid import Grid, evaluation_node
+from othink_pipeline.cells.grid import Grid, evaluation_node
 from othink_pipeline.pipelines.same_task_eval.nodes import evaluate_cell, tabulate_same_task
 
 

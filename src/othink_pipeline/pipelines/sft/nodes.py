@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from othink_pipeline.cell_training import train_cell
-from othink_pipeline.grid import Cell
-from othink_pipeline.model_parameters import Compute, ModelSettings
-from othink_pipeline.parameters import Evaluation, Folders, Health, resolve_method
+from othink_pipeline.cells.grid import Cell
+from othink_pipeline.cells.parameters import Evaluation, Folders, Health, resolve_method
+from othink_pipeline.cells.train import train_cell
+from othink_pipeline.models.parameters import Compute, ModelSettings
 
 
 def train_sft(

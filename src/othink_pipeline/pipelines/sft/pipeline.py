@@ -2,7 +2,7 @@
 
 from kedro.pipeline import Pipeline
 
-from othink_pipeline.grid import Grid, training_nodes
+from othink_pipeline.cells.grid import Grid, training_nodes
 from othink_pipeline.pipelines.sft.nodes import train_sft
 
 

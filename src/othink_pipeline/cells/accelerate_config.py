@@ -1,0 +1,265 @@
+"""The Accelerate configuration of a training in several processes: what it says and shares out.
+
+Imports neither torch nor accelerate, but for the environment that a process is given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from othink_pipeline.cells.parameters import RL, SFT, Health
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.models.parameters import Compute
+
+SHARDED = ("DEEPSPEED", "FSDP")
+KINDS = ("MULTI_GPU", *SHARDED)
+"""What ``distributed_type`` of a configuration may be."""
+
+INSTALL_DEEPSPEED = "pip install deepspeed einops"
+
+_OURS = ("OMP_NUM_THREADS", "PYTHONPATH")
+"""Variables that Accelerate would set and that the launching process decides."""
+
+Kind = Literal["alone", "data", "zero1", "zero2", "zero3", "fsdp"]
+
+
+class Sharing(NamedTuple):
+    """How many processes train together, and in which way."""
+
+    kind: Kind
+    """``data``: each holds everything; the others share it out."""
+    processes: int
+
+    @property
+    def deepspeed(self) -> bool:
+        """DeepSpeed computes with weights in model.dtype and keeps float32 ones for its steps."""
+        return self.kind.startswith("zero")
+
+    @property
+    def weights(self) -> int:
+        """Among how many processes the weights are shared out."""
+        return self.processes if self.kind in ("zero3", "fsdp") else 1
+
+    @property
+    def gradients(self) -> int:
+        """Among how many processes the gradients are."""
+        return self.processes if self.kind in ("zero2", "zero3", "fsdp") else 1
+
+    @property
+    def moments(self) -> int:
+        """Among how many processes the optimizer's moments are."""
+        return self.processes if self.deepspeed or self.kind == "fsdp" else 1
+
+
+def read_launcher(file: str) -> dict[str, Any]:
+    """What an Accelerate configuration says.
+
+    Raises:
+        ConfigurationError: no such file, or not one of Accelerate's.
+    """
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except OSError as error:
+        raise ConfigurationError(
+            f"compute.launcher = {file!r}: cannot be read ({error.strerror}). Name an Accelerate "
+            "configuration, as those in conf/base/accelerate, or null for plain data parallelism."
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"compute.launcher = {file!r}: no YAML ({error})") from None
+    kind = content.get("distributed_type") if isinstance(content, dict) else None
+    if kind not in KINDS:
+        raise ConfigurationError(
+            f"compute.launcher = {file!r}: distributed_type = {kind!r}. Allowed: "
+            f"{', '.join(KINDS)}. `accelerate config` writes such a file."
+        )
+    return dict(content)
+
+
+def read_sharing(compute: Compute) -> Sharing:
+    """What ``compute.num_processes`` and the file in ``compute.launcher`` come to.
+
+    Raises:
+        ConfigurationError: no such file, or one that says something else than how to share.
+    """
+    if compute.launcher is None:
+        return Sharing("data" if compute.num_processes > 1 else "alone", compute.num_processes)
+    settings = read_launcher(compute.launcher)
+    stage = (settings.get("deepspeed_config") or {}).get("zero_stage", 2)
+    kinds: dict[Any, Kind] = {
+        "MULTI_GPU": "data",
+        "FSDP": "fsdp",
+        ("DEEPSPEED", 0): "data",
+        ("DEEPSPEED", 1): "zero1",
+        ("DEEPSPEED", 2): "zero2",
+        ("DEEPSPEED", 3): "zero3",
+    }
+    kind = settings["distributed_type"]
+    found = (kind, stage) if kind == "DEEPSPEED" else kind
+    if found not in kinds:
+        raise ConfigurationError(
+            f"compute.launcher = {compute.launcher!r}: zero_stage = {stage!r}. Allowed: 0 to 3."
+        )
+    return Sharing(kinds[found], compute.num_processes)
+
+
+def has_deepspeed() -> bool:
+    """Whether DeepSpeed is installed; it is not imported."""
+    return find_spec("deepspeed") is not None
+
+
+class _Launch(NamedTuple):
+    """What is launched, and by what configuration."""
+
+    says: Mapping[str, Any]
+    """The configuration, with Accelerate's defaults of what the rules look at."""
+    compute: Compute
+    health: Health
+    methods: Sequence[SFT | RL]
+
+    @property
+    def skipping(self) -> str:
+        """The keys that ask for an update to be skipped."""
+        return ", ".join(f"health.{key}" for key, policy in self.health if policy == "skip_batch")
+
+
+class _Rule(NamedTuple):
+    kind: str | None
+    """The ``distributed_type`` that it is for; None: all."""
+    is_broken: Callable[[_Launch], bool]
+    message: str
+    """What breaks it, and the remedy; ``it`` is the launch."""
+
+
+_RULES = (
+    _Rule(
+        None,
+        lambda it: it.says["num_machines"] != 1,
+        "num_machines = {it.says[num_machines]}, and a cell is trained on one. "
+        "Set num_machines: 1.",
+    ),
+    _Rule(
+        None,  # YAML takes a bare `no` for False
+        lambda it: (
+            it.says["mixed_precision"]
+            not in ((None, "bf16") if it.compute.bf16 else (None, "no", False))
+        ),
+        "mixed_precision = {it.says[mixed_precision]!r} contradicts compute.bf16 = "
+        "{it.compute.bf16}. Leave mixed_precision out of the file: compute.bf16 decides.",
+    ),
+    _Rule(
+        "DEEPSPEED",
+        lambda it: bool(it.skipping),
+        "DeepSpeed cannot skip an update, and {it.skipping} = 'skip_batch'. Set it to stop or "
+        "go_on, or take conf/base/accelerate/fsdp.yaml.",
+    ),
+    _Rule(
+        "DEEPSPEED",
+        lambda it: not has_deepspeed(),
+        f"asks for DeepSpeed, which is not installed. Install it ({INSTALL_DEEPSPEED}), or take "
+        "conf/base/accelerate/fsdp.yaml, which needs nothing more.",
+    ),
+    _Rule(
+        "FSDP",
+        lambda it: any(method.lora and method.lora.merge for method in it.methods),
+        "with FSDP no process holds the weights that lora.merge = True adds adapters to. "
+        "Set lora.merge: false, or take another launcher.",
+    ),
+    _Rule(
+        "FSDP",
+        lambda it: it.says["fsdp_config"]["fsdp_version"] != 2,
+        "fsdp_config.fsdp_version = {it.says[fsdp_config][fsdp_version]!r}. Set it to 2: a "
+        "checkpoint is scored with weights that version 1 does not give out.",
+    ),
+    _Rule(
+        "FSDP",
+        lambda it: it.says["fsdp_config"]["fsdp_state_dict_type"] != "SHARDED_STATE_DICT",
+        "fsdp_config.fsdp_state_dict_type = {it.says[fsdp_config][fsdp_state_dict_type]!r}. Set "
+        "it to SHARDED_STATE_DICT: with others the processes wait for each other for ever when a "
+        "training goes on.",
+    ),
+)
+
+
+def check_launcher(compute: Compute, health: Health, methods: Iterable[SFT | RL]) -> None:
+    """Refuse a configuration that cannot work, or that contradicts the parameters.
+
+    How many processes there are is for ``compute.num_processes`` alone to say.
+
+    Args:
+        methods: what is trained.
+
+    Raises:
+        ConfigurationError: with each key of the file that is wrong, its value and the remedy.
+    """
+    if compute.launcher is None:
+        return
+    settings = read_launcher(compute.launcher)
+    fsdp = {"fsdp_version": 1, "fsdp_state_dict_type": None} | (settings.get("fsdp_config") or {})
+    says = {"num_machines": 1, "mixed_precision": None} | settings | {"fsdp_config": fsdp}
+    launch = _Launch(says, compute, health, tuple(methods))
+    faults = [
+        f"compute.launcher = {compute.launcher!r}: {rule.message.format(it=launch)}"
+        for rule in _RULES
+        if rule.kind in (None, says["distributed_type"]) and rule.is_broken(launch)
+    ]
+    if faults:
+        raise ConfigurationError("\n".join(faults))
+
+
+def find_device_fault(compute: Compute, gpus: int) -> tuple[str, str] | None:
+    """What is wrong with the number of GPUs that can be seen, and the remedy; None: nothing."""
+    processes = compute.num_processes
+    if processes == 1 and gpus > 1:
+        return (
+            f"{gpus} GPUs can be seen, and compute.num_processes = 1 trains on one",
+            f"Set compute.num_processes: {gpus}, or show the run one: CUDA_VISIBLE_DEVICES=0",
+        )
+    if 0 < gpus < processes:
+        return (
+            f"compute.num_processes = {processes}, and {gpus} GPUs can be seen",
+            f"Set compute.num_processes: {gpus}: one process a GPU",
+        )
+    if compute.launcher and not gpus:
+        kind = read_launcher(compute.launcher)["distributed_type"]
+        if kind in SHARDED:
+            return (
+                f"compute.launcher = {compute.launcher!r}: {kind} needs GPUs, and none can be seen",
+                "Set compute.launcher: null, which also works on a CPU",
+            )
+    return None
+
+
+def launcher_environment(compute: Compute) -> dict[str, str]:
+    """The variables by which Accelerate in a process learns what the configuration says."""
+    if compute.launcher is None:
+        return {}
+    # What `accelerate launch` does before it starts torchrun. Its own launching is not for us:
+    # it would stand between the training and the run, which must hear how each process ended.
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    options = {
+        "--config_file": compute.launcher,
+        "--num_processes": str(compute.num_processes),
+        "--num_machines": "1",
+        "--main_process_port": "0",
+        "--mixed_precision": "bf16" if compute.bf16 else "no",
+    }
+    words = [word for option in options.items() for word in option]
+    args, file, _ = _validate_launch_command(launch_command_parser().parse_args([*words, "script"]))
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join(file.deepspeed_config)
+        made = prepare_deepspeed_cmd_env(args)[1]
+    else:
+        made = prepare_multi_gpu_env(args)
+    return {
+        name: value
+        for name, value in made.items()
+        if name not in _OURS and os.environ.get(name) != value
+    }

@@ -1,0 +1,12 @@
+"""What every room stands on; imports nothing of ours and never torch.
+
+- ``blocks``: closed, typed blocks of parameters; ``ConfigurationError``
+- ``paths``: what may be a path in the parameters
+- ``files``: content keys, digests, manifests, publishing at once
+- ``locks``: one process at a time, and who it is
+- ``presence``: which runs are at work in a folder
+- ``code``: which of our code a result depends on
+- ``redaction``: addresses and errors without credentials
+- ``safetensors``: how large a model is, from the headers of its files
+- ``hub``: models and data sets of the Hugging Face hub
+"""

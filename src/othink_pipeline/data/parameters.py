@@ -1,0 +1,123 @@
+"""Where the examples of each task come from: drawn by the project, or read from a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from othink_pipeline.core.blocks import Block, Count, HubId, Name, Place, Positive
+
+
+class SplitSizes(Block):
+    """Examples in each split of a task; of a data set ``train`` and ``test`` are at most so many.
+
+    A data set's ``validation`` is held out of its training examples.
+    """
+
+    base: Count
+    """What the base model is trained on: of tasks that are drawn."""
+    train: Positive
+    validation: Positive
+    test: Positive
+
+
+class Hub(Block):
+    """A data set of the Hugging Face hub."""
+
+    kind: Literal["hub"]
+    id: HubId
+    revision: str
+    """A commit, tag or branch; the commit that it stood for is recorded."""
+    split: str
+
+
+class Folder(Block):
+    """A folder that ``datasets`` saved (``save_to_disk``), or one of parquet files."""
+
+    kind: Literal["folder"]
+    path: Place
+    split: str
+    """Of a saved ``DatasetDict``; of parquet files ``split.parquet`` and ``split-*.parquet``."""
+
+
+class Jsonl(Block):
+    """A file with a JSON object in each line, whose pictures are files of their own."""
+
+    kind: Literal["jsonl"]
+    file: Place
+    images: Place
+    """The folder that the paths in the file start from."""
+
+
+class Columns(Block):
+    """What the data set calls what an example consists of."""
+
+    image: str
+    question: str
+    answer: str
+    """May be wrapped: ``<answer> 3 </answer>``."""
+    steps: str | None
+    """Worked solutions, for methods with ``target: steps``; null: there are none."""
+
+
+class SplitSource(Block):
+    """Where one split of a task is read from, and how the model is asked."""
+
+    source: Annotated[Hub | Folder | Jsonl, Field(discriminator="kind")]
+    columns: Columns
+    prompt: str | None
+    """Sent after the image, as ``data_preparation.prompt``, which null stands for."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, prompt: str | None) -> str | None:
+        return prompt if prompt is None else _with_question(prompt)
+
+
+class TaskSource(Block):
+    """Where a task's examples are read from."""
+
+    train: SplitSource
+    test: SplitSource
+
+
+class DataPreparation(Block):
+    """How the examples of every task are made."""
+
+    seed: Count
+    splits: SplitSizes
+    prompt: str
+    """Sent after the image; ``{question}`` stands for the question."""
+    train_examples: dict[Name, Positive]
+    """Tasks that are trained on another number of examples than ``splits.train``."""
+    max_rejected: Count
+    """More rejected examples of a task than this stop the run."""
+    sources: dict[Name, TaskSource]
+    """Tasks that are read from data sets; all others are drawn by a file in ``tasks/``."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, prompt: str) -> str:
+        return _with_question(prompt)
+
+    def sizes_of(self, task: str, splits: Iterable[str]) -> dict[str, int]:
+        """How many examples of a task each of ``splits`` has; of a data set at most."""
+        sizes: dict[str, int] = self.splits.model_dump()
+        sizes["train"] = self.train_examples.get(task, sizes["train"])
+        return {split: sizes[split] for split in splits}
+
+    def prompt_of(self, task: str, split: str) -> str:
+        """What is sent after the images of one split of a task."""
+        if task not in self.sources:
+            return self.prompt
+        source = self.sources[task]
+        own = (source.test if split == "test" else source.train).prompt
+        return self.prompt if own is None else own
+
+
+def _with_question(prompt: str) -> str:
+    if prompt.count("{question}") != 1:
+        raise ValueError("must hold {question} exactly once")
+    return prompt

@@ -1,0 +1,217 @@
+"""Make, validate, split and publish the examples of a task: drawn, or read from data sets."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.code import code_digest
+from othink_pipeline.core.files import content_key, publish, read_manifest, write_manifest
+from othink_pipeline.core.locks import lock
+from othink_pipeline.data.examples import (
+    UnusableError,
+    draw_examples,
+    open_split,
+    read_pixels,
+    update_digest,
+)
+from othink_pipeline.data.parameters import DataPreparation
+from othink_pipeline.data.source_splits import read_splits, split_rows, survey_sources
+from othink_pipeline.data.sources import fingerprint
+from othink_pipeline.data.tasks import IMAGE_SIZE_PX
+
+logger = logging.getLogger(__name__)
+
+CELL_SPLITS = ("train", "validation", "test")
+
+PROGRESS_EXAMPLES = 10_000
+"""A line in the log after so many examples."""
+
+
+def prepare_splits(
+    data_preparation: DataPreparation, task: str, splits: tuple[str, ...], folder: Path
+) -> dict[str, Any]:
+    """Publish some splits of a task in ``folder``, unless they stand there already.
+
+    Examples go to their files as they are drawn or read: memory does not grow with their number,
+    but for what ``draw_examples`` and ``survey_sources`` must remember of each.
+
+    Returns:
+        The manifest: task, seed, content key, and for each split its path, size, digest and prompt;
+        of a data set also where it was read from.
+
+    Raises:
+        ConfigurationError: too few distinct problems or pictures, data sets that cannot be read,
+            or more rejected examples than ``max_rejected``; those are in
+            ``<folder>_rejected.csv``.
+    """
+    if task in data_preparation.sources and "base" in splits:
+        raise ConfigurationError(
+            f"task {task!r} is read from data sets, and only drawn tasks have examples for a base "
+            f"model made here. Leave out data_preparation.sources.{task}, or set base_model to a "
+            "model that is there."
+        )
+    sizes = data_preparation.sizes_of(task, splits)
+    key = examples_key(data_preparation, task, splits)
+    with lock(folder.with_name(f".{folder.name}.lock"), partial(_say_busy, task)):
+        finished = _find_finished(folder, key)
+        if finished:
+            count = sum(split["examples"] for split in finished["splits"].values())
+            logger.info("%s: %s examples reused from %s", task, count, folder)
+            return finished
+        return _make_splits(data_preparation, task, sizes, folder, key)
+
+
+def _make_splits(
+    data_preparation: DataPreparation, task: str, sizes: dict[str, int], folder: Path, key: str
+) -> dict[str, Any]:
+    source = data_preparation.sources.get(task)
+    with publish(folder) as scratch:
+        if source is None:
+            facts = {}
+            rejected: list[dict[str, str]] = []
+            drawn = _draw(task, sizes, data_preparation.seed, rejected)
+            parts = _write_splits(task, drawn, sizes, scratch)
+            _refuse_rejects(task, rejected, [], data_preparation.max_rejected, folder)
+        else:
+            survey = survey_sources(task, source, sizes["test"])
+            rejected = survey.rejected
+            _refuse_rejects(
+                task, rejected, survey.overlapping, data_preparation.max_rejected, folder
+            )
+            if survey.overlapping:
+                logger.warning(
+                    "%s: %d training examples are left out: their pictures are in the test split",
+                    task,
+                    len(survey.overlapping),
+                )
+            chosen = split_rows(task, survey, sizes, data_preparation.seed)
+            sizes = {split: len(chosen[split]) for split in sizes}
+            read = ((example, b"") for example in read_splits(task, survey, chosen, scratch))
+            parts = _write_splits(task, read, sizes, scratch)
+            facts = {
+                "overlapping": len(survey.overlapping),
+                "sources": {name: part.facts for name, part in survey.sources.items()},
+            }
+        manifest = write_manifest(
+            scratch,
+            {
+                "task": task,
+                "seed": data_preparation.seed,
+                "key": key,
+                "rejected": len(rejected),
+                **facts,
+                "splits": {
+                    split: {
+                        "path": str(folder / f"{split}.arrow"),
+                        **part,
+                        "prompt": data_preparation.prompt_of(task, split),
+                    }
+                    for split, part in parts.items()
+                },
+            },
+        )
+    count = sum(part["examples"] for part in parts.values())
+    logger.info("%s: %s examples, %s rejected -> %s", task, count, len(rejected), folder)
+    return manifest
+
+
+def _refuse_rejects(
+    task: str,
+    rejected: list[dict[str, str]],
+    overlapping: list[dict[str, str]],
+    max_rejected: int,
+    folder: Path,
+) -> None:
+    """List what is left out, with reasons, beside ``folder``, and stop if too much is rejected."""
+    file = folder.with_name(f"{folder.name}_rejected.csv")
+    pd.DataFrame([*rejected, *overlapping], columns=["id", "reason"]).to_csv(file, index=False)
+    if len(rejected) > max_rejected:
+        raise ConfigurationError(
+            f"{task}: {len(rejected)} examples rejected, the first: {rejected[0]['reason']}. "
+            f"All reasons: {file}. Mend the source, or raise "
+            f"data_preparation.max_rejected (now {max_rejected})."
+        )
+
+
+def _say_busy(task: str, holder: str) -> None:
+    logger.info("%s: another run prepares its examples (%s); waiting", task, holder)
+
+
+def examples_key(data_preparation: DataPreparation, task: str, splits: tuple[str, ...]) -> str:
+    """The content key of some splits of a task: the same key, the same examples.
+
+    Raises:
+        ConfigurationError: a data set is not where its source says.
+    """
+    source = data_preparation.sources.get(task)
+    if source is None:
+        code = code_digest("othink_pipeline.data.examples", f"othink_pipeline.data.tasks.{task}")
+        content = None
+    else:
+        code = code_digest("othink_pipeline.data.source_splits")
+        home = f"data_preparation.sources.{task}"
+        content = [
+            source.model_dump(),
+            *(fingerprint(part, f"{home}.{name}") for name, part in source),
+        ]
+    sizes = data_preparation.sizes_of(task, splits)
+    settings = [task, data_preparation.seed, data_preparation.prompt, sizes]
+    return content_key([*settings, content, code])
+
+
+def _draw(
+    task: str, sizes: dict[str, int], seed: int, rejected: list[dict[str, str]]
+) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Draw examples, each with its decoded pixels; those that cannot be used go to ``rejected``."""
+    for example in draw_examples(task, sizes, seed):
+        try:
+            yield example, read_pixels(example, IMAGE_SIZE_PX)
+        except UnusableError as error:
+            rejected.append({"id": str(example.get("id")), "reason": str(error)})
+
+
+def _write_splits(
+    task: str,
+    examples: Iterable[tuple[dict[str, Any], bytes]],
+    sizes: dict[str, int],
+    folder: Path,
+) -> dict[str, dict[str, Any]]:
+    """Write examples into a file a split; returns its size and digest.
+
+    Args:
+        examples: each with its decoded pixels, or nothing where its key stands for them.
+    """
+    counts = dict.fromkeys(sizes, 0)
+    digests = {split: hashlib.sha256() for split in sizes}
+    with ExitStack() as files:
+        add = {split: files.enter_context(open_split(folder / f"{split}.arrow")) for split in sizes}
+        for number, (example, pixels) in enumerate(examples, start=1):
+            if number % PROGRESS_EXAMPLES == 0:
+                logger.info("%s: %s of %s examples made", task, number, sum(sizes.values()))
+            split = example["split"]
+            update_digest(digests[split], example, pixels)
+            add[split](example)
+            counts[split] += 1
+    return {
+        split: {"examples": counts[split], "digest": digests[split].hexdigest()} for split in sizes
+    }
+
+
+def _find_finished(folder: Path, key: str) -> dict[str, Any] | None:
+    """The manifest in ``folder`` if it is whole and made from the same content."""
+    try:
+        manifest = read_manifest(folder, "It is made anew.")
+    except ConfigurationError as error:
+        if folder.exists():
+            logger.warning("%s", error.message)
+        return None
+    return manifest if manifest.get("key") == key else None

@@ -1,0 +1,4 @@
+"""A model and examples -> predictions.
+
+- ``predictions``: answers, each with its verdict
+"""

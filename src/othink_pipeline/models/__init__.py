@@ -1,0 +1,11 @@
+"""Vision-language models: loaded, asked, saved.
+
+- ``parameters``: blocks: base model, how it is loaded, how it computes
+- ``base_models``: where the base models are
+- ``load``: load, save and run a model
+- ``prompts``: prompts as tensors
+- ``pixels``: how large pictures are to a model
+- ``sampling``: completions, each prompt read once
+- ``mini_qwen2_vl``: the mini model
+- ``pretraining``: the mini model, made from nothing
+"""

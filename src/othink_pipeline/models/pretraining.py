@@ -1,0 +1,146 @@
+"""Make the mini base model from nothing: supervised training in two phases.
+
+Every target has the asked format. In the first phase nearly all of them show worked steps, so that
+the model learns to work; in the last phase most think blocks are empty, so that it mostly does
+not. What post-training can find out is that working pays.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from othink_pipeline.models.load import render_prompt, user_message
+from othink_pipeline.models.mini_qwen2_vl import build_model, build_processor
+from othink_pipeline.models.parameters import Rebuild
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+WARMUP_UPDATES = 50
+FINAL_RATE = 0.05  # of the peak learning rate
+TOKENIZER_EXAMPLES = 2000  # of each task
+IGNORED = -100  # label of a token that the loss skips
+
+
+def pretrain(
+    examples: Mapping[str, Dataset],
+    prompt: str,
+    rebuild: Rebuild,
+    log: Callable[[int, dict[str, float]], None],
+) -> tuple[Any, Any, dict[str, float]]:
+    """Train tokenizer and model on the base splits of all tasks, mixed evenly.
+
+    Args:
+        examples: task to base split.
+        prompt: template with ``{question}``.
+        log: called with (update, metrics) after every update.
+
+    Returns:
+        model, processor, and facts for the manifest: parameters, updates, seconds, final loss.
+    """
+    texts = [
+        f"{user_message(prompt, question)} {steps}"
+        for split in examples.values()
+        for question, steps in zip(
+            split["question"][:TOKENIZER_EXAMPLES], split["steps"][:TOKENIZER_EXAMPLES], strict=True
+        )
+    ]
+    first = next(iter(examples.values()))[0]  # drawn pictures are square and of one size
+    image_size_px = first["image"].width
+    processor = build_processor(texts, rebuild.vocab_size, rebuild.context_tokens, image_size_px)
+    model = build_model(processor, rebuild)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=rebuild.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda update: _rate(update, rebuild.updates)
+    )
+    rng = Random(rebuild.seed)
+    orders: dict[str, list[int]] = {task: [] for task in examples}
+    started, losses = time.perf_counter(), []
+    model.train()
+    for update in range(rebuild.updates):
+        last_phase = update >= rebuild.updates - rebuild.last_phase_updates
+        worked_rate = rebuild.last_phase_worked_rate if last_phase else rebuild.worked_rate
+        rows = _draw_rows(examples, orders, rebuild.batch_size, rng)
+        inputs, labels = _encode(processor, rows, prompt, worked_rate, rng)
+        with torch.autocast("cpu", torch.bfloat16, enabled=rebuild.bf16):
+            loss = model(**inputs, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        log(update + 1, {"train/loss": losses[-1]})
+        if (update + 1) % 50 == 0:
+            seconds = time.perf_counter() - started
+            logger.info(
+                "base model  update %d/%d  loss %.3f  %.0f s left",
+                update + 1,
+                rebuild.updates,
+                sum(losses[-50:]) / 50,
+                seconds / (update + 1) * (rebuild.updates - update - 1),
+            )
+    facts = {
+        "parameters": model.num_parameters(),
+        "updates": rebuild.updates,
+        "seconds": round(time.perf_counter() - started),
+        "final_loss": round(sum(losses[-50:]) / len(losses[-50:]), 4),
+    }
+    return model.eval(), processor, facts
+
+
+def _rate(update: int, updates: int) -> float:
+    """Learning rate relative to its peak: linear warm-up, then a cosine down to ``FINAL_RATE``."""
+    cosine = 0.5 * (1 + math.cos(math.pi * update / updates))
+    return min(1.0, (update + 1) / WARMUP_UPDATES) * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
+
+
+def _draw_rows(
+    examples: Mapping[str, Dataset], orders: dict[str, list[int]], count: int, rng: Random
+) -> list[dict[str, Any]]:
+    """``count`` rows, task by task in turn, each task's split shuffled anew for every pass."""
+    rows = []
+    tasks = list(examples)
+    for number in range(count):
+        task = tasks[number % len(tasks)]
+        if not orders[task]:
+            orders[task] = rng.sample(range(len(examples[task])), len(examples[task]))
+        rows.append(examples[task][orders[task].pop()])
+    return rows
+
+
+def _encode(
+    processor: Any, rows: list[dict[str, Any]], prompt: str, worked_rate: float, rng: Random
+) -> tuple[Any, torch.Tensor]:
+    """Inputs and labels, both [B x T], padded on the right; labels skip prompt and padding."""
+    prompts = [render_prompt(processor, prompt, row["question"]) for row in rows]
+    targets = [
+        f"<think>{row['steps'] if rng.random() < worked_rate else ''}</think>"
+        f"<answer>{row['answer']}</answer>{processor.tokenizer.eos_token}"
+        for row in rows
+    ]
+    inputs = processor(
+        images=[row["image"] for row in rows],
+        text=[start + target for start, target in zip(prompts, targets, strict=True)],
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
+    )
+    target_tokens = [len(ids) for ids in processor.tokenizer(targets)["input_ids"]]
+    labels = inputs["input_ids"].clone()
+    position = torch.arange(labels.shape[1])
+    for row, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
+        in_target = (position >= length - target_tokens[row]) & (position < length)
+        labels[row, ~in_target] = IGNORED
+    return inputs, labels

@@ -1,0 +1,227 @@
+"""Do the base model, the examples and the parameters fit one another, and the machine?
+
+A model is loaded and run once on an example of each task; nothing is trained. Import this module
+inside functions: it imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, Image, Value
+
+from othink_pipeline.cells.accelerate_config import find_device_fault, read_sharing
+from othink_pipeline.cells.parameters import RL, SFT, Evaluation
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.safetensors import read_weights
+from othink_pipeline.data.examples import TEXT_FIELDS, draw_examples, find_fault
+from othink_pipeline.data.parameters import DataPreparation
+from othink_pipeline.data.source_splits import peek
+from othink_pipeline.models.load import load_model
+from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.models.prompts import collate
+from othink_pipeline.preflight.device import find_device, has_bfloat16
+from othink_pipeline.preflight.environment import Row
+from othink_pipeline.preflight.lengths import (
+    Lengths,
+    Prompts,
+    Splits,
+    check_context,
+    encode_example,
+    measure_lengths,
+)
+from othink_pipeline.preflight.needs import Plan, check_held, gigabytes
+from othink_pipeline.preflight.optional_libraries import check_libraries
+from othink_pipeline.scoring.strict import score
+
+DRAWN = {"train": 16, "validation": 16, "test": 16}
+"""Examples that stand for those of a task that is not prepared yet."""
+
+
+def draw_splits(task: str, settings: DataPreparation) -> dict[str, Dataset]:
+    """A few examples of each split of ``task``, in memory: drawn, or the first of its data sets.
+
+    Nothing is downloaded: none of a task that is read from a hub.
+
+    Raises:
+        ConfigurationError: as ``draw_examples`` or ``peek``.
+    """
+    source = settings.sources.get(task)
+    if source is None:
+        rows = list(draw_examples(task, DRAWN, settings.seed))
+    elif "hub" in (source.train.source.kind, source.test.source.kind):
+        return {}
+    else:
+        rows = peek(task, source, DRAWN["train"])
+    features = Features({name: Value("string") for name in TEXT_FIELDS} | {"image": Image()})
+    for row in rows:
+        row["image"] = {"bytes": row["image"], "path": None}
+    return {
+        split: Dataset.from_list([row for row in rows if row["split"] == split], features)
+        for split in DRAWN
+    }
+
+
+def check_examples(task: str, splits: Splits) -> list[Row]:
+    """Check columns, one whole example and every answer of each split: a row a split."""
+    rows = []
+    remedy = (
+        "Make them again: kedro run --pipelines=data_preparation; or mend their source: "
+        f"tasks/{task}.py or data_preparation.sources.{task}."
+    )
+    for split, examples in splits.items():
+        fault = _find_split_fault(examples)
+        if fault:
+            rows.append(Row(f"{task} {split}", "FAILED", f"{fault}.", remedy))
+        else:
+            detail = f"{len(examples):,} examples, the scorer reads every answer"
+            rows.append(Row(f"{task} {split}", "ok", detail))
+    return rows
+
+
+def check_overlap(tasks: Mapping[str, Splits]) -> list[Row]:
+    """Check that no task is trained or validated on what another one is tested on: a row a pair."""
+    rows = []
+    for task, splits in tasks.items():
+        tested = set(splits["test"]["key"])
+        for other, parts in tasks.items():
+            used = {key for split in parts if split != "test" for key in parts[split]["key"]}
+            if shared := tested & used:
+                detail = f"{len(shared)} pictures of its test split are used to train {other}."
+                remedy = "Take them out of one of the two data sets: a transfer would be none."
+                rows.append(Row(f"{task} test", "FAILED", detail, remedy))
+    return rows
+
+
+def check_model(
+    path: str,
+    tasks: Mapping[str, Splits],
+    prompts: Prompts,
+    methods: Mapping[str, SFT | RL],
+    evaluation: Evaluation,
+    settings: ModelSettings,
+    compute: Compute,
+) -> tuple[list[Row], Lengths | None]:
+    """Check that a base model loads, reads the tasks' examples and fits context and memory.
+
+    Of the memory it is what a training holds all the time: to find out the rest see ``measure``.
+
+    Args:
+        path: the model's folder.
+        tasks: examples of every task, sound ones alone: see ``check_examples``.
+        prompts: of every task and split.
+        methods: what the grid trains it by.
+        settings: how it is loaded.
+        compute: how it is trained.
+
+    Returns:
+        A row for each check, and what is longest in the examples; None where a check failed before.
+    """
+    if fault := find_device_fault(compute, torch.cuda.device_count()):
+        return [Row("device", "FAILED", *fault)], None
+    name = f"model {path}"
+    device = find_device()
+    try:
+        sharing = read_sharing(compute)
+        weights = read_weights(Path(path))
+    except ConfigurationError as error:
+        return [Row(name, "FAILED", error.message)], None
+    rows = check_libraries(
+        methods, settings, compute, sharing, gpu=device.gpu, bfloat16=has_bfloat16()
+    )
+    plans = {name: Plan(method, settings, compute, sharing) for name, method in methods.items()}
+    rows += check_held(path, weights, plans, device)
+    if _failed(rows):
+        return rows, None  # it may not even load
+    try:
+        model, processor = load_model(path, settings)
+    except ConfigurationError as error:
+        return [*rows, Row(name, "FAILED", error.message)], None
+    detail = f"loads: {weights.parameters:,} parameters, {gigabytes(weights.stored_bytes)}"
+    rows += [Row(name, "ok", detail), *_check_tokens(path, model, processor)]
+    if _failed(rows):
+        return rows, None  # a token without an embedding would break all that follows
+    for task, splits in tasks.items():
+        rows.append(_check_forward(path, model, processor, task, splits, prompts[task]))
+    if not tasks or _failed(rows):
+        return rows, None
+    lengths = measure_lengths(processor, tasks, prompts, methods)
+    return [*rows, *check_context(path, model, lengths, methods, evaluation)], lengths
+
+
+def _failed(rows: list[Row]) -> bool:
+    return any(row.outcome == "FAILED" for row in rows)
+
+
+def _find_split_fault(examples: Dataset) -> str | None:
+    missing = sorted({*TEXT_FIELDS, "image"} - set(examples.column_names))
+    if missing:
+        return f"columns missing: {', '.join(missing)}"
+    if not len(examples):
+        return "no examples"
+    first = examples.cast_column("image", Image(decode=False))[0]
+    if fault := find_fault({**first, "image": (first["image"] or {}).get("bytes")}):
+        return f"example {first['id']}: {fault}"
+    answers: dict[str, str] = dict(zip(examples["answer"], examples["id"], strict=True))
+    for answer, example in answers.items():
+        if reason := score(f"<answer>{answer}</answer>", answer).reason:
+            return f"example {example}: the answer {answer!r} would never be right ({reason})"
+    for question, example in zip(examples["question"], examples["id"], strict=True):
+        if not question or not question.strip():
+            return f"example {example}: the question is empty"
+    return None
+
+
+def _check_tokens(path: str, model: Any, processor: Any) -> list[Row]:
+    """Check that every token has an embedding, and that the special ones are there."""
+    tokenizer, config = processor.tokenizer, model.config
+    embeddings, tokens = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    faults = []
+    if tokens > embeddings:
+        faults.append(f"the tokenizer has {tokens:,} tokens, the model embeds {embeddings:,}")
+    if tokenizer.eos_token_id is None:
+        faults.append("the tokenizer has no eos_token: completions would never end")
+    if tokenizer.pad_token_id is None:
+        faults.append("the tokenizer has no pad_token: prompts cannot share a batch")
+    image_id = getattr(config, "image_token_id", None)
+    image_token = getattr(processor, "image_token", None)
+    if image_id is None or image_token is None:
+        faults.append("model or processor has no image token: this is no vision-language model")
+    elif tokenizer.convert_tokens_to_ids(image_token) != image_id:
+        found = tokenizer.convert_tokens_to_ids(image_token)
+        faults.append(f"image token {image_token!r} is {found}, config.json says {image_id}")
+    if getattr(processor, "chat_template", None) is None:
+        faults.append("the processor has no chat template")
+    remedy = "Take tokenizer and processor files from the same place as the weights."
+    if faults:
+        return [Row(f"tokens {path}", "FAILED", "; ".join(faults) + ".", remedy)]
+    return [Row(f"tokens {path}", "ok", f"{tokens:,} tokens, {embeddings:,} embeddings")]
+
+
+def _check_forward(
+    path: str, model: Any, processor: Any, task: str, splits: Splits, prompts: Mapping[str, str]
+) -> Row:
+    """Run the model once on an example: do picture and image tokens match?"""
+    name = f"{task} through {path}"
+    remedy = (
+        "Take processor_config.json (preprocessor_config.json) and chat_template.jinja from the "
+        "same place as the weights: patch_size, merge_size and temporal_patch_size must be those "
+        "of config.json."
+    )
+    split, examples = next(iter(splits.items()))
+    try:
+        made = encode_example(processor, examples, 0, prompts[split])
+        inputs = collate([made], processor.tokenizer.pad_token_id, model.device)
+        with torch.inference_mode():
+            logits = model(**inputs).logits
+    except Exception as error:  # a processor of another model breaks wherever it breaks first
+        fault = " ".join(str(error).split()) or "no message"
+        detail = f"processor and model do not belong together: {fault} ({type(error).__name__})."
+        return Row(name, "FAILED", detail, remedy)
+    images = int((made.ids == model.config.image_token_id).sum())
+    if not bool(logits.isfinite().all()):
+        return Row(name, "FAILED", "the model's outputs are not finite.", "Replace its weights.")
+    return Row(name, "ok", f"a prompt of {len(made.ids)} tokens, {images} of them the image")

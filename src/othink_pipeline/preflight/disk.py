@@ -1,0 +1,83 @@
+"""What a run writes, and whether the disk has room for it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from othink_pipeline.cells.parameters import RL, SFT
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.safetensors import Weights
+from othink_pipeline.data.parameters import Hub, Jsonl, SplitSource, TaskSource
+from othink_pipeline.models.parameters import ModelSettings
+from othink_pipeline.preflight.weights import checkpoint_bytes, state_bytes
+
+OTHER_BYTES = 2 * 1024**3
+"""Drawn examples, predictions, reports and MLflow's records."""
+
+STATES = 3
+"""A training keeps two states to go on from while it writes the third."""
+
+
+def needed_disk_bytes(weights: Weights, cells: Sequence[SFT | RL], settings: ModelSettings) -> int:
+    """What a run writes below ``folders.checkpoints`` at most, and 2 GiB for all the rest.
+
+    Each cell keeps a checkpoint every ``checkpoint_every_updates`` updates and one of the last.
+    Cells run one after the other, so that only one has states to resume from.
+
+    Args:
+        weights: of the largest base model.
+        cells: the parameters of each cell that is still to be trained.
+        settings: say in which dtype checkpoints are.
+    """
+    kept = sum(
+        -(-cell.updates // cell.checkpoint_every_updates)
+        * checkpoint_bytes(weights, cell, settings)
+        for cell in cells
+    )
+    states = max((state_bytes(weights, cell, settings) for cell in cells), default=0)
+    return kept + STATES * states + OTHER_BYTES
+
+
+def source_bytes(sources: Mapping[str, TaskSource], tasks: Sequence[str]) -> int:
+    """The copy that data preparation makes of the pictures of tasks that are read, at most.
+
+    A data set of the hub counts nothing: its size is not known before it is there.
+    """
+    splits = [split for task in tasks if task in sources for _, split in sources[task]]
+    return sum(_size(place) for place in {_pictures(split) for split in splits} - {None})
+
+
+def check_disk(folder: Path, needed_bytes: int = OTHER_BYTES) -> None:
+    """Check that the disk of a folder, which need not be there yet, has room.
+
+    Raises:
+        ConfigurationError: with the folder, what is free and what is needed.
+    """
+    free_bytes = shutil.disk_usage(nearest(folder.absolute())).free
+    if free_bytes < needed_bytes:
+        raise ConfigurationError(
+            f"{folder}: {free_bytes / 1024**3:.1f} GiB free, a run needs "
+            f"{needed_bytes / 1024**3:.1f} GiB. Free some space, move "
+            "the project or the folder, or take fewer checkpoints "
+            "(training.checkpoint_every_updates), smaller ones (model.dtype: bfloat16) or adapters "
+            "alone (training.lora with merge: false)."
+        )
+
+
+def nearest(folder: Path) -> Path:
+    """The folder itself or, while it is not there, the one that it will be made in."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _pictures(split: SplitSource) -> Path | None:
+    source = split.source
+    if isinstance(source, Hub):
+        return None
+    return Path(source.images if isinstance(source, Jsonl) else source.path)
+
+
+def _size(folder: Path | None) -> int:
+    files = folder.rglob("*") if folder else ()
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,0 +1,244 @@
+"""Checks before a run starts: what would stop it later must stop it now, in one message.
+
+These need no torch and take no time; `compatibility.py` has those that load the model.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+from kedro.framework.project import pipelines
+from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
+
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.preflight.disk import nearest
+
+_SQLITE = "sqlite:///"
+_URI_KEY = "mlflow.yml: server.mlflow_tracking_uri"
+_ARTIFACTS_KEY = "mlflow.yml: tracking.experiment.create_experiment_kwargs.artifact_location"
+_OR_ELSEWHERE = "or name another place (conf/local/mlflow.yml overrides conf/base)."
+
+
+class Row(NamedTuple):
+    """What came of one check; what failed says how to mend it."""
+
+    check: str
+    outcome: Literal["ok", "note", "FAILED"]
+    detail: str
+    remedy: str = ""
+
+
+def refuse(rows: Iterable[Row]) -> None:
+    """Stop where a check failed.
+
+    Raises:
+        ConfigurationError: with every failed check.
+    """
+    failed = [row for row in rows if row.outcome == "FAILED"]
+    if failed:
+        lines = [f"  {row.check}: {row.detail} {row.remedy}".rstrip() for row in failed]
+        raise ConfigurationError(f"checks that failed: {len(failed)}\n" + "\n".join(lines))
+
+
+def check_folders(places: Mapping[str, Path]) -> list[Row]:
+    """Check that each folder can be written, or made: a row a key."""
+    rows = []
+    for key, place in places.items():
+        try:
+            _check_folder(key, str(place), nearest(place), "or name another in the parameters.")
+        except ConfigurationError as error:
+            rows.append(Row(key, "FAILED", error.message))
+        else:
+            rows.append(Row(key, "ok", f"{place} can be written"))
+    return rows
+
+
+def anchor_store(uri: str, project: Path) -> str:
+    """Make the path in a SQLite URI absolute.
+
+    SQLite takes a relative one from the working folder: `kedro run` in a sub-folder of the
+    project, or a worker process elsewhere, would open a second, empty store.
+    """
+    if not uri.startswith(_SQLITE):
+        return uri
+    path, query = _split_query(uri.removeprefix(_SQLITE))
+    return f"{_SQLITE}{(project / path).as_posix()}{query}"
+
+
+def move_credentials(uri: str) -> str:
+    """The address of a server without user and password, which go to MLflow's own variables.
+
+    MLflow shows the address in its errors, on the screen and in its records.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.username is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def check_store(uri: str, artifact_location: str | None, project: Path) -> None:
+    """Check that a tracking store and its artifact folder can be written, without MLflow.
+
+    Args:
+        uri: tracking URI; paths in it may be relative to the project.
+        artifact_location: where a new experiment keeps its artifacts; None leaves it to MLflow.
+        project: root folder of the project.
+
+    Raises:
+        ConfigurationError: with the key, its value and the remedy.
+    """
+    parts = urlsplit(uri)
+    if uri.startswith(_SQLITE):
+        _check_sqlite(uri, project)
+    elif parts.scheme in ("", "file"):
+        folder = nearest(project / url2pathname(parts.path))
+        _check_folder(_URI_KEY, uri, folder, _OR_ELSEWHERE)
+    elif parts.hostname is not None:
+        _check_server(uri)
+    artifacts = urlsplit(artifact_location or "")
+    if artifacts.path and artifacts.scheme in ("", "file"):
+        folder = nearest(project / url2pathname(artifacts.path))
+        _check_folder(_ARTIFACTS_KEY, str(artifact_location), folder, _OR_ELSEWHERE)
+
+
+def check_inputs(pipeline: Pipeline, catalog: DataCatalog, options: str = "") -> None:
+    """Check that each file that the pipeline reads and does not make is there.
+
+    Args:
+        pipeline: what is about to run, filters applied.
+        catalog: the catalog of the run.
+        options: what the remedy's command must repeat, e.g. ``--env=paper``.
+
+    Raises:
+        ConfigurationError: with every missing dataset, its file and the command that makes it.
+    """
+    missing = []
+    for name in sorted(pipeline.inputs()):
+        if name.startswith("params:") or name == "parameters" or name not in catalog:
+            continue  # Kedro itself names the ones that the catalog does not know
+        dataset = catalog[name]
+        path = getattr(dataset, "_filepath", None) or getattr(dataset, "_path", None)
+        if path is not None and not dataset.exists():
+            missing.append(f"  {name}: {path}\n    {_remedy(name, options)}")
+    if missing:
+        raise ConfigurationError("The pipeline reads what is not there:\n" + "\n".join(missing))
+
+
+def check_runner(runner: str) -> None:
+    """Refuse runners that run several nodes at a time, and launchers of several processes.
+
+    Cells in one process would draw from one random generator, each run otherwise than the last;
+    in several they would fight for the same threads, ten times slower than one after the other.
+
+    Args:
+        runner: its name or representation, as in Kedro's ``run_params``.
+
+    Raises:
+        ConfigurationError: a runner that does so.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigurationError(
+            f"WORLD_SIZE = {os.environ['WORLD_SIZE']}: a `kedro run` is one process, and several "
+            "that were launched together would wait for each other's cells for ever. Start it "
+            "without accelerate or torchrun."
+        )
+    for name in ("ThreadRunner", "ParallelRunner"):
+        if name in runner:
+            raise ConfigurationError(
+                f"--runner: {name} runs several cells at a time, which would share random numbers "
+                "or fight for threads. Leave it out (SequentialRunner). To use more cores or GPUs "
+                "start several runs, each with its share of the threads: "
+                "OMP_NUM_THREADS=1 kedro run --namespaces=TASK.METHOD"
+            )
+
+
+def check_outputs(pipeline: Pipeline, catalog: DataCatalog) -> None:
+    """Check that what a pipeline makes can be written.
+
+    Raises:
+        ConfigurationError: with every folder that cannot.
+    """
+    names: dict[Path, str] = {}
+    for name in sorted(pipeline.all_outputs()):
+        dataset = catalog.get(name)  # by pattern, too
+        path = getattr(dataset, "_filepath", None)
+        if path is not None and getattr(dataset, "_protocol", "file") == "file":
+            names.setdefault(nearest(Path(path).absolute().parent), f"catalog.yml: {name}")
+    refuse(check_folders({key: place for place, key in names.items()}))
+
+
+def _check_sqlite(uri: str, project: Path) -> None:
+    path, _ = _split_query(uri.removeprefix(_SQLITE))
+    file = project / path
+    _check_folder(_URI_KEY, uri, nearest(file.parent), _OR_ELSEWHERE)
+    if not file.exists():
+        return  # MLflow makes it, with the folders above it
+    try:
+        # A write that is taken back: nothing changes in the file.
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=10)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("PRAGMA user_version = 1")
+            database.rollback()
+    except sqlite3.Error as error:
+        raise ConfigurationError(
+            f"{_URI_KEY} = {uri!r}: {file} is no SQLite database that can be written ({error}). "
+            f"Move it away, or make it writable, {_OR_ELSEWHERE}"
+        ) from None
+
+
+def _check_folder(key: str, value: str, folder: Path, or_else: str) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"{key} = {value!r}: cannot write to {folder} ({error.strerror}). "
+            f"Make it a writable folder, {or_else}"
+        ) from None
+
+
+def _check_server(uri: str, timeout_s: float = 3.0) -> None:
+    from othink_pipeline.core.redaction import redact_uri
+
+    parts = urlsplit(uri)
+    ports = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+    port = parts.port or ports.get(parts.scheme.partition("+")[0])
+    if port is None:
+        return  # a hosted service under a name of its own, such as databricks
+    try:
+        socket.create_connection((parts.hostname, port), timeout=timeout_s).close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{_URI_KEY} = {redact_uri(uri)!r}: {parts.hostname}:{port} does not answer ({error}). "
+            f"Start the server, {_OR_ELSEWHERE}"
+        ) from None
+
+
+def _split_query(path: str) -> tuple[str, str]:
+    path, mark, query = path.partition("?")
+    return path, mark + query
+
+
+def _remedy(name: str, options: str) -> str:
+    """The command of the smallest pipeline that makes a dataset."""
+    pipelines.set_requested(None)
+    makers = {key: len(p.nodes) for key, p in pipelines.items() if name in p.all_outputs()}
+    if not makers:
+        return (
+            "No pipeline of this environment makes it. Make it in the environment that trains "
+            "(globals.yml: trained), or correct the path in catalog.yml."
+        )
+    maker = min(makers, key=lambda key: makers[key])
+    return f"Make it with: kedro run --pipelines={maker}{options}"

@@ -1,0 +1,222 @@
+"""What a run is about to train: which cells are finished, half done or still to do, and the cost.
+
+Nothing heavy is imported: keys come from files and parameters alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, NamedTuple, cast
+
+from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
+
+from othink_pipeline.cells.accelerate_config import check_launcher
+from othink_pipeline.cells.grid import Cell
+from othink_pipeline.cells.keys import cell_folder, find_finished, resume_state, training_key
+from othink_pipeline.cells.parameters import RL, SFT, Parameters, resolve_methods
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.files import MANIFEST, read_json
+from othink_pipeline.core.safetensors import read_weights
+from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
+from othink_pipeline.models.base_models import base_model_folders, locate_base_model
+from othink_pipeline.preflight.disk import check_disk, needed_disk_bytes
+
+State = Literal["train", "resume", "reuse"]
+LISTED = 12
+"""More cells than this are counted, not listed."""
+
+
+class Planned(NamedTuple):
+    """What a run will do with one cell."""
+
+    cell: Cell
+    method: SFT | RL
+    state: State
+    done: int
+    """Updates that need not be repeated."""
+    seconds: float
+    """Estimate of what is left, from finished trainings of the same kind; NaN without any."""
+
+    @property
+    def updates(self) -> int:
+        """Of the whole training."""
+        return self.method.updates
+
+    @property
+    def left(self) -> int:
+        """Updates that are still to be made."""
+        return self.updates - self.done
+
+
+def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog) -> list[Planned]:
+    """What will happen to each cell that a pipeline trains, in the order of its nodes.
+
+    Args:
+        raw: the parameters of the environment.
+        catalog: where the nodes' inputs are, but for those that the pipeline itself makes.
+
+    Raises:
+        ConfigurationError: bad parameters, or a launcher that cannot work.
+    """
+    parameters = Parameters.read(raw)
+    methods = resolve_methods(raw, parameters.experiment)
+    check_launcher(parameters.compute, parameters.health, methods.values())
+    made = pipeline.all_outputs()
+    costs = measured_costs(Path(parameters.folders.checkpoints))
+    planned = []
+
+    @cache  # the same for all cells, and a large model takes seconds
+    def manifest(name: str) -> dict[str, Any] | None:
+        return _manifest(name, name in made, parameters, catalog)
+
+    for node in pipeline.nodes:
+        if not node.tags & {"sft", "rl"}:
+            continue
+        cell: Cell = cast(Any, node.func).keywords["cell"]  # see `grid.bind`
+        manifests = {name: manifest(name) for name in node.inputs if name[:7] != "params:"}
+        base, *examples = manifests.values()  # in the order of the node's arguments
+        method = methods[cell.task, cell.method]
+        planned.append(_plan_cell(cell, method, parameters, base, examples, costs))
+    return planned
+
+
+def plan_grid(raw: Mapping[str, Any]) -> list[Planned]:
+    """The same of every cell of the grid, from the base models and examples that are there.
+
+    Raises:
+        ConfigurationError: bad parameters.
+    """
+    parameters = Parameters.read(raw)
+    experiment, count = parameters.experiment, parameters.base_model.count
+    bases = [locate_base_model(parameters.base_model, number) for number in range(count)]
+    examples = [_read_examples(task, parameters) for task in experiment.tasks]
+    costs = measured_costs(Path(parameters.folders.checkpoints))
+    return [
+        _plan_cell(Cell(task, name, seed), method, parameters, bases[seed % count], examples, costs)
+        for (task, name), method in resolve_methods(raw, experiment).items()
+        for seed in experiment.seeds
+    ]
+
+
+def _plan_cell(
+    cell: Cell,
+    method: SFT | RL,
+    parameters: Parameters,
+    base: dict[str, Any] | None,
+    examples: Sequence[dict[str, Any] | None],
+    costs: Mapping[tuple[str, str], float],
+) -> Planned:
+    """What will happen to a cell; a manifest that is not known yet is None."""
+    state: State = "train"
+    done = 0
+    known = [manifest for manifest in examples if manifest]
+    if base and len(known) == len(examples) and not parameters.compute.fresh:
+        key = training_key(
+            cell,
+            method,
+            base["digest"],
+            known,
+            parameters.evaluation,
+            parameters.model,
+            parameters.compute,
+        )
+        folder = cell_folder(parameters.folders, cell, key)
+        if find_finished(folder, parameters.health, whole=False):
+            state, done = "reuse", method.updates
+        elif checkpoint := resume_state(folder):
+            state, done = "resume", checkpoint
+    each = costs.get((method.algorithm, base["digest"] if base else ""), math.nan)
+    return Planned(cell, method, state, done, each * (method.updates - done))
+
+
+def describe_plan(planned: Sequence[Planned]) -> str:
+    """The plan for the log: a summary, then the cells that will be trained."""
+    states = Counter(item.state for item in planned)
+    left = [item for item in planned if item.state != "reuse"]
+    text = (
+        f"{len(planned)} cells: {states['train']} to train, {states['resume']} to resume, "
+        f"{states['reuse']} finished and reused"
+    )
+    if not left:
+        return text
+    known = [item.seconds for item in left if not math.isnan(item.seconds)]
+    if known:
+        # Cells of an unknown kind are taken to cost as much as the others on average.
+        text += f"; training takes about {duration(sum(known) / len(known) * len(left))}"
+    else:
+        text += "; no earlier training tells how long it takes"
+    lines = [
+        f"  {item.state:<7} {item.cell.name:<32} {item.left} of {item.updates} "
+        f"updates{'' if math.isnan(item.seconds) else f', about {duration(item.seconds)}'}"
+        for item in left[:LISTED]
+    ]
+    if len(left) > LISTED:
+        lines.append(f"  ... and {len(left) - LISTED} more")
+    return "\n".join([text, *lines])
+
+
+def check_room(planned: Sequence[Planned], raw: Mapping[str, Any]) -> None:
+    """Check that the disk has room for what the cells that are not finished will write.
+
+    Raises:
+        ConfigurationError: with the folder, what is free and what is needed.
+    """
+    parameters = Parameters.read(raw)
+    left = [item.method for item in planned if item.state != "reuse"]
+    if not left:
+        return
+    try:
+        models = [read_weights(folder) for folder in base_model_folders(parameters.base_model)]
+    except ConfigurationError:
+        return  # told, with a better remedy, when the model itself is looked at
+    if not models:
+        return  # not downloaded yet
+    needed = needed_disk_bytes(max(models), left, parameters.model)
+    check_disk(Path(parameters.folders.checkpoints), needed)
+
+
+def _manifest(
+    name: str, made: bool, parameters: Parameters, catalog: DataCatalog
+) -> dict[str, Any] | None:
+    """The manifest that a training node will read; None if it cannot be known yet."""
+    if not made:
+        loaded: dict[str, Any] | None = catalog.load(name) if catalog.exists(name) else None
+        return loaded
+    if name.startswith("base."):
+        number = int(name.split(".")[1].removeprefix("b"))
+        return locate_base_model(parameters.base_model, number)
+    return _read_examples(name.split(".")[0], parameters)
+
+
+def _read_examples(task: str, parameters: Parameters) -> dict[str, Any] | None:
+    """The manifest of a task's examples, if they are those that the parameters speak of."""
+    manifest = read_json(Path(parameters.folders.examples) / task / MANIFEST)
+    key = examples_key(parameters.data_preparation, task, CELL_SPLITS)
+    return manifest if manifest and manifest.get("key") == key else None
+
+
+def measured_costs(checkpoints: Path) -> dict[tuple[str, str], float]:
+    """Seconds an update took in the finished trainings, the median by algorithm and base model."""
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for file in checkpoints.glob(f"*/*/s*/*/{MANIFEST}"):
+        manifest = read_json(file) or {}
+        try:
+            kind = (manifest["parameters"]["algorithm"], manifest["base_model"])
+            each = manifest["seconds"] / manifest["updates"]
+        except (KeyError, TypeError, ZeroDivisionError):
+            continue  # no finished training's: who looks for it there will be told
+        seconds.setdefault(kind, []).append(each)
+    return {kind: median(values) for kind, values in seconds.items()}
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,10 @@
+"""Predictions -> transfer matrix, intervals, text and figures; never torch.
+
+- ``matrix``: trained on x tested on
+- ``estimators``: means, gains and their intervals
+- ``resampling``: the seeded bootstrap
+- ``significance``: tests of differences
+- ``comparison``: methods compared pair by pair
+- ``markdown``: the report
+- ``figures``: heat map and curves
+"""

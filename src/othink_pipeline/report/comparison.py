@@ -1,0 +1,181 @@
+"""Compare two methods on the test examples that both answered (words as in ``matrix.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from othink_pipeline.report.estimators import (
+    hierarchical_difference,
+    hierarchical_improvement,
+    paired_difference,
+    relative_improvement,
+)
+from othink_pipeline.report.matrix import BASE
+from othink_pipeline.report.resampling import Estimate, Floats
+from othink_pipeline.report.significance import between_seeds_p, mcnemar_p
+
+BOOTSTRAP_SEED = 0
+Scope = Literal["same", "cross"]
+SCOPES: tuple[Scope, ...] = ("same", "cross")
+CELL = ["train_task", "eval_task", "seed"]
+ITEM = ["eval_task", "example_id"]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Method against baseline on the cells that both have; estimates in [-1, 1], relative in %.
+
+    Attributes:
+        method: minuend.
+        baseline: subtrahend.
+        scope: same-task or cross-task cells.
+        cells: number of (train task, seed, eval task) compared.
+        pairs: number of paired predictions.
+        over_items: difference, interval over test items.
+        over_seeds: difference, interval over base models, training seeds and items; NaN with one
+            seed.
+        p_items: exact McNemar test on all pairs; NaN where an item stands in several cells.
+        p_seeds: paired t-test over trainings, the items being given; NaN with one seed.
+        relative: relative improvement, interval over items.
+        relative_over_seeds: relative improvement, interval as that of ``over_seeds``.
+    """
+
+    method: str
+    baseline: str
+    scope: Scope
+    cells: int
+    pairs: int
+    over_items: Estimate
+    over_seeds: Estimate
+    p_items: float
+    p_seeds: float
+    relative: Estimate
+    relative_over_seeds: Estimate
+
+    @property
+    def has_one_seed(self) -> bool:
+        """Nothing is known of the variation between seeds."""
+        return bool(np.isnan(self.over_seeds.low))
+
+    @property
+    def widest(self) -> Estimate:
+        """The difference with the interval that covers most: over seeds where there are two."""
+        return self.over_items if self.has_one_seed else self.over_seeds
+
+
+def pair(
+    predictions: pd.DataFrame,
+    method: str,
+    baseline: str,
+    scope: Scope | None = None,
+    train_task: str | None = None,
+    verdicts: Sequence[str] = ("correct",),
+) -> pd.DataFrame:
+    """Every answer of ``method`` beside the baseline's to the same test example.
+
+    Two methods are paired by train task, eval task and seed; a cell and the base model by the base
+    model that the cell started from.
+
+    Args:
+        predictions: as for :func:`transfer_matrix`.
+        method: its predictions decide the scope.
+        baseline: what it is held against.
+        scope: same-task or cross-task cells; None: both.
+        train_task: only cells trained on this task; None: all.
+        verdicts: boolean columns.
+
+    Returns:
+        A row for each pair: train_task, eval_task, seed, base_model (of the method's cell),
+        example_id, item (number of the eval task's example), and for each verdict
+        ``<verdict>_a`` (method) and ``<verdict>_b`` (baseline), in {0.0, 1.0}.
+    """
+    chosen = predictions["method"] == method
+    if scope is not None:
+        is_same = predictions["train_task"] == predictions["eval_task"]
+        chosen &= is_same == (scope == "same")
+    if train_task is not None:
+        chosen &= predictions["train_task"] == train_task
+    key = ["base_model", *ITEM] if baseline == BASE else [*CELL, "example_id"]
+    columns = list(verdicts)
+    ours = predictions.loc[chosen, [*CELL, "base_model", "example_id", *columns]]
+    theirs = predictions.loc[predictions["method"] == baseline, [*key, *columns]]
+    both = ours.merge(theirs, on=key, suffixes=("_a", "_b"), validate="many_to_one")
+    both["item"] = both.groupby(ITEM).ngroup()
+    return both.astype({f"{column}_{side}": float for column in columns for side in "ab"})
+
+
+def by_seed(pairs: pd.DataFrame, *columns: str) -> Floats:
+    """Columns of ``pair`` as [columns x seeds x items], in the order of seeds and of ``item``.
+
+    An item that several train tasks were tested on has its mean over these.
+    """
+    wide = pairs.groupby(["seed", "item"])[list(columns)].mean().unstack("item")
+    values: Floats = np.asarray(wide, dtype=np.float64)  # [S x K·N]
+    items = values.shape[1] // len(columns)
+    return values.reshape(len(wide), len(columns), items).transpose(1, 0, 2)
+
+
+def base_models(pairs: pd.DataFrame) -> list[int]:
+    """The base model of each seed of ``by_seed``."""
+    return pairs.groupby("seed")["base_model"].first().astype(int).tolist()
+
+
+def compare(
+    predictions: pd.DataFrame,
+    method: str,
+    baseline: str,
+    scope: Scope,
+    verdict: str = "correct",
+    train_task: str | None = None,
+) -> Comparison | None:
+    """Compare two methods, paired by test example; None if they share no cell in ``scope``.
+
+    The difference is the mean over eval tasks of the mean over items. Each cell stands against the
+    base model that it started from.
+
+    Args:
+        predictions: as for :func:`transfer_matrix`.
+        method: its predictions decide the scope.
+        baseline: the method subtracted.
+        scope: same-task or cross-task cells.
+        verdict: the boolean column compared.
+        train_task: only cells trained on this task; None: all.
+    """
+    pairs = pair(predictions, method, baseline, scope, train_task, [verdict])
+    if pairs.empty:
+        return None
+    a, b = f"{verdict}_a", f"{verdict}_b"
+    # Several train tasks may share an eval task: an item counts once, with its mean over cells.
+    items = pairs.groupby("item").agg({a: "mean", b: "mean", "eval_task": "first"})
+    # A seed that lacks a cell would mix tasks with seeds: it does not count here.
+    cells = pairs[CELL].drop_duplicates()
+    per_seed = cells["seed"].value_counts()
+    complete = per_seed.index[per_seed == len(cells[CELL[:2]].drop_duplicates())]
+    seeds = pairs[pairs["seed"].isin(complete)]
+    over_items: dict[str, Any] = {"a": items[a], "b": items[b], "strata": items["eval_task"]}
+    seeds_a, seeds_b = by_seed(seeds, a, b)
+    over_seeds: dict[str, Any] = {
+        "a": seeds_a,
+        "b": seeds_b,
+        "strata": items["eval_task"] if len(seeds) else [],
+        "clusters": base_models(seeds),
+    }
+    return Comparison(
+        method=method,
+        baseline=baseline,
+        scope=scope,
+        cells=len(cells),
+        pairs=len(pairs),
+        over_items=paired_difference(**over_items, seed=BOOTSTRAP_SEED),
+        over_seeds=hierarchical_difference(**over_seeds, seed=BOOTSTRAP_SEED),
+        # The test wants independent pairs: an item that stands in several cells is not.
+        p_items=mcnemar_p(pairs[a], pairs[b]) if len(pairs) == len(items) else float("nan"),
+        p_seeds=between_seeds_p(**over_seeds),
+        relative=relative_improvement(**over_items, seed=BOOTSTRAP_SEED),
+        relative_over_seeds=hierarchical_improvement(**over_seeds, seed=BOOTSTRAP_SEED),
+    )

@@ -1,0 +1,185 @@
+"""Sections of the report that hold methods against each other and against their base models."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from othink_pipeline.report.comparison import (
+    BOOTSTRAP_SEED,
+    Comparison,
+    base_models,
+    by_seed,
+    compare,
+    pair,
+)
+from othink_pipeline.report.estimators import difference_where, split_gain
+from othink_pipeline.report.matrix import BASE, HOLE, sort_rows
+from othink_pipeline.report.significance import holm
+from othink_pipeline.report.tables import mean_percent, p_text, signed, table
+
+POSITIVE_CONTROLS = ("sft_cot", "grpo")
+POSITIVE_CONTROL_POINTS = 5.0
+NO_BASE = "Needs trained cells and their base model: not in this run."
+
+
+Cell = tuple[Hashable, ...]
+"""(train task, method, eval task), as pandas names a group."""
+
+
+def pairs_with_base(predictions: pd.DataFrame) -> dict[Cell, pd.DataFrame]:
+    """All answers of each method on each task beside its base models', in report order."""
+    verdicts = ["correct", "unparseable", "thought"]
+    found: dict[Cell, pd.DataFrame] = {}
+    cells = sort_rows(predictions[["train_task", "method"]].drop_duplicates())
+    for train_task, method in cells[cells["method"] != BASE].to_numpy():
+        pairs = pair(predictions, method, BASE, train_task=train_task, verdicts=verdicts)
+        for eval_task, group in pairs.groupby("eval_task"):
+            found[train_task, method, eval_task] = group
+    return found
+
+
+def tests_section(comparisons: Sequence[Comparison]) -> str:
+    """Every pair of methods with its intervals and tests."""
+    # One family of tests. A row has one p-value at most: items stand alone or there are seeds.
+    p_values = np.array(
+        [c.p_items if np.isnan(c.p_seeds) else c.p_seeds for c in comparisons], dtype=float
+    )
+    rows = [
+        [
+            f"{comparison.method} minus {comparison.baseline}",
+            f"{comparison.scope}-task",
+            comparison.cells,
+            comparison.pairs,
+            signed(comparison.over_items),
+            signed(comparison.over_seeds),
+            p_text(comparison.p_items),
+            p_text(comparison.p_seeds),
+            p_text(p_holm),
+        ]
+        for comparison, p_holm in zip(comparisons, holm(p_values), strict=True)
+    ]
+    header = ["difference", "scope", "cells", "pairs", "points [95 % over items]"]
+    header += ["points [95 % over seeds and items]", "McNemar p", "p over seeds", "Holm p"]
+    note = (
+        "Paired by test example, on the cells that both methods have; against the base model each"
+        " cell is paired with the one that it started from. `?`: unknown. McNemar's exact test"
+        " wants independent pairs, so it has no p-value where an item stands in several cells; the"
+        " figures over seeds want 2 seeds that have all the cells, and are of such seeds alone."
+        " `p over seeds` is a paired t-test on these test items whose units are the seeds, or the"
+        " base models where there are several. Holm adjusts for the"
+        f" {np.isfinite(p_values).sum()} tests here."
+    )
+    return (table(header, rows) + f"\n\n{note}") if rows else "No two methods share a cell."
+
+
+def relative_section(comparisons: Sequence[Comparison]) -> str:
+    """Relative improvement of one trained method over another."""
+    rows = []
+    for c in comparisons:
+        if c.baseline != BASE:
+            figures = [signed(c.relative, 1), signed(c.relative_over_seeds, 1)]
+            rows.append([c.method, c.baseline, f"{c.scope}-task", *figures])
+    if not rows:
+        return "Needs two trained methods on a common cell: not in this run."
+    header = ["method", "over", "scope", "% [95 % over items]"]
+    header += ["% [95 % over seeds and items]"]
+    note = "100 · (method / baseline - 1), of means over the tasks."
+    return table(header, rows) + f"\n\n{note}"
+
+
+def controls_section(predictions: pd.DataFrame) -> str:
+    """Did training work at all, and what does rewarding the format alone do?"""
+    gains: list[str] = []
+    passed: dict[str, bool] = {}  # by task, for the tasks that have a control
+    tasks = sorted(set(predictions["train_task"]) & set(predictions["eval_task"]))
+    for task in tasks:
+        for method in POSITIVE_CONTROLS:
+            control = compare(predictions, method, BASE, "same", "correct_any", task)
+            if control is not None:
+                gain = control.widest
+                gains.append(f"{task}: {method} {signed(gain)}")
+                is_enough = 100 * gain.value >= POSITIVE_CONTROL_POINTS and gain.low > 0
+                passed[task] = passed.get(task, False) or is_enough
+    demand = (
+        f"on its own task SFT-CoT or GRPO gains at least {POSITIVE_CONTROL_POINTS:g} points of"
+        " accuracy with or without tags over the base, interval above zero"
+    )
+    verdict = "not in this run"
+    if passed:
+        missed = ", ".join(task for task, is_met in passed.items() if not is_met)
+        verdict = f"**not met** on {missed}" if missed else f"**met** on {', '.join(passed)}"
+    lines = [f"- Positive control ({demand}): {verdict}."]
+    lines += [f"  - {gain} points" for gain in gains]
+    if "grpo_format" in set(predictions["method"]):
+        lines.append(
+            "- Negative control: `grpo_format` is rewarded for the format alone. Whatever part of"
+            " another method's gain over the base it reproduces is format, not reasoning."
+        )
+    return "\n".join(lines)
+
+
+def gains_section(against_base: Mapping[Cell, pd.DataFrame]) -> str:
+    """What each method gained or forgot on each task, split into format and ability."""
+    rows = []
+    for (train_task, method, eval_task), pairs in against_base.items():
+        right, base_right = by_seed(pairs, "correct_a", "correct_b")
+        parsed, base_parsed = 1 - by_seed(pairs, "unparseable_a", "unparseable_b")
+        bases = base_models(pairs)
+        split = split_gain(right, parsed, base_right, base_parsed, BOOTSTRAP_SEED, bases)
+        scope = "same-task" if train_task == eval_task else "cross-task"
+        seeds = pairs["seed"].nunique()
+        rows.append([train_task, method, eval_task, scope, seeds, *(signed(p) for p in split)])
+    header = ["trained on", "method", "tested on", "scope", "seeds", "points over the base model"]
+    note = (
+        "In points [95 % over base models, seeds and items; **one seed: over items only**, the"
+        " variation between seeds being unknown]. Below zero across tasks: forgetting. Accuracy is"
+        " P(parses) · P(right | parses); `format` is what the first factor's change brings,"
+        " `ability` the second's, each at the mean of the other factor, and they sum to the gain."
+        " `?`: one side never parses, or in some resamples does not."
+    )
+    header += ["of it format", "of it ability"]
+    return f"{table(header, rows)}\n\n{note}" if rows else NO_BASE
+
+
+def thinking_section(predictions: pd.DataFrame, against_base: Mapping[Cell, pd.DataFrame]) -> str:
+    """Accuracy with and without thinking, beside the base model's on the same items."""
+    rows = []
+    ordered = sort_rows(predictions)
+    for key, group in ordered.groupby(["train_task", "method", "eval_task"], sort=False):
+        correct, thought = group["correct"].astype(float), group["thought"].astype(bool)
+        halves = [
+            f"{mean_percent(h)} (n = {len(h)})" for h in (correct[thought], correct[~thought])
+        ]
+        bases, gain = [HOLE, HOLE], HOLE
+        if key in against_base:
+            bases, gain = _thinking_control(against_base[key])
+        rows.append([*key, halves[0], bases[0], halves[1], bases[1], gain])
+    header = ["trained on", "method", "tested on", "accuracy if it thought", "its base there"]
+    header += ["if not", "its base there", "points where it alone thought"]
+    note = (
+        "In %. The model chose when to think, so that the halves hold different items: its base"
+        " model's accuracy on the same items says how hard they are. The last column is its gain on"
+        " the items on which it thought and its base model did not [95 %, as in the table of"
+        " gains]: what training changed there, thinking being only a part of it."
+    )
+    return table(header, rows) + f"\n\n{note}"
+
+
+def _thinking_control(pairs: pd.DataFrame) -> tuple[list[str], str]:
+    """The base models' accuracy where the method thought, where not; the gain where it alone did.
+
+    ``pairs``: as in :func:`pairs_with_base`.
+    """
+    thought = pairs["thought_a"] == 1
+    bases = [mean_percent(pairs.loc[half, "correct_b"]) for half in (thought, ~thought)]
+    ours, theirs, it_thought, base_thought = by_seed(
+        pairs, "correct_a", "correct_b", "thought_a", "thought_b"
+    )
+    alone = it_thought > base_thought
+    if not alone.any():
+        return bases, HOLE
+    gain = difference_where(ours, theirs, alone, BOOTSTRAP_SEED, base_models(pairs))
+    return bases, f"{signed(gain)} (n = {alone.sum()})"

@@ -1,0 +1,299 @@
+"""Intervals and paired tests as pure functions. What is unknown is NaN, with the reason.
+
+Axis order: ``[items]`` or ``[seeds x items]``, values in [0, 1] (correct, or a mean of it).
+Items are test examples, the same ones for both methods and for every seed, hence paired tests.
+Every random function takes a seed and is a function of its arguments alone; ``resampling.py`` says
+how items, seeds and base models are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from othink_pipeline.report.resampling import (
+    LEVEL,
+    RESAMPLES,
+    Estimate,
+    Floats,
+    paired,
+    resample,
+    unknown,
+)
+
+
+def wilson_interval(correct: int, n: int) -> Estimate:
+    """Share ``correct / n`` with its Wilson score interval; all NaN where ``n`` is 0.
+
+    Raises:
+        ValueError: ``correct`` is not in 0..n.
+    """
+    from scipy.stats import binomtest  # 0.5 s to import: not when Kedro only lists pipelines
+
+    if not 0 <= correct <= n:
+        raise ValueError(f"correct must be in 0..{n} (n), got {correct}")
+    if n == 0:
+        return unknown("no items")
+    interval = binomtest(correct, n).proportion_ci(confidence_level=LEVEL, method="wilson")
+    return Estimate(correct / n, float(interval.low), float(interval.high))
+
+
+def paired_difference(
+    a: ArrayLike,
+    b: ArrayLike,
+    seed: int,
+    resamples: int = RESAMPLES,
+    strata: ArrayLike | None = None,
+) -> Estimate:
+    """Mean of ``a - b`` with a percentile bootstrap interval over items.
+
+    Args:
+        a: [items], values in [0, 1].
+        b: [items], the same items.
+        seed: of the resampling.
+        resamples: number of bootstrap draws.
+        strata: [items], labels: items are drawn within a stratum and the strata count alike
+            (the mean over test sets, whatever their sizes). None: one stratum.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    columns = [values[None] for values in paired(a, b, dimensions=1)]
+    return resample(columns, seed, resamples, strata).estimate(_difference)
+
+
+def relative_improvement(
+    a: ArrayLike,
+    b: ArrayLike,
+    seed: int,
+    resamples: int = RESAMPLES,
+    strata: ArrayLike | None = None,
+) -> Estimate:
+    """``100 * (mean a - mean b) / mean b`` in %, as the OThink-MR1 paper reports gains.
+
+    Arguments, resampling and errors as in :func:`paired_difference`. All NaN where ``b`` has mean
+    0; the interval is NaN where a resample of ``b`` has.
+    """
+    columns = [values[None] for values in paired(a, b, dimensions=1)]
+    return resample(columns, seed, resamples, strata).estimate(_improvement, _NO_BASELINE)
+
+
+def hierarchical_difference(
+    a: ArrayLike,
+    b: ArrayLike,
+    seed: int,
+    resamples: int = RESAMPLES,
+    strata: ArrayLike | None = None,
+    clusters: ArrayLike | None = None,
+) -> Estimate:
+    """Mean of ``a - b`` with a bootstrap interval over base models, training seeds, then items.
+
+    Args:
+        a: [seeds x items], values in [0, 1].
+        b: [seeds x items], the same seeds and items.
+        seed: of the resampling.
+        resamples: number of bootstrap draws.
+        strata: [items], labels as in :func:`paired_difference`.
+        clusters: [seeds], labels: the base model of each seed. None, or one label for all: seeds
+            and items alone are drawn, and the interval says nothing beyond this base model.
+
+    Returns:
+        The difference, each seed counting alike; its interval is NaN with fewer than 2 seeds
+        (their spread is unknown).
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    columns = paired(a, b, dimensions=2)
+    drawn = resample(columns, seed, resamples, strata, clusters)
+    return drawn.estimate_over_seeds(_difference)
+
+
+def hierarchical_improvement(
+    a: ArrayLike,
+    b: ArrayLike,
+    seed: int,
+    resamples: int = RESAMPLES,
+    strata: ArrayLike | None = None,
+    clusters: ArrayLike | None = None,
+) -> Estimate:
+    """As :func:`relative_improvement`, with the interval of :func:`hierarchical_difference`."""
+    columns = paired(a, b, dimensions=2)
+    drawn = resample(columns, seed, resamples, strata, clusters)
+    return drawn.estimate_over_seeds(_improvement, _NO_BASELINE)
+
+
+def mean_score(values: ArrayLike, seed: int, clusters: ArrayLike | None = None) -> Estimate:
+    """Mean of ``values`` with its interval over seeds and items, or the items of the one seed.
+
+    Args:
+        values: [seeds x items].
+        seed: of the resampling.
+        clusters: [seeds], as in :func:`hierarchical_difference`.
+    """
+    return resample([values], seed, clusters=clusters).estimate(lambda means: means[0])
+
+
+def difference_where(
+    a: ArrayLike,
+    b: ArrayLike,
+    chosen: ArrayLike,
+    seed: int,
+    clusters: ArrayLike | None = None,
+) -> Estimate:
+    """Mean of ``a - b`` over the chosen answers; intervals as in :func:`mean_score`.
+
+    Args:
+        a: [seeds x items], values in [0, 1].
+        b: [seeds x items], the same seeds and items.
+        chosen: [seeds x items] of bool: True counts. Drawn along with the answer, because whether
+            it is chosen is random too.
+        seed: of the resampling.
+        clusters: [seeds], as in :func:`hierarchical_difference`.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    first, second = paired(a, b, dimensions=2)
+    where = np.asarray(chosen, dtype=np.float64)
+    drawn = resample([(first - second) * where, where], seed, clusters=clusters)
+    return drawn.estimate(lambda means: means[0] / means[1], "nothing is chosen")
+
+
+class GainSplit(NamedTuple):
+    """A gain in accuracy and the two parts that sum to it."""
+
+    total: Estimate
+    format: Estimate
+    ability: Estimate
+
+
+def split_gain(
+    right: ArrayLike,
+    parsed: ArrayLike,
+    base_right: ArrayLike,
+    base_parsed: ArrayLike,
+    seed: int,
+    clusters: ArrayLike | None = None,
+) -> GainSplit:
+    """Split a gain: more answers that parse (format), more of these right (ability).
+
+    Accuracy is P(parses) x P(right | parses). The change of each factor is weighted with the mean
+    of the other one before and after (Shapley's value of two factors), so that the parts sum to the
+    gain whichever is thought to change first.
+
+    Args:
+        right: [seeds x items], 1 where the answer is right.
+        parsed: [seeds x items], 1 where it parses; an answer that does not parse is not right.
+        base_right: [seeds x items], of the base model of each seed.
+        base_parsed: [seeds x items], of the base model of each seed.
+        seed: of the resampling.
+        clusters: [seeds], as in :func:`hierarchical_difference`.
+
+    Returns:
+        All in [-1, 1], intervals as in :func:`mean_score`. The parts are NaN where one side never
+        parses: what share of its answers would be right is unknown.
+
+    Raises:
+        ValueError: the shapes differ, or an answer is right and does not parse.
+    """
+    columns = right, parsed, base_right, base_parsed
+    for answer, parses in (columns[:2], columns[2:]):
+        if np.any(np.greater(answer, parses)):
+            raise ValueError("an answer is right that does not parse")
+    drawn = resample(columns, seed, clusters=clusters)
+    never = "no answer of one side parses"
+    return GainSplit(
+        drawn.estimate(lambda means: means[0] - means[2]),
+        drawn.estimate(_format_gain, never),
+        drawn.estimate(_ability_gain, never),
+    )
+
+
+def pass_at_k(n: int, correct: ArrayLike, k: int) -> Floats:
+    """Chance that at least one of ``k`` samples is right, unbiased (arXiv 2107.03374, eq. 1).
+
+    Args:
+        n: samples of each item.
+        correct: [items], how many of them are right.
+        k: samples taken.
+
+    Returns:
+        [items], in [0, 1]: 1 - C(n - correct, k) / C(n, k).
+
+    Raises:
+        ValueError: not 1 <= k <= n, or a count is not in 0..n.
+    """
+    from scipy.special import comb
+
+    counts = np.asarray(correct)
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be in 1..{n} (n), got {k}")
+    if np.any((counts < 0) | (counts > n)):
+        raise ValueError(f"correct must be in 0..{n} (n), got {counts.min()}..{counts.max()}")
+    return np.asarray(1 - comb(n - counts, k) / comb(n, k), dtype=np.float64)
+
+
+def majority_at_k(answers: Sequence[Sequence[str | None]], correct: ArrayLike, k: int) -> Floats:
+    """Chance that the most frequent of ``k`` answers is right: mean over all subsets of k samples.
+
+    Ties are broken uniformly, as an expected value. An answer that does not parse has no vote;
+    where none parses, the majority is wrong.
+
+    Args:
+        answers: [items x n], normal forms: equal answers are equal strings; None does not parse.
+        correct: [items x n] of bool.
+        k: samples taken.
+
+    Returns:
+        [items], in [0, 1].
+
+    Raises:
+        ValueError: the shapes differ, or not 1 <= k <= n.
+    """
+    said, right = np.asarray(answers, dtype=object), np.asarray(correct, dtype=np.float64)
+    if said.shape != right.shape or said.ndim != 2:
+        raise ValueError(
+            f"answers and correct must be [items x n], got {said.shape}, {right.shape}"
+        )
+    n = said.shape[1]
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be in 1..{n} (n), got {k}")
+    voting = said != np.array(None)  # [items x n]
+    agree = (said[:, :, None] == said[:, None, :]) & voting[:, None, :] & voting[:, :, None]
+    total = np.zeros(len(said))
+    subsets = list(combinations(range(n), k))
+    for subset in subsets:
+        votes = agree[:, subset][:, :, subset].sum(axis=2)  # [items x k], of each sample's answer
+        # Winners have equally many votes: the share of right samples is that of right answers.
+        winners = (votes == votes.max(axis=1, keepdims=True)) & (votes > 0)
+        hits = (winners * right[:, subset]).sum(axis=1)
+        total += hits / np.maximum(winners.sum(axis=1), 1)
+    return total / len(subsets)
+
+
+_NO_BASELINE = "the baseline's mean is 0"
+
+
+def _difference(means: Floats) -> Floats:
+    a, b = means
+    return np.asarray(a - b)
+
+
+def _improvement(means: Floats) -> Floats:
+    a, b = means
+    return np.asarray(100 * (a - b) / b)
+
+
+def _format_gain(means: Floats) -> Floats:
+    right, parsed, base_right, base_parsed = means
+    return np.asarray((parsed - base_parsed) * (right / parsed + base_right / base_parsed) / 2)
+
+
+def _ability_gain(means: Floats) -> Floats:
+    right, parsed, base_right, base_parsed = means
+    return np.asarray((right / parsed - base_right / base_parsed) * (parsed + base_parsed) / 2)

@@ -1,0 +1,117 @@
+"""The report in Markdown, from the transfer matrix and the predictions behind it.
+
+Differences in points come first; relative figures, which grow large over a weak baseline, second.
+What is not in the run is left out or shown as a hole (—); what cannot be known as a question mark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from othink_pipeline.report.comparison import SCOPES, compare
+from othink_pipeline.report.differences import (
+    controls_section,
+    gains_section,
+    pairs_with_base,
+    relative_section,
+    tests_section,
+    thinking_section,
+)
+from othink_pipeline.report.matrix import BASE, sort_methods, tested
+from othink_pipeline.report.published import published_section
+from othink_pipeline.report.scores import (
+    matrix_section,
+    means_section,
+    rates_section,
+    samples_section,
+)
+from othink_pipeline.report.training import costs_section, failures_section, reward_section
+
+if TYPE_CHECKING:
+    from othink_pipeline.cells.parameters import Published
+
+
+def report_markdown(
+    matrix: pd.DataFrame,
+    predictions: pd.DataFrame,
+    training: pd.DataFrame,
+    lineage: Mapping[str, str] | None = None,
+    comparisons: Sequence[tuple[str, str]] = (),
+    failures: pd.DataFrame | None = None,
+    published: Published | None = None,
+) -> str:
+    """The whole report.
+
+    Args:
+        matrix: as from :func:`transfer_matrix`.
+        predictions: what the matrix was made from.
+        training: one row for each cell: task, method, seed and what it cost.
+        lineage: what to print in the header, such as the parent run, commit and command.
+        comparisons: (method, baseline) pairs to test, besides each method with its base model.
+        published: figures of others, to stand beside these.
+        failures: what the matrix has holes for, and why: as ``transfer_matrix``, with ``reason``.
+    """
+    against_base = pairs_with_base(predictions)
+    trained = [method for method in sort_methods(predictions["method"]) if method != BASE]
+    pairs = dict.fromkeys([*comparisons, *((method, BASE) for method in trained)])
+    compared = [
+        comparison
+        for method, baseline in pairs
+        for scope in SCOPES
+        if (comparison := compare(predictions, method, baseline, scope)) is not None
+    ]
+    sections = {
+        "What failed": failures_section(failures),
+        "Accuracy": matrix_section(matrix, predictions),
+        "Means": means_section(matrix),
+        "Paired tests: differences in points": tests_section(compared),
+        "Relative improvement": relative_section(compared),
+        "Beside published figures": published_section(matrix, predictions, published),
+        "Gain over the base model, and forgetting": gains_section(against_base),
+        "Controls": controls_section(predictions),
+        "Format": rates_section(matrix),
+        "Does thinking help?": thinking_section(predictions, against_base),
+        "Several samples": samples_section(predictions),
+        "Is the reward gamed?": reward_section(training, against_base),
+        "Costs": costs_section(training),
+        "What this does and does not say": _limits(tested(matrix)),
+    }
+    header = "\n".join(f"- {key}: {value}" for key, value in (lineage or {}).items())
+    body = [f"## {title}\n\n{text}" for title, text in sections.items() if text]
+    return "\n\n".join(["# Transfer matrix report", *filter(None, [header]), *body]) + "\n"
+
+
+def _limits(matrix: pd.DataFrame) -> str:
+    seeds = matrix["seed"].nunique()
+    bases = matrix["base_model"].nunique()
+    origin = "one base model" if bases == 1 else f"{bases} base models"
+    if seeds > 1:
+        spread = (
+            f"There are {seeds} training seeds from {origin}: the intervals over seeds rest on no"
+            " more than these and a bootstrap of so few tends to be too narrow"
+        )
+    else:
+        spread = (
+            f"There is {'one' if seeds else 'no'} training seed: **the variation between seeds is"
+            " unknown**, and the intervals cover the choice of test items only"
+        )
+    if bases == 1:
+        reach = (
+            "Every cell starts from the same base model: **what another base model would do is"
+            " unknown**, and no interval here covers it"
+        )
+    else:
+        reach = (
+            "The intervals over seeds draw base models, then the seeds that started from them: they"
+            f" speak for base models made like these {bases}, with other seeds"
+        )
+    return (
+        f"{spread}. {reach}. An interval that includes zero says that this run cannot tell, not"
+        " that the methods are equal. One model size, one budget and one learning rate for each"
+        " method stand behind each row. The paper's figures are for Qwen2-VL-2B-Instruct on real"
+        " data sets. The model that this project ships is a mini Qwen2-VL of about a million"
+        " parameters on drawn tasks: with it, nothing here confirms or refutes the paper's figures."
+    )

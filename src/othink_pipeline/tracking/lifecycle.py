@@ -1,0 +1,106 @@
+"""The run of one `kedro run`: its name, its end, and the end of what it and others left RUNNING.
+
+MLflow calls a run FINISHED when Ctrl-C stops the process and leaves it RUNNING for ever when the
+process is killed; what is here says KILLED in both cases.
+
+MLflow is imported inside the functions: `kedro registry list` imports this module.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from othink_pipeline.tracking.runs import (
+    Status,
+    end_run,
+    grid_tag,
+    last_words,
+    mlflow_client,
+    process_tags,
+)
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+def name_parent(run_id: str, name: str, tags: Mapping[str, str]) -> None:
+    """Rename the run that kedro-mlflow opened and tag it so that `reap_dead_runs` knows it."""
+    from mlflow.entities import RunTag
+
+    client = mlflow_client()
+    client.update_run(run_id, name=name)
+    tags = {"kind": "grid", **process_tags(), **tags}
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def active_run_id() -> str | None:
+    """Id of the run that is active in this thread: after kedro-mlflow's hook, the parent."""
+    import mlflow
+
+    run = mlflow.active_run()
+    return None if run is None else str(run.info.run_id)
+
+
+def end_children(parent_id: str, status: Status) -> list[str]:
+    """End the runs that one `kedro run` began or went on with and that still run; their ids.
+
+    One that it went on with has an earlier `kedro run` as its parent, so the tag counts.
+    """
+    ended: list[str] = []
+    with last_words(parent_id):
+        for run in _running_beside(parent_id, f"tags.`{grid_tag(parent_id)}` != 'reused'"):
+            mlflow_client().set_terminated(run.info.run_id, status)
+            ended.append(run.info.run_id)
+    return ended
+
+
+def end_parent(parent_id: str, status: Status) -> None:
+    """End a parent and its children, and make MLflow forget that it was active."""
+    import mlflow
+
+    end_children(parent_id, status)
+    # MLflow's own exit handler ends whatever is active as FINISHED: leave nothing to it.
+    while (active := mlflow.active_run()) is not None:
+        with last_words(active.info.run_id):
+            mlflow.end_run(status)  # forgets it first
+    end_run(parent_id, status)
+
+
+def reap_dead_runs(parent_id: str) -> list[str]:
+    """Mark as KILLED the runs whose process on this machine is gone, and return their ids.
+
+    A process ended by SIGKILL or a power cut cannot say so; its runs stay RUNNING for ever. Only
+    the experiment of `parent_id` is looked at. Their tag ``ended_by`` says who ended them.
+    """
+    client = mlflow_client()
+    runs = _running_beside(parent_id, f"tags.host = '{socket.gethostname()}'")
+    dead = [run for run in runs if not _process_lives(run)]
+    for run in dead:
+        client.set_tag(run.info.run_id, "ended_by", "process gone")
+        client.set_terminated(run.info.run_id, "KILLED")
+    return [run.info.run_id for run in dead]
+
+
+def _running_beside(parent_id: str, condition: str) -> list[Run]:
+    """The runs of the parent's experiment that are RUNNING and meet a condition."""
+    client = mlflow_client()
+    experiment_id = client.get_run(parent_id).info.experiment_id
+    condition = f"{condition} and attributes.status = 'RUNNING'"
+    return list(client.search_runs([experiment_id], condition))
+
+
+def _process_lives(run: Run) -> bool:
+    """False when the run's process is gone, or its id now belongs to a later process."""
+    import psutil  # type: ignore[import-untyped]
+
+    try:
+        process = psutil.Process(int(run.data.tags["pid"]))
+    except psutil.NoSuchProcess:
+        return False
+    gone = process.status() == psutil.STATUS_ZOMBIE
+    # The start time of a reopened run is older than its process; runs of former versions have
+    # nothing else.
+    opened_ms = int(run.data.tags.get("opened_ms", run.info.start_time))
+    return not gone and bool(process.create_time() * 1000 <= opened_ms)

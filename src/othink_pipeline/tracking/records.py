@@ -1,0 +1,122 @@
+"""What is logged on a run at once: scores, examples, checkpoints, and where to look at them.
+
+A training says nothing to MLflow directly but through `recorder.py`, so that it neither waits for
+a server nor dies of it.
+
+MLflow is imported inside the functions: `kedro registry list` imports this module.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from math import isnan
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+from othink_pipeline.core.locks import lock
+from othink_pipeline.core.redaction import redact_uri
+from othink_pipeline.tracking.journal import Context, DatasetRef
+from othink_pipeline.tracking.runs import grid_tag, mlflow_client
+
+STORE_LOCK = "mlflow.db.lock"
+"""Held, in the project's folder, by who does to the store what two must not do at a time."""
+
+
+def log_metrics(
+    run_id: str,
+    metrics: Mapping[str, float],
+    step: int,
+    *,
+    model_id: str | None = None,
+    dataset: DatasetRef | None = None,
+) -> None:
+    """Log the values of one optimizer step; a run that has ended takes them too.
+
+    NaN (unknown) is kept, on the run only: on a logged model MLflow's store turns it into 0.
+
+    Args:
+        run_id: the run that the values belong to.
+        metrics: name to value; the same names in every cell, never the method in a name.
+        step: optimizer step, at least 0.
+        model_id: the checkpoint that was scored (see `log_checkpoint`): the values then stand
+            on that logged model as well.
+        dataset: what it was scored on.
+    """
+    from othink_pipeline.tracking.mlflow_store import metric_entities, patient_store, write_metrics
+
+    now_ms = int(time.time() * 1000)
+    entities = metric_entities(run_id, metrics, step, now_ms, model_id, dataset)
+    write_metrics(patient_store(), run_id, entities)
+
+
+def log_scores(
+    run_id: str,
+    scores: Mapping[str, float],
+    step: int,
+    *,
+    model_id: str | None = None,
+    dataset: DatasetRef | None = None,
+) -> None:
+    """Log those of ``scores`` whose latest value on the run is another: repeats leave no trace."""
+    with lock(Path(STORE_LOCK), lambda _: None):  # else two `kedro run`s could both find it missing
+        known = mlflow_client().get_run(run_id).data.metrics
+        new = {
+            name: float(value)
+            for name, value in scores.items()
+            if name not in known
+            or not (known[name] == value or (isnan(known[name]) and isnan(value)))
+        }
+        if new:
+            log_metrics(run_id, new, step, model_id=model_id, dataset=dataset)
+
+
+def log_dataset(run_id: str, dataset: DatasetRef, context: Context) -> None:
+    """Log which examples a run used, and for what."""
+    from othink_pipeline.tracking.mlflow_store import patient_store, write_dataset
+
+    write_dataset(patient_store(), run_id, dataset, context)
+
+
+def log_checkpoint(run_id: str, name: str, step: int, path: Path, tags: Mapping[str, str]) -> str:
+    """Register a checkpoint as a logged model by reference and return its model id.
+
+    The weights stay where they are: the model's tag ``checkpoint`` holds their URI. One that the
+    run registered at this step before is found again.
+
+    Args:
+        run_id: the run that made it; its page lists the model among its outputs.
+        name: the cell's name; MLflow forbids slashes and dots in a model's name, so
+            ``counting/grpo_d/s0`` at step 60 becomes ``counting-grpo_d-s0-step60``.
+        step: optimizer step, at least 0.
+        path: the checkpoint's directory.
+        tags: e.g. the manifest's digest.
+    """
+    from othink_pipeline.tracking.mlflow_store import patient_store, write_checkpoint
+
+    tags = {"checkpoint": path.resolve().as_uri(), **tags}
+    return write_checkpoint(patient_store(), run_id, name, step, tags)
+
+
+def comparison_link(parent_id: str) -> str:
+    """Address of the page that compares the runs of one `kedro run`, best mean score first.
+
+    The UI itself opens on a page without child runs, and in its view for agents.
+
+    It is on the tracking server, or where ``mlflow ui`` answers when there is none.
+    """
+    import mlflow
+
+    server = "http://127.0.0.1:5000"
+    if mlflow.get_tracking_uri().startswith("http"):
+        server = redact_uri(mlflow.get_tracking_uri()).replace("***@", "").rstrip("/")
+    experiment_id = mlflow_client().get_run(parent_id).info.experiment_id
+    query = {
+        "searchFilter": f"tags.`{grid_tag(parent_id)}` != ''",
+        "orderByKey": "metrics.`eval/mean`",
+        "orderByAsc": "false",
+        "compareRunsMode": "CHART",
+        "workflowType": "machine_learning",
+    }
+    search = urlencode(query, safe="'", quote_via=quote)
+    return f"{server}/#/experiments/{experiment_id}/runs?{search}"

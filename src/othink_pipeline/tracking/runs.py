@@ -1,0 +1,297 @@
+"""The MLflow runs of cells and base models: started, gone on with, ended.
+
+One `kedro run` is one parent run (kedro-mlflow opens it, `hooks.py` hands its id on); each cell
+and the base model is one run, the child of the `kedro run` that started it. A later `kedro run`
+reopens it, or uses it as it is, and joins it to its own by a tag. Every call names its run by id:
+MLflow's "active run" belongs to a thread, and in a worker process it would silently be another.
+
+MLflow is imported inside the functions: `kedro registry list` imports this module.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.code import code_tags
+from othink_pipeline.core.files import write_json
+from othink_pipeline.core.redaction import failure, redact_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["cell", "base_model"]
+Part = Literal["trained", "resumed", "reused"]
+"""What a `kedro run` did with a run: made it, went on with it, or used it as it is."""
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+FILE = "run.json"
+"""The file, in the folder of what a run is about, that remembers it."""
+PARENT_VARIABLE = "OTHINK_PARENT_RUN_ID"
+"""Environment variable with the parent's run id: the one thing that worker processes inherit."""
+
+_FAILED_TAG = "failed"  # why a run failed
+# What a child shares with its parent: who ran which code.
+_INHERITED_TAGS = (
+    "mlflow.user",
+    "mlflow.source.name",
+    "mlflow.source.type",
+    "mlflow.source.git.commit",
+    "git_dirty",
+    "code_version",
+)
+# Limits of one MLflow request (mlflow/utils/validation.py).
+_MAX_PARAMETER_CHARACTERS = 6000
+_MAX_PARAMETERS_PER_BATCH = 100
+
+
+def parent_run_id() -> str | None:
+    """Id of the run of this `kedro run`; None when nothing tracks it."""
+    return os.environ.get(PARENT_VARIABLE) or None
+
+
+def set_parent(run_id: str | None) -> None:
+    """Make `run_id` the parent of the runs started from here on, worker processes included."""
+    if run_id is None:
+        os.environ.pop(PARENT_VARIABLE, None)
+    else:
+        os.environ[PARENT_VARIABLE] = run_id
+
+
+def mlflow_client() -> MlflowClient:
+    """A client of the current store: mlflow caches the store itself, clients are cheap."""
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+def grid_tag(parent_id: str) -> str:
+    """Name of the tag that a run carries for each `kedro run` that it is a part of."""
+    return f"grid.{parent_id}"
+
+
+def process_tags() -> dict[str, str]:
+    """Which process writes a run, and since when: what `reap_dead_runs` goes by."""
+    return {
+        "host": socket.gethostname(),
+        "pid": str(os.getpid()),
+        "opened_ms": str(int(time.time() * 1000)),
+    }
+
+
+def start_run(
+    name: str, kind: Kind, tags: Mapping[str, str], parameters: Mapping[str, object]
+) -> str:
+    """Start a run, the child of the parent when there is one, and return its id.
+
+    Args:
+        name: what the UI shows, ``counting/grpo_d/s0`` for a cell.
+        kind: what the run is about.
+        tags: task, method and seed of a cell.
+        parameters: nested; logged flat with dots. A value above MLflow's 6000 characters is
+            logged cut, and all parameters are then kept whole in the artifact parameters.json.
+    """
+    client = mlflow_client()
+    parent = parent_run_id()
+    if parent is None:
+        experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")  # set by set_experiment
+        shared = code_tags(Path.cwd())
+    else:
+        run = client.get_run(parent)
+        experiment_id = run.info.experiment_id
+        shared = {tag: run.data.tags[tag] for tag in _INHERITED_TAGS if tag in run.data.tags}
+        shared |= {"mlflow.parentRunId": parent, grid_tag(parent): "trained"}
+    run_id: str = client.create_run(
+        experiment_id, run_name=name, tags={**shared, **process_tags(), "kind": kind, **tags}
+    ).info.run_id
+    _log_parameters(client, run_id, parameters)
+    return run_id
+
+
+def open_run(
+    file: Path, name: str, kind: Kind, tags: Mapping[str, str], parameters: Mapping[str, object]
+) -> str:
+    """Go on with the run that `file` remembers, or start one and remember it; returns its id.
+
+    A run that goes on is RUNNING again, this process's, and its tag ``resumed`` counts how often.
+    A run that the store does not know (another store, or it was deleted) is started anew; its tag
+    ``replaces`` names the old one.
+
+    Args:
+        file: see ``FILE``.
+        name, kind, tags, parameters: as of `start_run`.
+
+    Raises:
+        ConfigurationError: the file holds no run id.
+    """
+    known = _read_run_id(file)
+    if known is not None:
+        if (run := _find_run(known)) is not None:
+            _reopen(run, parameters)
+            return known
+        logger.warning("%s: the MLflow store has no run %s, it gets a new one", name, known)
+        tags = {**tags, "replaces": known}
+    run_id = start_run(name, kind, tags, {})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"run_id": run_id})  # before all else: killed after it, the run is not lost
+    _log_parameters(mlflow_client(), run_id, parameters)
+    return run_id
+
+
+def finished_run(file: Path) -> str | None:
+    """Id of the run that `file` remembers, if the store has it and it ended well."""
+    known = _read_run_id(file)
+    run = None if known is None else _find_run(known)
+    return known if run is not None and run.info.status == "FINISHED" else None
+
+
+def join_grid(run_id: str, how: Part) -> None:
+    """Make a run part of this `kedro run`'s comparison; without a parent there is none."""
+    parent = parent_run_id()
+    if parent is not None:
+        mlflow_client().set_tag(run_id, grid_tag(parent), how)
+
+
+def finish_run(run_id: str) -> None:
+    """End a run as FINISHED."""
+    mlflow_client().set_terminated(run_id, "FINISHED")
+
+
+@contextmanager
+def ending(run_id: str) -> Iterator[None]:
+    """End a run with the block: FINISHED, FAILED (error) or KILLED (interrupt).
+
+    After an error or an interrupt a server that is away is not waited for.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        end_run(run_id, "KILLED")
+        raise
+    except BaseException as error:
+        end_run(run_id, "FAILED", failure(error))
+        raise
+    finish_run(run_id)
+
+
+def end_run(run_id: str, status: Status, reason: str | None = None) -> None:
+    """End a run that failed or was stopped; a server that is away is not waited for."""
+    with last_words(run_id):
+        client = mlflow_client()
+        if reason is not None:
+            client.set_tag(run_id, _FAILED_TAG, reason)
+        client.set_terminated(run_id, status)
+
+
+@contextmanager
+def last_words(run_id: str) -> Iterator[None]:
+    """Send the block's requests once each; a store that does not take them is a warning.
+
+    Whoever presses Ctrl-C must not wait the minutes for which MLflow repeats a request.
+    """
+    from mlflow.exceptions import MlflowException
+
+    quick = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+    before = {name: os.environ.get(name) for name in quick}
+    os.environ.update(quick)
+    try:
+        yield
+    except MlflowException as error:
+        logger.warning(
+            "MLflow does not take the end of run %s (%s): it stays RUNNING there until the next "
+            "`kedro run` on this machine marks it as KILLED",
+            run_id,
+            redact_uri(str(error)).partition("\n")[0][:200],
+        )
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _read_run_id(file: Path) -> str | None:
+    if not file.exists():
+        return None
+    try:
+        return str(json.loads(file.read_text())["run_id"])
+    except (ValueError, KeyError, TypeError):
+        raise ConfigurationError(
+            f"{file}: holds no run id. Delete it: the cell then gets a new MLflow run."
+        ) from None
+
+
+def _find_run(run_id: str) -> Run | None:
+    from mlflow.exceptions import MlflowException
+
+    from othink_pipeline.tracking.mlflow_store import is_unknown
+
+    try:
+        run = mlflow_client().get_run(run_id)
+    except MlflowException as error:
+        if is_unknown(error):
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def _reopen(run: Run, parameters: Mapping[str, object]) -> None:
+    from mlflow.entities import RunTag
+
+    from othink_pipeline.tracking.mlflow_store import patient_store, write_running
+
+    client, run_id = mlflow_client(), run.info.run_id
+    resumed = int(run.data.tags.get("resumed", 0)) + 1
+    tags = {**process_tags(), "resumed": str(resumed)}
+    # Whose it is comes first: RUNNING with the tags of a dead process, it would be reaped.
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    write_running(patient_store(), run_id)
+    for tag in ("ended_by", _FAILED_TAG):  # how it ended before
+        if tag in run.data.tags:
+            client.delete_tag(run_id, tag)
+    join_grid(run_id, "resumed")
+    _log_parameters(client, run_id, parameters, run.data.params)
+
+
+def _log_parameters(
+    client: MlflowClient,
+    run_id: str,
+    parameters: Mapping[str, object],
+    known: Mapping[str, str] | None = None,
+) -> None:
+    """Log the parameters that the run does not have yet: MLflow refuses to change one."""
+    from mlflow.entities import Param
+
+    flat = _flatten(parameters)
+    new = [Param(key, _cut(value)) for key, value in flat.items() if key not in (known or {})]
+    for start in range(0, len(new), _MAX_PARAMETERS_PER_BATCH):
+        client.log_batch(run_id, params=new[start : start + _MAX_PARAMETERS_PER_BATCH])
+    if new and any(len(str(value)) > _MAX_PARAMETER_CHARACTERS for value in flat.values()):
+        client.log_text(run_id, json.dumps(parameters, indent=2, default=str), "parameters.json")
+
+
+def _flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """``{"kl": {"start": 0.0}}`` becomes ``{"kl.start": 0.0}``; an empty block stays visible."""
+    flat: dict[str, object] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _cut(value: object) -> str:
+    text = str(value)
+    if len(text) <= _MAX_PARAMETER_CHARACTERS:
+        return text
+    return text[: _MAX_PARAMETER_CHARACTERS - 1] + "…"

@@ -1,0 +1,162 @@
+"""Numbers that go wrong in a training: found before they reach a weight, named, and acted on.
+
+A fault's policy (``parameters.Health``) is to stop the training, to skip the batch or to go on. To
+skip means: the update changes no weight, whichever of its micro-batches had the fault, for part of
+an update would be another, weaker update. Its gradients are dropped, its loss in the logs is 0, and
+the learning-rate schedule moves on. With several processes the figures are gathered before anything
+is decided, so that all of them do the same.
+
+Updates count from 1, as in the logs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from othink_pipeline.cells.parameters import Health
+
+Report = Callable[[str, int, str], None]
+"""Told a fault's name, the update and the figures, the first time that the fault is there."""
+
+REMEDIES = {
+    "loss_not_finite": "a lower learning_rate or max_grad_norm",
+    "gradient_not_finite": "a lower learning_rate or max_grad_norm",
+    "kl_overflow": "a lower learning_rate, or a higher KL weight early on",
+    "reward_failed": "mend the reward function: the log has its traceback",
+    "reward_timeout": "mend the reward function, or raise health.reward_timeout_s",
+    "no_advantage": "rewards that differ within a group: another temperature, more completions",
+    "endless_completions": "more max_completion_tokens, or a higher KL weight",
+    "format_collapse": "a lower learning_rate, a higher KL weight or rewards.format",
+}
+"""What may help against each fault."""
+
+
+class TrainingFault(click.ClickException):
+    """A fault that ended a training: shown without a traceback, exit code 1."""
+
+
+class Monitor:
+    """Counts faults, reports each at its first time, and says what its policy asks for.
+
+    Attributes:
+        counts: how often there was each fault.
+        skipped: updates that changed no weight.
+    """
+
+    def __init__(self, health: Health, report: Report) -> None:
+        self.health, self.report = health, report
+        self.counts: Counter[str] = Counter()
+        self.skipped = 0
+        self._lasting: Counter[str] = Counter()  # updates in a row, up to the latest
+        self._skipped_last = 0  # the latest skipped update, and how many in a row it ended
+        self._skipped_in_a_row = 0
+        self._format_learnt = False
+        self._signs: list[tuple[float, float, float | None]] = []
+        self._signs_update = 0  # in which these were generated
+
+    def tell(self, update: int, faults: Mapping[str, str]) -> bool:
+        """Count faults, with their figures; True when the batch is to be skipped.
+
+        Raises:
+            TrainingFault: a fault's policy is to stop, or more than ``patience_updates`` in a row
+                are skipped.
+        """
+        for fault, detail in faults.items():
+            self.counts[fault] += 1
+            if self.counts[fault] == 1:
+                self.report(fault, update, detail)
+        policies = {fault: getattr(self.health, fault) for fault in faults}
+        for fault, policy in policies.items():
+            if policy == "stop":
+                raise TrainingFault(
+                    f"update {update}: {fault}: {faults[fault]}. What may help: {REMEDIES[fault]}. "
+                    f"health.{fault}: skip_batch or go_on would not stop here."
+                )
+        skipping = "skip_batch" in policies.values()
+        if skipping and update != self._skipped_last:
+            in_a_row = update == self._skipped_last + 1
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if in_a_row else 1
+            self._skipped_last = update
+            self.skipped += 1
+            if self._skipped_in_a_row > self.health.patience_updates:
+                told = "; ".join(f"{fault}: {detail}" for fault, detail in faults.items())
+                raise TrainingFault(
+                    f"update {update}: {self._skipped_in_a_row} updates in a row were skipped, "
+                    f"more than health.patience_updates = {self.health.patience_updates}: nothing "
+                    f"is learnt any more. The last: {told}. What may help: "
+                    + "; ".join(REMEDIES[fault] for fault in faults)
+                )
+        return skipping
+
+    def generated(self, update: int, level: float, clipped: float, formatted: float | None) -> None:
+        """Take note of a generation batch: there may be several for an update, or one for several.
+
+        Args:
+            level: share of groups whose rewards are all equal.
+            clipped: share of completions that reached the most tokens.
+            formatted: mean format reward, where there is one.
+        """
+        if update != self._signs_update:
+            self._signs_update, self._signs = update, []
+        self._signs.append((level, clipped, formatted))
+
+    def watch(self, update: int) -> bool:
+        """Look for faults that last, once an update; True when the batch is to be skipped.
+
+        Raises:
+            TrainingFault: as ``tell``.
+        """
+        level, clipped, formatted = (_mean(figures) for figures in zip(*self._signs, strict=True))
+        health = self.health
+        signs = {}
+        if level == 1:
+            signs["no_advantage"] = "all rewards are equal in every group"
+        if clipped >= health.endless_share:
+            signs["endless_completions"] = f"{clipped:.0%} of the completions did not end"
+        if formatted is not None:
+            self._format_learnt |= formatted >= health.format_learnt
+            if self._format_learnt and formatted < health.format_lost:
+                signs["format_collapse"] = (
+                    f"mean format reward {formatted:.2f}, once at least {health.format_learnt}"
+                )
+        self._lasting = Counter({sign: self._lasting[sign] + 1 for sign in signs})
+        return self.tell(
+            update,
+            {
+                sign: f"{detail}, in {self._lasting[sign]} updates in a row"
+                for sign, detail in signs.items()
+                if self._lasting[sign] >= health.patience_updates
+            },
+        )
+
+    def state(self) -> dict[str, Any]:
+        """All that changes, fit for JSON."""
+        return {
+            "counts": dict(self.counts),
+            "skipped": self.skipped,
+            "lasting": dict(self._lasting),
+            "skipped_last": self._skipped_last,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "format_learnt": self._format_learnt,
+            "signs": list(self._signs),
+            "signs_update": self._signs_update,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.counts, self.skipped = Counter(state["counts"]), state["skipped"]
+        self._lasting = Counter(state["lasting"])
+        self._skipped_last = state["skipped_last"]
+        self._skipped_in_a_row = state["skipped_in_a_row"]
+        self._format_learnt = state["format_learnt"]
+        self._signs = [tuple(figures) for figures in state["signs"]]
+        self._signs_update = state["signs_update"]
+
+
+def _mean(figures: Sequence[Any]) -> Any:
+    return None if None in figures else sum(figures) / len(figures)

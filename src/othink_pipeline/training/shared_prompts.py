@@ -1,0 +1,373 @@
+"""TRL's GRPO, with each prompt computed once.
+
+Stock TRL sends every prompt, pictures included, through the model once for each of its G
+completions: to generate, for the reference, in the loss and in its gradient. Here each of these
+reads it once. Sampled tokens, losses and gradients are those of stock TRL, up to rounding.
+
+Legend: R rows (completions), C completion tokens (padded on the right).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import split_tensor_dict
+
+from othink_pipeline.models.prompts import CannotShareError, Prompt, base_of, collate
+from othink_pipeline.models.sampling import Samples, sample
+from othink_pipeline.training.packing import pack
+from othink_pipeline.training.resume import Resumable
+
+logger = logging.getLogger(__name__)
+
+CHECKED_ROWS, CHECKED_TOKENS = 16, 8
+"""How many completions of the first batch, and how many tokens of each, are computed in both ways
+to compare them."""
+SLACK = 4.0
+"""How many times TRL's own variation with the batch size the two may differ by."""
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
+"""Differences of log-probabilities that are rounding in any case."""
+
+
+class SharedPromptTrainer(Resumable, GRPOTrainer):
+    """GRPO on rows that bring their ``Prompt`` in the column ``encoded``.
+
+    The rows of a group hold the same object, and keep it through TRL's shuffling and splitting.
+    Before the first update the shared computation is compared with TRL's own; where they disagree
+    or it is impossible, as it may be for a family of models that this was not made for, TRL's own
+    is used and a warning says so. The metric ``shared_prompts`` says at every update which one it
+    was: 1 or 0.
+
+    Args:
+        share_prompts: False computes each prompt G times, with TRL's own code.
+
+    Raises:
+        ValueError: tools, environments or a rollout function, whose prompts grow on the way.
+    """
+
+    _buffered_inputs: Any  # not typed where it is inherited from
+
+    def __init__(self, *args: Any, share_prompts: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.tools or self.environment_factories or self.rollout_func:
+            raise ValueError("prompts that grow by tools, environments or rollouts are not shared")
+        self.share_prompts = share_prompts
+        self._checked = not share_prompts
+        self._prompts: Sequence[Prompt] = ()  # of the rows that TRL's methods are called with
+        self._grouped: list[dict[str, Any]] | None = None
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._sampler = super()._get_train_sampler(dataset)
+        return self._sampler
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        passes, batches = super()._init_training_state(max_steps, *args, **kwargs)
+        for _ in range(passes):
+            next(iter(self._sampler), None)  # its generator draws the order of one pass
+        return passes, batches
+
+    def _own_state(self) -> dict[str, Any]:
+        if self.args.sync_ref_model:
+            raise ValueError("a reference model that moves (sync_ref_model) is not saved")
+        state = {
+            **super()._own_state(),
+            "step": self._step,
+            "share_prompts": self.share_prompts,
+            "entropy": (self.entropy_coef, self._last_world_entropy),
+        }
+        spanned = self._step % (self.args.steps_per_generation * self.num_iterations)
+        if spanned and self._buffered_inputs is not None:  # None: to be made anew in any case
+            # Later updates learn from these completions, too. Their prompts come with the data.
+            state["completions"] = [
+                {name: value for name, value in batch.items() if name != "encoded"}
+                for batch in self._buffered_inputs
+            ]
+        return state
+
+    def _restore_own_state(self, state: dict[str, Any]) -> None:
+        super()._restore_own_state(state)
+        self._step = state["step"]
+        self._checked = True
+        self.share_prompts = self.share_prompts and state["share_prompts"]
+        self.entropy_coef, self._last_world_entropy = state["entropy"]
+        self._grouped = self._buffered_inputs = state.get("completions")
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        if self.model.training and self._buffered_inputs is not None:
+            for batch in self._buffered_inputs:
+                if "encoded" not in batch:  # restored: the data has come to the same rows again
+                    places = batch["place"].tolist()
+                    batch["encoded"] = [generation_batch[place]["encoded"] for place in places]
+        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        if not self.model.training or self._buffered_inputs is self._grouped:
+            return inputs
+        grouped = self._group(self._buffered_inputs)
+        self._grouped = self._buffered_inputs = grouped
+        step: int = self._step % self.args.steps_per_generation
+        return grouped[step]
+
+    def _group(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Bring the completions of a prompt together again, where the update is the same.
+
+        TRL shuffles the rows of a generation batch and splits them into micro-batches. Among the
+        micro-batches of one update it makes no difference which row is in which. In the order in
+        which the reference was computed, the same rows are also packed alike: where both have the
+        same weights (not where the reference is bfloat16 and the policy float32) an untrained
+        policy differs from it by nothing at all, and not by rounding, which Adam would blow up.
+        """
+        accumulated, generated = self.args.gradient_accumulation_steps, len(batches)
+        if accumulated % generated and generated % accumulated:
+            return batches  # updates and generation batches overlap
+        if self.loss_type == "bnpo" or self.top_entropy_quantile < 1 or self._entropy_bonus_enabled:
+            return batches  # these take means or quantiles over a micro-batch's tokens
+        window = min(accumulated, generated)
+        grouped = []
+        for start in range(0, generated, window):
+            rows = _join(batches[start : start + window])
+            order = rows["place"].argsort().tolist()
+            grouped += split_tensor_dict(_pick(rows, order), window)
+        return grouped
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._prompts = [row["encoded"] for row in inputs]
+        if not self._checked:
+            self._check()
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        batch["encoded"] = self._prompts
+        batch["place"] = torch.arange(len(self._prompts))  # before TRL shuffles
+        return batch
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [prompt.ids.tolist() for prompt in self._prompts], None, {}
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, *options: Any, **named: Any
+    ) -> tuple[list[list[int]], Any]:
+        if self.use_vllm or self._sharded or self._filtered or not self.share_prompts:
+            images = [list(prompt.images) for prompt in self._prompts]
+            fields = self._fields(self._prompts)
+            generate: Any = super()._generate_single_turn
+            own: tuple[list[list[int]], Any] = generate(
+                prompt_ids, images, fields, *options, **named
+            )
+            return own
+        with unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        ) as model:
+            return self._sample(model, self._prompts, self.args.max_completion_length).ids, None
+
+    @property
+    def _sharded(self) -> bool:
+        """With sharded weights all processes must take the same steps: TRL's generation does."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    @property
+    def _filtered(self) -> bool:
+        """More than a temperature decides what is sampled: TRL's generation knows how."""
+        args = self.args
+        neutral = (args.top_p, args.min_p, args.repetition_penalty) == (1.0, None, 1.0)
+        filtered = not neutral or args.top_k or args.generation_kwargs
+        return bool(filtered or self.use_transformers_continuous_batching)
+
+    def _sample(self, model: Any, prompts: Sequence[Prompt], max_tokens: int) -> Samples:
+        return sample(
+            model,
+            prompts,
+            max_tokens=max_tokens,
+            eos_token_ids=self.eos_token_ids,
+            pad_token_id=self._tokenizer.pad_token_id,
+            temperature=self.temperature,
+            suppressed=[model.config.image_token_id],
+        )
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        self._prompts = inputs["encoded"]
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["shared_prompts"].append(float(self.share_prompts))
+        loss: torch.Tensor = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
+        return loss
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **_: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        rows = (self._prompts, input_ids, attention_mask, logits_to_keep)
+        if not self.share_prompts or compute_aux_loss:
+            return self._apart(model, *rows, batch_size, compute_entropy, compute_aux_loss)
+        # TRL names a batch size where no gradient is taken, to bound the memory.
+        size = batch_size or len(input_ids)
+        parts = [
+            self._shared(
+                model,
+                self._prompts[start : start + size],
+                input_ids[start : start + size, -logits_to_keep:],
+                attention_mask[start : start + size, -logits_to_keep:],
+            )
+            for start in range(0, len(input_ids), size)
+        ]
+        log_probs, entropies = zip(*parts, strict=True)
+        return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
+
+    def _shared(
+        self, model: Any, prompts: Sequence[Prompt], ids: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probabilities and entropies of completions [R x C], no prompt computed twice."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        packed = pack(unwrapped, prompts, ids, mask, self._tokenizer.pad_token_id)
+        with self.accelerator.autocast():
+            outputs = model(**packed.inputs, shift_labels=packed.labels, fused_lm_head=True)
+
+        def unpacked(values: torch.Tensor) -> torch.Tensor:
+            return values[0, packed.places].masked_fill(mask == 0, 0)
+
+        # The reference model's head computes no entropies.
+        entropies = None if outputs.entropy is None else unpacked(outputs.entropy)
+        return unpacked(outputs.log_probs), entropies
+
+    def _apart(
+        self,
+        model: Any,
+        prompts: Sequence[Prompt],
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """The same from TRL's own code, which computes each row's prompt."""
+        fields = self._fields(prompts)
+        for name in prompts[0].token_fields:
+            width = fields[name].shape[1]
+            padding = (input_ids.shape[1] - logits_to_keep - width, logits_to_keep)
+            fields[name] = F.pad(fields[name], padding)
+        apart: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+        apart = super()._get_per_token_logps_and_entropies(
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            batch_size,
+            compute_entropy,
+            compute_aux_loss,
+            num_images=[len(prompt.images) for prompt in prompts],
+            **fields,
+        )
+        return apart
+
+    def _fields(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+        inputs = collate(prompts, self._tokenizer.pad_token_id, self.accelerator.device)
+        del inputs["input_ids"], inputs["attention_mask"]
+        return inputs
+
+    def _check(self) -> None:
+        """Compare with TRL's own computation, and give sharing up where they disagree."""
+        self._checked = True
+        # Two completions of each prompt: groups side by side, and prompts of several lengths.
+        prompts = [prompt for prompt in dict.fromkeys(self._prompts) for _ in range(2)]
+        model, device = self.model, self.accelerator.device
+        training = model.training
+        model.eval()  # dropout would differ
+        try:
+            with (
+                torch.no_grad(),
+                torch.random.fork_rng([device] if device.type == "cuda" else []),
+            ):
+                difference, allowed = self._difference(model, prompts[:CHECKED_ROWS])
+            fault = f"its log-probabilities differ by {difference:.2g} from TRL's own, and only "
+            fault += f"{allowed:.2g} is rounding"
+            wrong = not difference <= allowed  # NaN is wrong
+        except CannotShareError as error:
+            fault, wrong = str(error), True
+        finally:
+            model.train(training)
+        # All processes take the same way.
+        if not self.accelerator.gather(torch.tensor([float(wrong)], device=device)).any():
+            return
+        self.share_prompts = False
+        logger.warning(
+            "%s: prompts cannot be shared: %s. Every prompt is now computed for each completion "
+            "apart, as in stock TRL: right, but slower. compute.share_prompts: false skips this "
+            "test.",
+            type(base_of(self.accelerator.unwrap_model(model))).__name__,
+            fault if wrong else "another process found it so",
+        )
+
+    def _difference(self, model: Any, prompts: Sequence[Prompt]) -> tuple[float, float]:
+        """The largest difference of log-probabilities, and the largest that is rounding."""
+        pad = self._tokenizer.pad_token_id
+        device = self.accelerator.device
+        if self._sharded:
+            completions = [prompt.ids[-CHECKED_TOKENS:] for prompt in prompts]  # any text will do
+            sampled = None
+        else:
+            samples = self._sample(self.accelerator.unwrap_model(model), prompts, CHECKED_TOKENS)
+            completions = [torch.tensor(ids) for ids in samples.ids]
+            sampled = samples.log_probs
+        width = max(len(ids) for ids in completions)
+        ids = torch.stack([F.pad(row, (0, width - len(row)), value=pad) for row in completions])
+        mask = torch.stack(
+            [F.pad(torch.ones_like(row), (0, width - len(row))) for row in completions]
+        )
+        ids, mask = ids.to(device), mask.to(device)
+        read = collate(prompts, pad, device)
+        rows = (
+            prompts,
+            torch.cat([read["input_ids"], ids], 1),
+            torch.cat([read["attention_mask"], mask], 1),
+            width,
+        )
+        own = self._apart(model, *rows)[0]
+        alone = self._apart(model, *rows, batch_size=1)[0]
+
+        def largest(difference: torch.Tensor) -> torch.Tensor:
+            return (difference * mask).abs().max()
+
+        found = largest(self._shared(model, prompts, ids, mask)[0] - own)
+        if sampled is not None:
+            found = torch.maximum(found, largest(sampled[:, :width] - own))  # keeps a NaN
+        half = torch.float16 if self.args.fp16 else torch.bfloat16 if self.args.bf16 else None
+        rounding = ROUNDING.get(half or model.dtype, ROUNDING[torch.float32])
+        return float(found), max(SLACK * float(largest(own - alone)), rounding)
+
+
+def _join(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Micro-batches as one batch; a scalar is the same in all of them."""
+    joined: dict[str, Any] = {}
+    for name, first in batches[0].items():
+        parts = [batch[name] for batch in batches]
+        if isinstance(first, list):
+            joined[name] = [row for part in parts for row in part]
+        elif isinstance(first, torch.Tensor) and first.ndim:
+            joined[name] = torch.cat(parts)
+        else:
+            joined[name] = first
+    return joined
+
+
+def _pick(batch: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """Some rows of a batch, in that order."""
+    picked: dict[str, Any] = {}
+    for name, value in batch.items():
+        if isinstance(value, list):
+            picked[name] = [value[row] for row in rows]
+        elif isinstance(value, torch.Tensor) and value.ndim:
+            picked[name] = value[list(rows)]
+        else:
+            picked[name] = value
+    return picked

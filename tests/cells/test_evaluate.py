@@ -1,0 +1,415 @@
+"""A model is scored once on a test split, and nothing that is damaged is taken for its score."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+
+from othink_pipeline.cells import evaluate as cell_evaluation
+from othink_pipeline.cells.evaluate import evaluate_model, read_predictions, write_predictions
+from othink_pipeline.cells.keys import FAILED
+from othink_pipeline.cells.parameters import Evaluation, Folders
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.files import digest_folder
+from othink_pipeline.data.parameters import DataPreparation
+from othink_pipeline.data.preparation import CELL_SPLITS, prepare_splits
+from othink_pipeline.evaluation import predictions
+from othink_pipeline.models import load
+from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.tracking import records, runs
+from tests.conftest import PROMPT, MiniModel, shipped
+
+TEST_ITEMS = 6
+SETTINGS: dict[str, Any] = {
+    "batch_size": 8,
+    "max_completion_tokens": 6,
+    "samples": 0,
+    "sample_temperature": 1.0,
+    "shuffle_images": False,
+    "seed": 0,
+}
+FOLDERS = Folders(examples="examples", checkpoints="models", predictions="predictions")
+CELL = {"task": "counting", "method": "grpo", "seed": 3, "base_model": 0}
+BASE = {"task": "none", "method": "base", "seed": None, "base_model": 0}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A store with one experiment; making its tables takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.set_experiment("tests")
+    yield
+    mlflow.set_tracking_uri(None)
+    os.environ.pop("MLFLOW_EXPERIMENT_ID")
+
+
+@pytest.fixture
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The manifest of a task's examples, in a project of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
+    sizes = {"base": 1, "train": 4, "validation": 4, "test": TEST_ITEMS}
+    preparation = DataPreparation.model_validate(
+        shipped("data_preparation", splits=sizes, prompt=PROMPT)
+    )
+    return prepare_splits(preparation, "geometry", CELL_SPLITS, Path("examples/geometry"))
+
+
+@pytest.fixture
+def checkpoint(mini_model: MiniModel, examples: dict[str, Any], store: None) -> dict[str, Any]:
+    """The manifest of a cell's last checkpoint."""
+    shutil.copytree(mini_model.path, "checkpoint")
+    run_id = runs.start_run("counting/grpo/s3", "cell", {}, {})
+    model_id = records.log_checkpoint(run_id, "counting/grpo/s3", 4, Path("checkpoint"), {})
+    runs.finish_run(run_id)
+    return {
+        "path": "checkpoint",
+        "digest": digest_folder(Path("checkpoint")),
+        "base_model": "digest of the base model",
+        "updates": 4,
+        "run_id": run_id,
+        "model_id": model_id,
+    }
+
+
+def evaluate(
+    checkpoint: dict[str, Any],
+    examples: dict[str, Any],
+    origin: dict[str, Any] = CELL,
+    fresh: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    return evaluate_model(
+        checkpoint,
+        examples,
+        Evaluation(**{**SETTINGS, **settings}),
+        FOLDERS,
+        ModelSettings(**shipped("model")),
+        Compute(**shipped("compute", fresh=fresh)),
+        **origin,
+    )
+
+
+def never(*_: Any, **__: Any) -> Any:
+    raise AssertionError("something is computed again")
+
+
+def no_room(*_: Any, **__: Any) -> Any:
+    raise MemoryError("no\nroom")
+
+
+def histories(run_id: str) -> dict[str, list[tuple[int, float]]]:
+    client = MlflowClient()
+    return {
+        name: [(metric.step, metric.value) for metric in client.get_metric_history(run_id, name)]
+        for name in client.get_run(run_id).data.metrics
+    }
+
+
+def files() -> list[Path]:
+    """All that is below the folder of predictions but locks."""
+    found = Path("predictions").rglob("*")
+    return sorted(path for path in found if path.is_file() and path.suffix != ".lock")
+
+
+def test_a_checkpoint_is_scored_and_its_predictions_kept(
+    checkpoint: dict[str, Any], examples: dict[str, Any]
+) -> None:
+    manifest = evaluate(checkpoint, examples)
+    file = Path(manifest["path"])
+    assert file.parent == Path("predictions/counting/grpo/s3/geometry")
+    about = {"train_task": "counting", "method": "grpo", "seed": 3, "base_model": 0}
+    about["eval_task"] = "geometry"
+    assert manifest == {
+        **about,
+        "key": file.stem,
+        "path": str(file),
+        "checkpoint": checkpoint["digest"],
+    }
+    table = read_predictions(manifest)
+    direct = predictions.predict(
+        *load.load_model("checkpoint"),
+        cell_evaluation.read_examples(examples["splits"]["test"]["path"]),
+        prompt=PROMPT,
+        **SETTINGS,
+    )
+    assert len(table) == TEST_ITEMS
+    for column in direct:
+        assert table[column].tolist() == direct[column].tolist()
+    expected = {
+        **about,
+        "checkpoint": checkpoint["digest"],
+        "test_data": examples["splits"]["test"]["digest"],
+        "base_digest": "digest of the base model",
+    }
+    for column, value in expected.items():
+        assert set(table[column]) == {value}
+    run = MlflowClient().get_run(checkpoint["run_id"])
+    rates = {
+        "eval/geometry": table["correct"].mean(),
+        "eval/accuracy_any/geometry": table["correct_any"].mean(),
+        "eval/format_rate/geometry": table["format_ok"].mean(),
+        "eval/think_rate/geometry": table["thought"].mean(),
+        "eval/unparseable_rate/geometry": table["unparseable"].mean(),
+    }
+    assert histories(checkpoint["run_id"]) == {name: [(4, rate)] for name, rate in rates.items()}
+    model = MlflowClient().get_logged_model(checkpoint["model_id"])
+    assert {metric.key: metric.value for metric in model.metrics} == rates
+    (dataset,) = run.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.tags[0].value) == ("geometry_test", "test")
+
+
+def test_a_base_model_is_scored_under_its_number(
+    checkpoint: dict[str, Any], examples: dict[str, Any]
+) -> None:
+    base = {key: checkpoint[key] for key in ("path", "digest", "run_id", "model_id")}
+    manifest = evaluate(base, examples, {**BASE, "base_model": 2})
+    assert Path(manifest["path"]).parent == Path("predictions/base/b2/geometry")
+    table = read_predictions(manifest)
+    assert table["seed"].isna().all()
+    assert str(table["seed"].dtype) == "Int64"
+    assert set(table["base_digest"]) == {base["digest"]}
+    assert {step for values in histories(base["run_id"]).values() for step, _ in values} == {0}
+
+
+def test_what_is_scored_is_not_scored_again(
+    checkpoint: dict[str, Any], examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = evaluate(checkpoint, examples)
+    logged, content = histories(checkpoint["run_id"]), Path(manifest["path"]).read_bytes()
+    monkeypatch.setattr(predictions, "predict", never)
+    monkeypatch.setattr(load, "load_model", never)
+    shutil.rmtree("checkpoint")  # not needed any more
+    for same in ({}, {"batch_size": 2}, {"seed": 1}, {"sample_temperature": 0.5}):
+        assert evaluate(checkpoint, examples, **same) == manifest
+    assert histories(checkpoint["run_id"]) == logged
+    assert Path(manifest["path"]).read_bytes() == content
+    assert files() == [Path(manifest["path"])]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_completion_tokens": 5},
+        {"samples": 2},
+        {"shuffle_images": True},
+    ],
+    ids=str,
+)
+def test_other_settings_are_other_predictions_beside_the_former(
+    checkpoint: dict[str, Any],
+    examples: dict[str, Any],
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = evaluate(checkpoint, examples)
+    content = Path(first["path"]).read_bytes()
+    second = evaluate(checkpoint, examples, **settings)
+    assert second["path"] != first["path"]
+    assert Path(first["path"]).read_bytes() == content
+    if "max_completion_tokens" not in settings:
+        with monkeypatch.context() as patch, pytest.raises(AssertionError, match="computed again"):
+            patch.setattr(cell_evaluation, "_predict", never)
+            evaluate(checkpoint, examples, {**BASE}, seed=1, **settings)
+        third = evaluate(checkpoint, examples, **settings, seed=1)
+        assert third["path"] not in (first["path"], second["path"]), "what is random has a seed"
+    monkeypatch.setattr(predictions, "predict", never)
+    assert evaluate(checkpoint, examples) == first
+    assert evaluate(checkpoint, examples, **settings) == second
+    names = histories(checkpoint["run_id"]).keys()
+    assert ("eval_shuffled/geometry" in names) == ("shuffle_images" in settings)
+
+
+def test_whatever_the_predictions_depend_on_names_them(
+    checkpoint: dict[str, Any], examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = read_predictions(evaluate(checkpoint, examples))
+    monkeypatch.setattr(cell_evaluation, "_predict", lambda *_: table)
+    monkeypatch.setattr(cell_evaluation, "check_files", lambda *_: None)
+    monkeypatch.setattr(cell_evaluation, "check_examples", lambda *_: None)
+    splits = examples["splits"]
+    other_test = {**splits, "test": {**splits["test"], "digest": "other"}}
+    other_prompt = {**splits, "test": {**splits["test"], "prompt": "{question}?"}}
+    other_train = {**splits, "train": {**splits["train"], "digest": "other"}}
+    keys = [
+        evaluate(checkpoint, examples)["key"],
+        evaluate({**checkpoint, "digest": "other"}, examples)["key"],
+        evaluate(checkpoint, {**examples, "splits": other_test})["key"],
+        evaluate(checkpoint, {**examples, "splits": other_prompt})["key"],
+        evaluate(checkpoint, examples, {**CELL, "seed": 4})["key"],
+        evaluate(checkpoint, examples, {**CELL, "base_model": 1})["key"],
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(cell_evaluation, "code_digest", lambda *_: "edited")
+        keys.append(evaluate(checkpoint, examples)["key"])
+    with monkeypatch.context() as patch:
+        patch.setattr(cell_evaluation, "library_versions", lambda: {"torch": "0.1"})
+        keys.append(evaluate(checkpoint, examples)["key"])
+    assert len(set(keys)) == len(keys)
+    assert evaluate(checkpoint, {**examples, "splits": other_train})["key"] == keys[0]
+
+
+def test_fresh_scores_again_in_the_same_place(
+    checkpoint: dict[str, Any], examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = evaluate(checkpoint, examples)
+    logged = histories(checkpoint["run_id"])
+    scored: list[int] = []
+    predict = cell_evaluation._predict
+
+    def counted(*args: Any) -> pd.DataFrame:
+        scored.append(1)
+        return predict(*args)
+
+    monkeypatch.setattr(cell_evaluation, "_predict", counted)
+    assert evaluate(checkpoint, examples, fresh=True) == manifest
+    assert len(scored) == 1
+    assert histories(checkpoint["run_id"]) == logged
+
+
+# --- Damage
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty"])
+def test_damaged_predictions_are_told_and_made_again(
+    checkpoint: dict[str, Any],
+    examples: dict[str, Any],
+    damage: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    manifest = evaluate(checkpoint, examples)
+    file = Path(manifest["path"])
+    whole = read_predictions(manifest)
+    content = bytearray(file.read_bytes())
+    if damage == "flipped":
+        (chunk,) = [
+            group.column(number)
+            for group in [pq.ParquetFile(file).metadata.row_group(0)]
+            for number in range(group.num_columns)
+            if group.column(number).path_in_schema == "correct"
+        ]
+        content[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 1
+    else:
+        del content[len(content) // 2 if damage == "truncated" else 0 :]
+    file.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="kedro run --pipelines=evaluation") as error:
+        read_predictions(manifest)
+    assert str(file) in error.value.message
+    caplog.clear()
+    assert evaluate(checkpoint, examples) == manifest
+    assert f"{file} is damaged" in caplog.text
+    assert read_predictions(manifest).equals(whole)
+    assert all(len(values) == 1 for values in histories(checkpoint["run_id"]).values())
+
+
+def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
+    """Most are found; what is not, stands where nobody reads, or in the name of a column."""
+    rng = np.random.default_rng(0)
+    items = 40
+    table = pd.DataFrame(
+        {
+            "method": "grpo",
+            "seed": pd.array([3] * items, dtype="Int64"),
+            "example_id": [f"counting-test-{item:06d}" for item in range(items)],
+            "completion": [f"<answer>{value}</answer>" for value in rng.integers(0, 99, items)],
+            "correct": rng.random(items) < 0.5,
+            "completion_tokens": rng.integers(1, 40, items),
+            "sampled_correct": [[True, False], [False, False]] * (items // 2),
+        }
+    )
+    file = tmp_path / "predictions.parquet"
+    write_predictions(table, file)
+    content = file.read_bytes()
+    manifest = {"path": str(file)}
+    assert _same(read_predictions(manifest), table)
+    for place in range(0, len(content), 5):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        try:
+            read = read_predictions(manifest)
+        except ConfigurationError:
+            continue
+        assert list(read.columns) != list(table.columns) or _same(read, table)
+
+
+def _same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether all values are the same, whatever holds them."""
+    return one.to_json() == other.to_json()
+
+
+def test_predictions_that_are_missing_are_told_with_the_command(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="kedro run --pipelines=evaluation") as error:
+        read_predictions({"path": str(tmp_path / "nowhere.parquet")})
+    assert "nowhere.parquet" in error.value.message
+
+
+# --- Failures
+
+
+def test_a_cell_that_failed_has_no_predictions_but_the_reason(examples: dict[str, Any]) -> None:
+    failed = {"task": "counting", "method": "grpo", "seed": 3, FAILED: "TrainingFault: loss is NaN"}
+    assert evaluate(failed, examples) == {
+        "train_task": "counting",
+        "method": "grpo",
+        "seed": 3,
+        "base_model": 0,
+        "eval_task": "geometry",
+        FAILED: "TrainingFault: loss is NaN",
+    }
+    assert not Path("predictions").exists()
+
+
+def test_an_error_fails_a_cell_and_stops_the_run_for_a_base_model(
+    checkpoint: dict[str, Any],
+    examples: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(predictions, "predict", no_room)
+        manifest = evaluate(checkpoint, examples)
+        with pytest.raises(MemoryError):
+            evaluate(checkpoint, examples, BASE)
+    assert manifest[FAILED] == "MemoryError: no room"
+    assert "path" not in manifest
+    assert "counting.grpo.s3 -> geometry" in caplog.text
+    assert not files()
+    assert not histories(checkpoint["run_id"])
+    assert FAILED not in evaluate(checkpoint, examples), "the next run tries again"
+
+
+@pytest.mark.parametrize(("origin", "name"), [(CELL, "counting.grpo.s3"), (BASE, "base.b0")])
+def test_a_checkpoint_that_changed_is_not_scored(
+    checkpoint: dict[str, Any],
+    examples: dict[str, Any],
+    origin: dict[str, Any],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (Path("checkpoint") / "config.json").write_text("{}")
+    monkeypatch.setattr(predictions, "predict", never)
+    remedy = f"kedro run --namespaces={name} "
+    if origin is CELL:
+        assert remedy in evaluate(checkpoint, examples)[FAILED]
+    else:
+        with pytest.raises(ConfigurationError, match=remedy):
+            evaluate(checkpoint, examples, origin)
+
+
+def test_examples_that_were_made_anew_are_not_scored_on(
+    checkpoint: dict[str, Any], examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictions, "predict", never)
+    splits = {**examples["splits"], "test": {**examples["splits"]["test"], "digest": "other"}}
+    with pytest.raises(ConfigurationError, match="kedro run --pipelines=data_preparation"):
+        evaluate(checkpoint, {**examples, "splits": splits})

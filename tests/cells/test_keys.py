@@ -1,0 +1,457 @@
+"""The content key of a training, and what counts as a finished one."""
+
+import logging
+from copy import deepcopy
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from othink_pipeline.cells import keys as cells
+from othink_pipeline.cells.grid import Cell
+from othink_pipeline.cells.keys import (
+    cell_folder,
+    check_code,
+    check_examples,
+    check_files,
+    dataset_ref,
+    find_finished,
+    resume_state,
+    training_key,
+)
+from othink_pipeline.cells.parameters import RL, SFT, Evaluation, Folders, Health
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.code import reached
+from othink_pipeline.core.files import MANIFEST, digest_folder, write_json
+from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.training.kl import KLSchedule
+from tests.conftest import PROMPT, TASKS, shipped, shipped_health
+
+CELL = Cell("counting", "grpo", 0)
+METHOD: dict[str, Any] = {
+    **shipped("training"),
+    "lora": {"rank": 2, "alpha": 4.0, "dropout": 0.0, "modules": "all-linear", "merge": False},
+    "updates": 4,
+    "prompts_per_update": 2,
+    "checkpoint_every_updates": 3,
+    "validation_examples": 5,
+    "learning_rate": 0.5,
+    "lr_schedule": "constant",
+    "warmup_ratio": 0.25,
+    "max_grad_norm": 1.0,
+    "weight_decay": 0.0,
+}
+SFT_BLOCK = {**METHOD, "algorithm": "sft", "target": "answer"}
+RL_BLOCK = {
+    **METHOD,
+    "algorithm": "rl",
+    "completions_per_prompt": 2,
+    "unbiased_kl": True,
+    "max_completion_tokens": 8,
+    "temperature": 1.0,
+    "rewards": {"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
+    "kl": {"schedule": "linear", "start": 0.25, "end": 0.5},
+}
+OTHERWISE: dict[str, Any] = {
+    "constant": "cosine",
+    "answer": "steps",
+    "tagged": "any",
+    "adamw": "paged_adamw_8bit",
+    "all-linear": ("q_proj",),
+}
+KL_BLOCKS: dict[str, dict[str, Any]] = {
+    "constant": {"weight": 0.25},
+    "linear": {"start": 0.25, "end": 0.5},
+    "cosine": {"start": 0.25, "end": 0.5},
+    "exponential": {"start": 0.25, "end": 0.5},
+    "step": {"weights": (0.25, 0.5)},
+    "adaptive": {"start": 0.25, "target": 0.02, "gain": 2.0, "low": 0.01, "high": 5.0},
+    "accuracy": {"low": 0.1, "high": 0.9, "midpoint": 0.5, "width": 0.1},
+}
+EVALUATION: dict[str, Any] = {
+    "batch_size": 4,
+    "max_completion_tokens": 8,
+    "samples": 0,
+    "sample_temperature": 1.0,
+    "shuffle_images": False,
+    "seed": 0,
+}
+MODEL = shipped("model")
+COMPUTE = shipped("compute", resume_every_updates=2)
+
+
+def manifest_of(task: str) -> dict[str, Any]:
+    """What data_preparation says of a task's examples."""
+    splits = {
+        split: {
+            "path": f"data/{task}/{split}.arrow",
+            "examples": 9,
+            "digest": f"{task} {split}",
+            "prompt": PROMPT,
+        }
+        for split in ("train", "validation", "test")
+    }
+    return {"task": task, "seed": 0, "key": "k", "rejected": 0, "splits": splits}
+
+
+def key_of(
+    cell: Cell = CELL,
+    block: dict[str, Any] = RL_BLOCK,
+    base_digest: str = "base",
+    examples: list[dict[str, Any]] | None = None,
+    evaluation: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    compute: dict[str, Any] | None = None,
+) -> str:
+    parameters = (RL if block["algorithm"] == "rl" else SFT).model_validate(block)
+    return training_key(
+        cell,
+        parameters,
+        base_digest,
+        [manifest_of(task) for task in TASKS] if examples is None else examples,
+        Evaluation(**{**EVALUATION, **(evaluation or {})}),
+        ModelSettings(**{**MODEL, **(model or {})}),
+        Compute(**{**COMPUTE, **(compute or {})}),
+    )
+
+
+def changed(value: Any) -> Any:
+    """Another value of the same kind, which a parameter may have as well."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return OTHERWISE.get(value, f"another {value}")
+    return value + 1 if isinstance(value, int) else value / 2 + 0.1
+
+
+def edited(content: dict[str, Any], *path: str) -> dict[str, Any]:
+    """A copy in which one leaf is another."""
+    content = deepcopy(content)
+    place = content
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = changed(place[path[-1]])
+    return content
+
+
+@pytest.mark.parametrize("block", [SFT_BLOCK, RL_BLOCK], ids=["sft", "rl"])
+def test_every_parameter_of_the_method_changes_the_key(block: dict[str, Any]) -> None:
+    model = RL if block["algorithm"] == "rl" else SFT
+    assert block.keys() == model.model_fields.keys(), "a new parameter needs a value here"
+    leaves = [(name,) for name in block if name not in ("algorithm", "kl", "rewards", "lora")]
+    leaves += [(part, name) for part in ("rewards", "lora") for name in block.get(part, ())]
+    keys = [key_of(block=edited(block, *leaf)) for leaf in leaves]
+    keys.append(key_of(block={**block, "lora": None}))
+    assert len({key_of(block=block), *keys}) == 2 + len(leaves)
+
+
+@pytest.mark.parametrize("schedule", KL_BLOCKS)
+def test_every_part_of_the_kl_weight_changes_the_key(schedule: str) -> None:
+    block = KL_BLOCKS[schedule]
+    variants = [block]
+    for name, value in block.items():
+        other = value[::-1] if isinstance(value, tuple) else value * 1.0625
+        variants.append({**block, name: other})
+    kls = [{"schedule": schedule, **variant} for variant in variants]
+    parameters = RL.model_validate({**RL_BLOCK, "kl": kls[0]})
+    assert parameters.kl.model_dump().keys() == kls[0].keys(), "a new key needs a value here"
+    keys = {key_of(block={**RL_BLOCK, "kl": kl}) for kl in kls}
+    keys |= {key_of(block={**RL_BLOCK, "kl": {"schedule": "constant", "weight": 0.75}})}
+    assert len(keys) == len(kls) + 1
+
+
+def test_every_kind_of_kl_weight_and_the_algorithm_change_the_key() -> None:
+    schedules = {kind.model_fields["schedule"].annotation for kind in get_args(KLSchedule)}
+    assert {name for kind in schedules for name in get_args(kind)} == set(KL_BLOCKS)
+    keys = {
+        key_of(block={**RL_BLOCK, "kl": {"schedule": name, **block}})
+        for name, block in KL_BLOCKS.items()
+    }
+    assert len(keys | {key_of(block=SFT_BLOCK)}) == len(KL_BLOCKS) + 1
+
+
+def test_all_that_a_training_starts_from_changes_the_key() -> None:
+    counting, geometry = (manifest_of(task) for task in TASKS)
+    others = {
+        "seed": key_of(cell=CELL._replace(seed=1)),
+        "base model": key_of(base_digest="another"),
+        "train": key_of(
+            examples=[edited(counting, "splits", "train", "digest"), geometry],
+        ),
+        "validation": key_of(
+            examples=[edited(counting, "splits", "validation", "digest"), geometry],
+        ),
+        "validation of another task": key_of(
+            examples=[counting, edited(geometry, "splits", "validation", "digest")],
+        ),
+        "prompt": key_of(examples=[edited(counting, "splits", "train", "prompt"), geometry]),
+        "validation prompt": key_of(
+            examples=[edited(counting, "splits", "validation", "prompt"), geometry],
+        ),
+        "prompt of another task": key_of(
+            examples=[counting, edited(geometry, "splits", "validation", "prompt")],
+        ),
+        "one task less": key_of(examples=[counting]),
+        "task": key_of(cell=CELL._replace(task="geometry")),
+        "tokens": key_of(evaluation={"max_completion_tokens": 9}),
+        **{
+            name: key_of(compute={name: value})
+            for name, value in {
+                "share_prompts": False,
+                "bf16": True,
+                "num_processes": 2,
+                "micro_batch_size": 1,
+                "gradient_checkpointing": True,
+                "vllm": {"mode": "colocate", "gpu_memory": 0.25},
+            }.items()
+        },
+        **{
+            name: key_of(model={name: value})
+            for name, value in {
+                "dtype": "bfloat16",
+                "attention": "eager",
+                "min_pixels": 100,
+                "max_pixels": 100,
+            }.items()
+        },
+    }
+    assert MODEL.keys() <= others.keys(), "a new key needs a value here"
+    assert len({key_of(), *others.values()}) == 1 + len(others)
+
+
+def test_names_places_and_what_comes_after_training_do_not_change_the_key() -> None:
+    counting, geometry = (manifest_of(task) for task in TASKS)
+    elsewhere = deepcopy(counting)
+    for part in elsewhere["splits"].values():
+        part["path"] = "/elsewhere/" + part["path"]
+    same = {
+        "method's name": key_of(cell=CELL._replace(method="another_name")),
+        "order of tasks": key_of(examples=[geometry, counting]),
+        "folder": key_of(examples=[elsewhere, geometry]),
+        "test": key_of(examples=[edited(counting, "splits", "test", "digest"), geometry]),
+        "train of another task": key_of(
+            examples=[counting, edited(geometry, "splits", "train", "digest")],
+        ),
+        **{
+            name: key_of(evaluation={name: changed(value)})
+            for name, value in EVALUATION.items()
+            if name != "max_completion_tokens"
+        },
+        **{
+            name: key_of(compute={name: changed(COMPUTE[name])})
+            for name in ("data_workers", "resume_every_updates", "fresh")
+        },
+    }
+    assert {name for name, key in same.items() if key != key_of()} == set()
+
+
+def test_the_key_covers_the_code_that_the_algorithm_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def digest(*modules: str) -> str:
+        asked.append(modules)
+        return "edited"
+
+    before = key_of(), key_of(block=SFT_BLOCK)
+    monkeypatch.setattr(cells, "code_digest", digest)
+    assert key_of() != before[0]
+    assert key_of(block=SFT_BLOCK) != before[1]
+    rl, sft = (reached(*modules) for modules in asked)
+    shared = {
+        *(f"training.{name}" for name in ("loop", "rows", "resume", "guard")),
+        *("models.load", "evaluation.predictions", "scoring.strict"),
+    }
+    assert {f"othink_pipeline.{name}" for name in shared} <= set(rl) & set(sft)
+    assert {"othink_pipeline.training.kl", "othink_pipeline.training.shared_prompts"} <= set(rl)
+    assert not {"othink_pipeline.training.shared_prompts", "othink_pipeline.training.rl"} & set(sft)
+
+
+def test_the_key_covers_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key_of()
+    monkeypatch.setattr(cells, "library_versions", lambda: {"torch": "0.1"})
+    assert key_of() != before
+
+
+def test_a_cells_folder_names_task_method_seed_and_key(tmp_path: Path) -> None:
+    folders = Folders(examples="data/a", checkpoints=str(tmp_path), predictions="data/c")
+    place = cell_folder(folders, Cell("counting", "grpo_d", 7), "0123456789abcdef")
+    assert place == tmp_path / "counting" / "grpo_d" / "s7" / "0123456789abcdef"
+
+
+# --- What is finished
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """The folder of a finished training, in which nothing went wrong."""
+    checkpoint = tmp_path / "update-000004"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    (checkpoint / "config.json").write_text("{}")
+    write_json(tmp_path / MANIFEST, finished_manifest(checkpoint))
+    return tmp_path
+
+
+def finished_manifest(checkpoint: Path) -> dict[str, Any]:
+    return {
+        "checkpoint": checkpoint.name,
+        "digest": digest_folder(checkpoint),
+        "updates": 4,
+        "faults": {},
+        "health": shipped_health().model_dump(),
+    }
+
+
+def health_of(**policies: str) -> Health:
+    return Health(**{**shipped_health().model_dump(), **policies})
+
+
+def test_what_is_finished_and_whole_is_found(
+    finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = finished / "update-000004"
+    manifest = {**finished_manifest(checkpoint), "path": str(checkpoint)}
+    assert find_finished(finished, shipped_health()) == manifest
+    assert find_finished(finished, health_of(loss_not_finite="skip_batch")) == manifest
+    assert not caplog.records
+
+
+def test_a_training_is_found_where_it_was_moved_to(finished: Path, tmp_path: Path) -> None:
+    moved = finished.rename(tmp_path.with_name(f"{tmp_path.name}_moved"))
+    found = find_finished(moved, shipped_health())
+    assert found is not None
+    assert found["path"] == str(moved / "update-000004")
+
+
+def test_nothing_is_found_where_nothing_was_finished(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert find_finished(tmp_path / "nowhere", shipped_health()) is None
+    (tmp_path / "update-000002").mkdir()
+    assert find_finished(tmp_path, shipped_health()) is None
+    assert not caplog.records, "a training that has yet to begin is nothing to warn of"
+
+
+@pytest.mark.parametrize("damage", ["changed", "truncated", "file missing", "more", "all missing"])
+def test_a_checkpoint_that_changed_is_told_and_not_taken(
+    finished: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = finished / "update-000004"
+    weights = checkpoint / "model.safetensors"
+    match damage:
+        case "changed":
+            weights.write_bytes(b"weightz")
+        case "truncated":
+            weights.write_bytes(b"weight")
+        case "file missing":
+            weights.unlink()
+        case "more":
+            (checkpoint / "adapter.safetensors").write_bytes(b"")
+        case "all missing":
+            checkpoint.rename(finished / "elsewhere")
+    assert find_finished(finished, shipped_health()) is None
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert str(checkpoint) in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"{}", b"\xff\x00", b'{"digest": "1"}']
+)
+def test_a_manifest_that_is_none_is_told_and_not_taken(
+    finished: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (finished / MANIFEST).write_bytes(content)
+    assert find_finished(finished, shipped_health()) is None
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert str(finished / MANIFEST) in record.getMessage()
+
+
+def test_a_fault_binds_a_training_to_the_policy_for_it(
+    finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = finished_manifest(finished / "update-000004") | {"faults": {"loss_not_finite": 1}}
+    write_json(finished / MANIFEST, manifest)
+    assert find_finished(finished, shipped_health())
+    assert find_finished(finished, health_of(kl_overflow="go_on"))
+    assert not caplog.records
+    assert find_finished(finished, health_of(loss_not_finite="skip_batch")) is None
+    assert "health.loss_not_finite" in caplog.text
+    assert str(finished) in caplog.text
+
+
+def test_a_quick_look_does_not_read_the_checkpoint(finished: Path) -> None:
+    checkpoint = finished / "update-000004"
+    (checkpoint / "config.json").write_text("[]")
+    assert find_finished(finished, shipped_health(), whole=False)
+    assert not find_finished(finished, shipped_health())
+    checkpoint.rename(finished / "elsewhere")
+    assert not find_finished(finished, shipped_health(), whole=False)
+
+
+def test_the_state_to_go_on_from_is_the_newest(tmp_path: Path) -> None:
+    assert resume_state(tmp_path) == 0
+    for name in ("checkpoint-9", "checkpoint-10", ".checkpoint-12.new", "runs"):
+        (tmp_path / "resume" / name).mkdir(parents=True)
+    assert resume_state(tmp_path) == 10
+
+
+@pytest.mark.parametrize("damage", [None, "changed", "missing"])
+def test_a_model_is_the_one_that_its_manifest_speaks_of(finished: Path, damage: str | None) -> None:
+    checkpoint = finished / "update-000004"
+    manifest = {"path": str(checkpoint), "digest": digest_folder(checkpoint)}
+    if damage is None:
+        check_files(manifest, "Make it again.")
+        return
+    if damage == "changed":
+        (checkpoint / "config.json").write_text("[]")
+    else:
+        checkpoint.rename(finished / "elsewhere")
+    with pytest.raises(ConfigurationError, match="Make it again") as error:
+        check_files(manifest, "Make it again.")
+    assert str(checkpoint) in error.value.message
+
+
+def test_a_split_is_named_by_task_and_split() -> None:
+    manifest = manifest_of("counting")
+    manifest["splits"]["test"]["examples"] = 7
+    ref = dataset_ref(manifest, "test")
+    assert tuple(getattr(ref, name) for name in ("name", "digest", "source", "examples")) == (
+        "counting_test",
+        "counting test",
+        "data/counting/test.arrow",
+        7,
+    )
+
+
+def test_examples_that_were_made_anew_are_not_those_of_the_catalog(tmp_path: Path) -> None:
+    manifest = manifest_of("counting")
+    for split, part in manifest["splits"].items():
+        part["path"] = str(tmp_path / f"{split}.arrow")
+    with pytest.raises(ConfigurationError, match="kedro run --pipelines=data_preparation"):
+        check_examples(manifest)
+    write_json(tmp_path / MANIFEST, manifest)
+    check_examples(manifest)
+    write_json(tmp_path / MANIFEST, edited(manifest, "splits", "validation", "digest"))
+    with pytest.raises(ConfigurationError, match="not the examples") as error:
+        check_examples(manifest)
+    assert str(tmp_path) in error.value.message
+
+
+def test_code_that_was_edited_after_its_digest_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "some_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "module.py").write_text("a = 1\n")
+    code_digest = lru_cache(partial(cells.code_digest.__wrapped__, package=package))
+    monkeypatch.setattr(cells, "code_digest", code_digest)
+    check_code("some_package.module")
+    (package / "module.py").write_text("a = 1  # the same\n")
+    check_code("some_package.module")
+    (package / "module.py").write_text("a = 2\n")
+    with pytest.raises(ConfigurationError, match="was edited after this run began"):
+        check_code("some_package.module")

@@ -1,0 +1,796 @@
+"""A cell is trained once: killed anywhere it goes on, finished it is reused, failed it says why."""
+
+import gc
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlflow
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from othink_pipeline.cells import job
+from othink_pipeline.cells.evaluate import evaluate_model, read_predictions
+from othink_pipeline.cells.grid import Cell
+from othink_pipeline.cells.keys import FAILED
+from othink_pipeline.cells.parameters import RL, SFT, Evaluation, Folders, Lora
+from othink_pipeline.cells.train import train_cell
+from othink_pipeline.core import files as reuse
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.files import MANIFEST, digest_folder
+from othink_pipeline.data.parameters import DataPreparation
+from othink_pipeline.data.preparation import CELL_SPLITS, prepare_splits
+from othink_pipeline.evaluation import predictions
+from othink_pipeline.models import load
+from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.tracking import recorder, records, runs
+from othink_pipeline.tracking.recorder import TrackingUnavailableError
+from othink_pipeline.training import loop
+from othink_pipeline.training.health import TrainingFault
+from tests.conftest import PROMPT, TASKS, MiniModel, shipped, shipped_health
+
+Result = tuple[dict[str, Any], pd.DataFrame]
+
+UPDATES = 4
+BUDGET: dict[str, Any] = {
+    **shipped("training"),
+    "updates": UPDATES,
+    "prompts_per_update": 2,
+    "checkpoint_every_updates": 2,
+    "validation_examples": 3,
+    "learning_rate": 5.0e-3,
+    "lr_schedule": "cosine",
+    "warmup_ratio": 0.0,
+    "max_grad_norm": 1.0,
+    "weight_decay": 0.01,
+}
+METHODS: dict[str, SFT | RL] = {
+    "sft": SFT(**BUDGET, algorithm="sft", target="answer"),
+    "grpo_d": RL.model_validate(
+        {
+            **BUDGET,
+            "algorithm": "rl",
+            "completions_per_prompt": 4,
+            "unbiased_kl": True,
+            "max_completion_tokens": 6,
+            "temperature": 1.0,
+            "rewards": {"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
+            "kl": {
+                "schedule": "adaptive",
+                "start": 0.3,
+                "target": 0.02,
+                "gain": 2.0,
+                "low": 0.01,
+                "high": 5.0,
+            },
+        }
+    ),
+}
+EVALUATION = Evaluation(
+    batch_size=8,
+    max_completion_tokens=6,
+    samples=0,
+    sample_temperature=1.0,
+    shuffle_images=False,
+    seed=0,
+)
+FOLDERS = Folders(  # relative: a copy of the project is a project of its own
+    examples="data/examples", checkpoints="data/models", predictions="data/predictions"
+)
+MODEL = ModelSettings(**shipped("model"))
+COMPUTE = shipped("compute", resume_every_updates=1)
+STORE = "mlflow.db"
+
+
+class Inputs(NamedTuple):
+    """What the training nodes get from those before them."""
+
+    base_model: dict[str, Any]
+    examples: tuple[dict[str, Any], ...]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings() -> Iterator[None]:
+    """What these tests say of stores holds for them alone; each training collects garbage."""
+    gc.collect()
+    gc.freeze()  # looking through all that was ever imported takes longer than to train
+    yield
+    gc.unfreeze()
+    mlflow.set_tracking_uri(None)
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+
+
+@pytest.fixture(scope="module")
+def prepared(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a base model, examples and a store, and nothing trained."""
+    project = tmp_path_factory.mktemp("prepared")
+    sizes = {"base": 1, "train": 12, "validation": 4, "test": 4}
+    preparation = DataPreparation.model_validate(
+        shipped("data_preparation", splits=sizes, prompt=PROMPT)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        patch.delenv(runs.PARENT_VARIABLE, raising=False)
+        examples = [
+            prepare_splits(preparation, task, CELL_SPLITS, Path(FOLDERS.examples, task))
+            for task in TASKS
+        ]
+        shutil.copytree(mini_model.path, "model")
+        mlflow.set_tracking_uri(f"sqlite:///{project / STORE}")
+        mlflow.set_experiment("tests")
+        run_id = runs.start_run("base/b0", "base_model", {}, {})
+        model_id = records.log_checkpoint(run_id, "base/b0", 0, Path("model"), {})
+    base = {**mini_model.manifest, "path": "model", "run_id": run_id, "model_id": model_id}
+    (project / "inputs.json").write_text(json.dumps([base, examples]))
+    return project
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project after one uninterrupted training of each method."""
+    project = tmp_path_factory.mktemp("trained") / "project"
+    shutil.copytree(prepared, project)
+    with pytest.MonkeyPatch.context() as patch:
+        enter(project, patch)
+        for method in METHODS:
+            manifest, _ = call(method)
+            assert FAILED not in manifest
+    return project
+
+
+def enter(project: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.chdir(project)
+    patch.delenv(runs.PARENT_VARIABLE, raising=False)
+    mlflow.set_tracking_uri(f"sqlite:///{project / STORE}")
+
+
+@pytest.fixture
+def project(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of its own, with a store of its own, in which nothing is trained."""
+    shutil.copytree(prepared, tmp_path / "project")
+    enter(tmp_path / "project", monkeypatch)
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def finished(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of its own, with a store of its own, in which all is trained."""
+    shutil.copytree(trained, tmp_path / "finished")
+    enter(tmp_path / "finished", monkeypatch)
+    return tmp_path / "finished"
+
+
+def read_inputs() -> Inputs:
+    base, examples = json.loads(Path("inputs.json").read_text())
+    return Inputs(base, tuple(examples))
+
+
+def call(method: str = "sft", health: Any = None, **compute: Any) -> Result:
+    inputs = read_inputs()
+    return train_cell(
+        Cell("counting", method, 3),
+        METHODS[method],
+        inputs.base_model,
+        inputs.examples,
+        EVALUATION,
+        FOLDERS,
+        MODEL,
+        Compute(**{**COMPUTE, **compute}),
+        health or shipped_health(),
+    )
+
+
+def folder_of(method: str = "sft") -> Path:
+    """The one folder that a method's trainings are in."""
+    (folder,) = (
+        place for place in Path("data/models/counting", method, "s3").iterdir() if place.is_dir()
+    )
+    return folder
+
+
+def run_of(manifest: dict[str, Any]) -> Run:
+    return MlflowClient().get_run(manifest["run_id"])
+
+
+def last_run() -> Run:
+    (run, *_) = MlflowClient().search_runs(["1"], "tags.kind = 'cell'")
+    return run
+
+
+def logged(run: Run) -> list[tuple[str, int, float]]:
+    """All values on a run as MLflow has them: metric, step, value."""
+    client = MlflowClient()
+    return sorted(
+        (name, metric.step, metric.value)
+        for name in run.data.metrics
+        for metric in client.get_metric_history(run.info.run_id, name)
+    )
+
+
+def rows(history: pd.DataFrame) -> list[tuple[str, int, float]]:
+    return sorted(zip(history["metric"], history["step"], history["value"], strict=True))
+
+
+def without_times(values: list[tuple[str, int, float]]) -> list[tuple[str, int, float]]:
+    return [value for value in values if value[0] != "cost/seconds"]
+
+
+def never(*_: Any, **__: Any) -> Any:
+    raise AssertionError("something is computed again")
+
+
+@pytest.fixture
+def untrainable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither trains nor loads a model."""
+    monkeypatch.setattr(loop, "train", never)
+    monkeypatch.setattr(loop, "load_model", never)
+    monkeypatch.setattr(load, "load_model", never)
+    monkeypatch.setattr(predictions, "predict", never)
+
+
+def kill_when(
+    monkeypatch: pytest.MonkeyPatch,
+    home: Any,
+    name: str,
+    due: Callable[..., bool],
+    error: BaseException | None = None,
+) -> None:
+    """Once, a function raises instead of doing its work."""
+    function = getattr(home, name)
+    left = [error or KeyboardInterrupt()]
+
+    def killed(*args: Any, **kwargs: Any) -> Any:
+        if left and due(*args, **kwargs):
+            raise left.pop()
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(home, name, killed)
+
+
+# --- Trained once
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cell_is_trained_and_everything_of_it_is_kept(finished: Path, method: str) -> None:
+    manifest, history = call(method)
+    folder = folder_of(method)
+    on_disk = json.loads((folder / MANIFEST).read_text())
+    assert manifest == on_disk | {
+        "path": str(folder / on_disk["checkpoint"]),
+        "run_id": manifest["run_id"],
+        "model_id": manifest["model_id"],
+    }
+    checkpoint = folder / f"update-{UPDATES:06d}"
+    assert Path(manifest["path"]) == checkpoint
+    assert manifest["digest"] == digest_folder(checkpoint) != digest_folder(Path("model"))
+    inputs = read_inputs()
+    expected = {
+        "task": "counting",
+        "method": method,
+        "seed": 3,
+        "parameters": METHODS[method].model_dump(mode="json"),
+        "data": inputs.examples[0]["splits"]["train"]["digest"],
+        "base_model": inputs.base_model["digest"],
+        "updates": UPDATES,
+        "prompts": 2 * UPDATES,
+        "skipped_batches": 0,
+        "faults": {},
+    }
+    assert {key: manifest[key] for key in expected} == expected
+    assert manifest["seconds"] > 0
+    assert manifest["weights_changed"] > 0
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("journal.jsonl", MANIFEST, "run.json", "update-000002", "update-000004")
+    ], "states to resume from are only for trainings that are not finished"
+
+    steps = history.groupby("metric")["step"].apply(list).to_dict()
+    assert steps["train/loss"] == [1, 2, 3, 4]
+    for task in TASKS:
+        for metric in ("val", "val/think_rate", "val/format_rate"):
+            assert steps[f"{metric}/{task}"] == [0, 2, 4]
+    assert steps["cost/updates"] == [UPDATES]
+    run = run_of(manifest)
+    assert run.info.status == "FINISHED"
+    assert logged(run) == rows(history)
+    names = {item.dataset.name: item.tags[0].value for item in run.inputs.dataset_inputs}
+    assert names == {
+        "counting_train": "train",
+        "counting_validation": "validation",
+        "geometry_validation": "validation",
+    }
+    outputs = {output.step: output.model_id for output in run.outputs.model_outputs}
+    assert outputs.keys() == {2, 4}
+    assert outputs[4] == manifest["model_id"]
+    on_base = MlflowClient().get_logged_model(inputs.base_model["model_id"]).metrics
+    assert f"val/{TASKS[1]}" in {metric.key for metric in on_base}, "checkpoint 0 is the base model"
+    assert run.data.params["learning_rate"] == "0.005"
+    assert run.data.params["key"] == folder.name
+    assert run.data.params["seed"] == "3"
+    assert {key: run.data.tags[key] for key in ("kind", "task", "method", "seed")} == {
+        "kind": "cell",
+        "task": "counting",
+        "method": method,
+        "seed": "3",
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_finished_is_neither_trained_nor_loaded_again(
+    finished: Path, untrainable: None, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = digest_folder(folder_of(method))
+    health = shipped_health()
+    manifest, history = call(method, health)
+    before = run_of(manifest)
+    grid: str = MlflowClient().create_run("1").info.run_id
+    monkeypatch.setenv(runs.PARENT_VARIABLE, grid)
+    other = health.model_copy(update={"loss_not_finite": "skip_batch"})
+    again, same_history = call(
+        method, other, resume_every_updates=7, data_workers=2
+    )  # what changes nothing
+    assert again == manifest
+    assert history.equals(same_history)
+    assert digest_folder(folder_of(method)) == content
+    run = run_of(manifest)
+    assert logged(run) == rows(history)
+    assert (run.info.status, run.info.end_time) == ("FINISHED", before.info.end_time)
+    assert run.data.tags[f"grid.{grid}"] == "reused"
+    assert "resumed" not in run.data.tags
+
+
+def test_other_parameters_are_another_training(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = call()
+    longer = METHODS["sft"].model_copy(update={"learning_rate": 1.0e-3})
+    with monkeypatch.context() as patch:
+        patch.setitem(METHODS, "sft", longer)
+        second, _ = call()
+    assert Path(second["path"]).parent != Path(first["path"]).parent
+    assert second["digest"] != first["digest"]
+    assert second["run_id"] != first["run_id"]
+    monkeypatch.setattr(loop, "train", never)
+    assert call()[0] == first, "an edit that is taken back costs nothing"
+
+
+# --- Killed and gone on with
+
+KILLS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
+    "update 1": (recorder.Recorder, "metrics", lambda _, step, *rest: step == 1),
+    "update 3": (recorder.Recorder, "metrics", lambda _, step, *rest: step == 3),
+    "save a checkpoint": (
+        load,
+        "save_model",
+        lambda model, processor, folder, *_: folder.name == ".update-000002.new",
+    ),
+    "record a checkpoint": (recorder.Recorder, "checkpoint", lambda _, step, *rest: step == 4),
+    "record a score": (
+        recorder.Recorder,
+        "metrics",
+        lambda _, step, values, *rest: step == 4 and "val/geometry" in values,
+    ),
+    "write the manifest": (job, "write_json", lambda *_: True),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "moment", "resume_every_updates"),
+    [
+        *(("sft", moment, 1) for moment in KILLS),
+        ("sft", "update 3", 2),
+        ("grpo_d", "update 3", 2),
+        ("grpo_d", "record a score", 2),
+    ],
+)
+def test_a_killed_training_ends_as_one_that_was_not(
+    project: Path,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    moment: str,
+    resume_every_updates: int,
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_when(patch, *KILLS[moment])
+        with pytest.raises(KeyboardInterrupt):
+            call(method, resume_every_updates=resume_every_updates)
+    folder = folder_of(method)
+    assert not (folder / MANIFEST).exists()
+    run = last_run()
+    assert run.info.status == "KILLED"
+    assert FAILED not in run.data.tags
+
+    manifest, history = call(method, resume_every_updates=resume_every_updates)
+    assert folder_of(method) == folder
+    (whole_folder,) = (trained / "data/models/counting" / method / "s3").glob("*/")
+    whole = json.loads((whole_folder / MANIFEST).read_text())
+    own = {"run_id": run.info.run_id, "path": str(folder / whole["checkpoint"])}
+    assert manifest == whole | own | {key: manifest[key] for key in ("model_id", "seconds")}
+    for checkpoint in ("update-000002", "update-000004"):
+        assert digest_folder(folder / checkpoint) == digest_folder(whole_folder / checkpoint)
+    with monkeypatch.context() as patch:
+        enter(trained, patch)
+        uninterrupted = logged(run_of({"run_id": _run_id(whole_folder)}))
+    enter(project, monkeypatch)
+    assert without_times(rows(history)) == without_times(uninterrupted)
+    run = run_of(manifest)
+    assert logged(run) == rows(history), "each value once"
+    assert (run.info.status, run.data.tags["resumed"]) == ("FINISHED", "1")
+    assert not (folder / "resume").exists()
+    assert not list(folder.glob(".*"))
+
+
+def test_adapters_go_on_as_well_and_are_scored_merged_or_not(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, completions, kept = read_inputs(), [], {}
+
+    def score(manifest: dict[str, Any], fresh: bool = True) -> dict[str, Any]:
+        about = {"task": "counting", "method": "sft", "seed": 3, "base_model": 0}
+        compute = Compute(**{**COMPUTE, "fresh": fresh})
+        return evaluate_model(
+            manifest, inputs.examples[1], EVALUATION, FOLDERS, MODEL, compute, **about
+        )
+
+    for merge in (False, True):
+        lora = Lora(rank=2, alpha=8.0, dropout=0.0, modules="all-linear", merge=merge)
+        monkeypatch.setitem(METHODS, "sft", METHODS["sft"].model_copy(update={"lora": lora}))
+        with monkeypatch.context() as patch:
+            kill_when(patch, *KILLS["update 3"])
+            with pytest.raises(KeyboardInterrupt):
+                call()
+        resumed, _ = call()
+        kept[merge], _ = call(fresh=True)
+        assert resumed["digest"] == kept[merge]["digest"], "as one that was not killed"
+        reused, _ = call()
+        assert reused == kept[merge]
+        files = {file.name for file in Path(reused["path"]).iterdir()}
+        assert ("model.safetensors" in files, "adapter_model.safetensors" in files) == (
+            merge,
+            not merge,
+        )
+        completions.append(read_predictions(score(reused))["completion"].tolist())
+    assert completions[0] == completions[1]
+    base, _ = load.load_model("model")
+    for name, weight in load.load_model(kept[True]["path"])[0].named_parameters():
+        linear = "_proj." in name or ".attn." in name or ".mlp." in name
+        assert torch.equal(weight, base.get_parameter(name)) == (not linear or "bias" in name), name
+
+    config = Path("model/config.json")
+    config.write_text(config.read_text() + " ")
+    assert "model: missing, or changed since its manifest" in score(kept[False])[FAILED]
+    shutil.rmtree("model")
+    assert "model: missing, or changed since its manifest" in score(kept[False])[FAILED]
+    assert FAILED not in score(kept[True])
+    assert score(kept[False], fresh=False).keys() == score(kept[True], fresh=False).keys()
+
+
+def _run_id(folder: Path) -> str:
+    return str(json.loads((folder / "run.json").read_text())["run_id"])
+
+
+def test_a_training_goes_on_from_its_last_state(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_when(patch, *KILLS["update 3"])
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    steps: list[int] = []
+    record = recorder.Recorder.metrics
+
+    def watch(self: Any, step: int, *rest: Any) -> None:
+        steps.append(step)
+        record(self, step, *rest)
+
+    monkeypatch.setattr(recorder.Recorder, "metrics", watch)
+    call()
+    assert set(steps) == {3, 4}
+
+
+def test_what_a_killed_process_left_half_written_is_swept(
+    project: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_when(patch, *KILLS["update 3"])
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    folder = folder_of()
+    states = folder / "resume"
+    for leftover in (
+        folder / ".update-000004.new",
+        folder / ".update-000004.old",
+        folder / "update-000004",  # published, and the process killed before it was recorded
+        states / ".checkpoint-3.new",
+        states / "checkpoint-3",  # half a state: without its manifest
+    ):
+        leftover.mkdir(parents=True)
+        (leftover / "config.json").write_text("stale")
+    (folder / f".{MANIFEST}.new").write_text("{")
+    manifest, _ = call()
+    (whole,) = (trained / "data/models/counting/sft/s3").glob("*/")
+    assert manifest["digest"] == json.loads((whole / MANIFEST).read_text())["digest"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("journal.jsonl", MANIFEST, "run.json", "update-000002", "update-000004")
+    ]
+
+
+def test_a_checkpoint_that_was_damaged_before_the_end_is_saved_again(
+    project: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_when(patch, *KILLS["record a score"])
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    checkpoint = folder_of() / "update-000004"
+    (checkpoint / "config.json").write_text("{}")
+    manifest, _ = call()
+    assert manifest["digest"] == digest_folder(checkpoint)
+    (whole,) = (trained / "data/models/counting/sft/s3").glob("*/")
+    assert manifest["digest"] == json.loads((whole / MANIFEST).read_text())["digest"]
+
+
+# --- Finished, but something around it is not
+
+
+@pytest.mark.parametrize("moment", ["not told", "not tidied up"])
+def test_a_training_killed_after_its_manifest_is_not_trained_again(
+    project: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        if moment == "not told":
+            kill_when(patch, recorder.Recorder, "_flush", lambda *_: True)
+        else:
+            kill_when(patch, shutil, "rmtree", lambda path, **_: Path(path).name == "resume")
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    folder = folder_of()
+    assert (folder / MANIFEST).exists()
+    run = last_run()
+    assert run.info.status == ("KILLED" if moment == "not told" else "FINISHED")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train", never)
+        manifest, history = call()
+    assert manifest["run_id"] == run.info.run_id
+    run = run_of(manifest)
+    assert run.info.status == "FINISHED"
+    assert ("resumed" in run.data.tags) == (moment == "not told")
+    assert logged(run) == rows(history)
+    assert not (folder / "resume").exists()
+
+
+def test_records_that_a_server_did_not_take_are_delivered_without_training(
+    finished: Path, untrainable: None
+) -> None:
+    """The marks of what was delivered are gone: nothing is certain, and nothing comes twice."""
+    manifest, history = call()
+    file = folder_of() / "journal.jsonl"
+    lines = [line for line in file.read_text().splitlines() if '"delivered"' not in line]
+    file.write_text("\n".join(lines) + "\n")
+    assert call()[0] == manifest
+    assert logged(run_of(manifest)) == rows(history)
+    assert len(run_of(manifest).outputs.model_outputs) == 2
+
+
+def test_a_server_that_stays_away_stops_the_run_and_loses_nothing(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        away = TrackingUnavailableError("away")
+        kill_when(patch, recorder.Recorder, "_flush", lambda *_: True, away)
+        with pytest.raises(TrackingUnavailableError):
+            call()
+    assert last_run().info.status == "FAILED"
+    monkeypatch.setattr(loop, "train", never)
+    manifest, history = call()
+    run = run_of(manifest)
+    assert run.info.status == "FINISHED"
+    assert logged(run) == rows(history)
+
+
+@pytest.mark.parametrize("gone", ["run", "store"])
+def test_a_store_that_lost_the_run_gets_the_whole_curve_again(
+    finished: Path, prepared: Path, untrainable: None, gone: str
+) -> None:
+    manifest, history = call()
+    if gone == "run":
+        MlflowClient().delete_run(manifest["run_id"])
+    else:
+        shutil.copy(prepared / STORE, finished / "another.db")
+        mlflow.set_tracking_uri(f"sqlite:///{finished / 'another.db'}")
+    again, same_history = call()
+    assert again["run_id"] != manifest["run_id"]
+    ids = {"run_id": "", "model_id": ""}
+    assert {**again, **ids} == {**manifest, **ids}
+    assert history.equals(same_history)
+    run = run_of(again)
+    assert logged(run) == rows(history)
+    assert (run.info.status, run.data.tags["replaces"]) == ("FINISHED", manifest["run_id"])
+    outputs = {output.step: output.model_id for output in run.outputs.model_outputs}
+    assert outputs[UPDATES] == again["model_id"]
+    assert MlflowClient().get_logged_model(again["model_id"]).source_run_id == again["run_id"]
+    assert call()[0] == again
+
+
+def test_fresh_trains_again_under_a_new_run(finished: Path) -> None:
+    manifest, history = call()
+    again, new_history = call(fresh=True)
+    assert again["run_id"] != manifest["run_id"]
+    assert again["digest"] == manifest["digest"], "the same parameters, the same bits"
+    assert again["seconds"] != manifest["seconds"], "nothing was trained"
+    assert without_times(rows(new_history)) == without_times(rows(history))
+    for result, values in ((manifest, history), (again, new_history)):
+        assert logged(run_of(result)) == rows(values)
+    assert call()[0] == again
+
+
+@pytest.mark.parametrize("damage", ["weights", "manifest", "other health"])
+def test_a_finished_training_that_was_damaged_is_trained_anew(
+    finished: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest, _ = call()
+    folder = folder_of()
+    health = shipped_health()
+    match damage:
+        case "weights":
+            weights = Path(manifest["path"]) / "model.safetensors"
+            content = bytearray(weights.read_bytes())
+            content[len(content) // 2] ^= 1
+            weights.write_bytes(content)
+        case "manifest":
+            (folder / MANIFEST).write_text("{}")
+        case "other health":  # something went wrong, and now more would be done about it
+            faults = {"faults": {"loss_not_finite": 1}}
+            content = json.loads((folder / MANIFEST).read_text()) | faults
+            reuse.write_json(folder / MANIFEST, content)
+            health = health.model_copy(update={"loss_not_finite": "skip_batch"})
+    again, history = call(health=health)
+    assert str(folder) in caplog.text
+    assert again["run_id"] != manifest["run_id"]
+    assert again["digest"] == manifest["digest"] == digest_folder(Path(again["path"]))
+    assert logged(run_of(again)) == rows(history)
+    assert run_of(manifest).info.status == "FINISHED", "the former run stays as it was"
+    assert [place for place in folder.parent.iterdir() if place.is_dir()] == [folder]
+
+
+def test_the_former_training_is_kept_until_another_takes_its_place(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call()
+    folder = folder_of()
+    content = digest_folder(folder)
+    with monkeypatch.context() as patch:
+        kill_when(patch, *KILLS["update 3"])
+        with pytest.raises(KeyboardInterrupt):
+            call(fresh=True)
+    aside = folder.with_name(f".{folder.name}.old")
+    assert digest_folder(aside) == content
+    call()  # goes on with the new one
+    assert not aside.exists()
+
+
+# --- Failures
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (TrainingFault("loss is NaN\nat update 3"), "TrainingFault: loss is NaN at update 3"),
+        (MemoryError("no room"), "MemoryError: no room"),
+    ],
+)
+def test_a_training_that_fails_says_why_and_can_go_on_later(
+    project: Path,
+    trained: Path,
+    error: Exception,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_when(patch, *KILLS["update 3"], error)
+        manifest, history = call()
+    assert manifest == {"task": "counting", "method": "sft", "seed": 3, FAILED: reason}
+    assert set(history["step"]) == {0, 1, 2}
+    (told,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "counting.sft.s3" in told.getMessage()
+    run = last_run()
+    assert (run.info.status, run.data.tags[FAILED]) == ("FAILED", reason)
+    assert logged(run) == rows(history)
+    again, _ = call()
+    (whole,) = (trained / "data/models/counting/sft/s3").glob("*/")
+    assert again["digest"] == json.loads((whole / MANIFEST).read_text())["digest"]
+    assert again["run_id"] == run.info.run_id
+    assert run_of(again).info.status == "FINISHED"
+
+
+def test_bad_input_that_one_cell_finds_stops_that_cell_without_a_traceback(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kill_when(monkeypatch, loop, "train", lambda *_: True, ConfigurationError("no such thing"))
+    manifest, _ = call()
+    assert manifest[FAILED] == "ConfigurationError: no such thing"
+    (told,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert not told.exc_info
+    assert last_run().info.status == "FAILED"
+
+
+@pytest.mark.parametrize("damage", ["base model", "examples"])
+def test_what_is_not_what_its_manifest_says_is_never_trained_on(
+    project: Path, untrainable: None, damage: str
+) -> None:
+    if damage == "base model":
+        (Path("model") / "config.json").write_text("{}")
+    else:
+        (Path(FOLDERS.examples) / "geometry" / MANIFEST).write_text("{}")
+    with pytest.raises(ConfigurationError, match="kedro run --pipelines=data_preparation"):
+        call()
+    assert not MlflowClient().search_runs(["1"], "tags.kind = 'cell'")
+
+
+# --- Two at a time
+
+OTHER_PROCESS = """
+import json, logging, sys
+from othink_pipeline.cells import job as cell_job
+from othink_pipeline.cells import train as cell_training
+from tests.cells import test_train as test
+
+class Told(logging.Handler):
+    def emit(self, record):
+        if "waiting until it is done" in record.getMessage():
+            print("waits", flush=True)
+
+cell_training.logger.setLevel("INFO")
+cell_training.logger.addHandler(Told())
+cell_job.train_job = test.never
+manifest, history = test.call()
+print(json.dumps([manifest, len(history)]))
+"""
+
+
+def test_of_two_processes_one_trains_and_the_other_waits(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others: list[subprocess.Popen[str]] = []
+    train = loop.train
+
+    def contended(*args: Any) -> Any:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parent),
+            "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        }
+        other = subprocess.Popen(
+            [sys.executable, "-c", OTHER_PROCESS],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        others.append(other)
+        assert other.stdout is not None
+        assert "waits\n" in iter(other.stdout.readline, ""), "it ended before it had to wait"
+        return train(*args)
+
+    monkeypatch.setattr(loop, "train", contended)
+    try:
+        manifest, history = call()
+        (other,) = others
+        output, _ = other.communicate(timeout=60)
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
+    assert FAILED not in manifest
+    assert json.loads(output.splitlines()[-1]) == [manifest, len(history)]
+    assert len(MlflowClient().search_runs(["1"], "tags.kind = 'cell'")) == 1
+    assert logged(run_of(manifest)) == rows(history)

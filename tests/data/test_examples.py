@@ -1,0 +1,443 @@
+"""Splits by meaning, validation with reasons, digests of what a model sees, round trips."""
+
+import hashlib
+import io
+import pickle
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.data import examples as module
+from othink_pipeline.data.examples import (
+    SPLIT_SHARES,
+    TEXT_FIELDS,
+    decode,
+    draw_examples,
+    find_fault,
+    picture_size,
+    read_examples,
+    read_pixels,
+    split_of,
+    update_digest,
+    write_examples,
+)
+from othink_pipeline.data.tasks import IMAGE_SIZE_PX, load_task
+
+TASKS = ("counting", "geometry")
+SIZES = {"base": 60, "train": 40, "validation": 10, "test": 30}
+
+
+@cache
+def drawn(task: str, seed: int = 0) -> tuple[dict[str, Any], ...]:
+    return tuple(draw_examples(task, SIZES, seed))
+
+
+def digest_of(examples: Iterable[Mapping[str, Any]]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        update_digest(digest, example, decode(example["image"]).tobytes())
+    return digest.hexdigest()
+
+
+def png_of(image: Image.Image, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + checksum
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG that says how large it is and holds one row of it."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    row = png_chunk(b"IDAT", zlib.compress(bytes(1 + 3 * width)))
+    return b"\x89PNG\r\n\x1a\n" + header + row + png_chunk(b"IEND", b"")
+
+
+def test_a_meaning_stands_in_the_same_split_for_ever() -> None:
+    """Pinned: else a later version trains on what an earlier base model was tested on."""
+    assert {key: split_of("counting", key) for key in "abcde"} == {
+        "a": "base",
+        "b": "train",
+        "c": "base",
+        "d": "validation",
+        "e": "test",
+    }
+    assert [split_of("geometry", key) for key in "abcde"] == [
+        *("train", "train", "base", "test", "base"),
+    ]
+
+
+def test_splits_get_their_shares() -> None:
+    count = 20_000
+    found = Counter(split_of("counting", str(number)) for number in range(count))
+    assert sum(SPLIT_SHARES.values()) == 100
+    for split, share in SPLIT_SHARES.items():
+        assert found[split] / count == pytest.approx(share / 100, abs=0.012), split
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_problems_of_a_task_get_their_shares(task: str) -> None:
+    draw_problem, rng = load_task(task), Random(1)
+    keys = {draw_problem(rng).key for _ in range(6000)}
+    found = Counter(split_of(task, key) for key in keys)
+    for split, share in SPLIT_SHARES.items():
+        assert found[split] / len(keys) == pytest.approx(share / 100, abs=0.03), split
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_split_is_full_and_numbered(task: str) -> None:
+    assert Counter(example["split"] for example in drawn(task)) == SIZES
+    for split, size in SIZES.items():
+        ids = [example["id"] for example in drawn(task) if example["split"] == split]
+        assert ids == [f"{task}-{split}-{number:06d}" for number in range(size)]
+    for example in drawn(task):
+        assert set(example) == {*TEXT_FIELDS, "image"}
+        assert example["task"] == task
+        assert example["split"] == split_of(task, example["key"])
+        assert find_fault(example, IMAGE_SIZE_PX) is None
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_two_splits_share_a_meaning_whatever_the_seed(task: str) -> None:
+    splits: dict[str, set[str]] = {split: set() for split in SIZES}
+    for seed in (0, 1, 2):
+        for example in drawn(task, seed):
+            splits[example["split"]].add(example["key"])
+    everything = [key for keys in splits.values() for key in keys]
+    assert len(everything) == len(set(everything))
+
+
+def test_no_meaning_stands_twice_where_it_is_measured() -> None:
+    """A task of few problems draws each of them often: only ``base`` may keep the repeats."""
+    examples = list(draw_examples("geometry", {"base": 600, "test": 250, "validation": 60}, 0))
+    for split in ("test", "validation"):
+        keys = [example["key"] for example in examples if example["split"] == split]
+        assert len(keys) == len(set(keys)), split
+    base = [example["key"] for example in examples if example["split"] == "base"]
+    assert len(base) > len(set(base)), "this test needs repeats"
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"), [("counting", "40422377a51c4974"), ("geometry", "09c3574bcdd7f536")]
+)
+def test_a_seed_gives_the_same_digest_everywhere(task: str, expected: str) -> None:
+    """Pinned: fields and pixels, on every machine and with every version of PNG encoders."""
+    assert digest_of(drawn(task)) == digest_of(draw_examples(task, SIZES, 0))
+    assert digest_of(drawn(task))[:16] == expected
+    assert digest_of(drawn(task, 1)) != digest_of(drawn(task))
+
+
+def test_a_larger_split_begins_like_a_smaller_one() -> None:
+    """Sizes of other splits do not matter either: results stay comparable."""
+    larger = draw_examples("counting", {"train": 50, "test": 5}, 0)
+    larger_train = [example for example in larger if example["split"] == "train"]
+    train = [example for example in drawn("counting") if example["split"] == "train"]
+    assert digest_of(larger_train[:40]) == digest_of(train)
+
+
+def test_too_large_a_split_stops_with_the_key_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_MISSES", 500)
+    with pytest.raises(ConfigurationError, match=r"data_preparation\.splits") as error:
+        list(draw_examples("geometry", {"train": 2, "validation": 5000}, 0))
+    assert "'geometry'" in error.value.message
+    assert "'validation': " in error.value.message
+    assert "'train'" not in error.value.message
+
+
+def test_a_task_that_is_only_rarely_lucky_still_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Misses are counted in a row: in all there are many more than the limit."""
+    monkeypatch.setattr(module, "MAX_MISSES", 500)
+    assert len(list(draw_examples("counting", {"validation": 100}, 0))) == 100
+
+
+@pytest.mark.parametrize("field", TEXT_FIELDS)
+@pytest.mark.parametrize("value", [None, 3, b"text", ["text"]])
+def test_a_field_that_is_no_text_is_named(field: str, value: object) -> None:
+    fault = find_fault({**drawn("counting")[0], field: value})
+    assert fault == f"field {field!r} is {type(value).__name__}, not text"
+
+
+@pytest.mark.parametrize("field", TEXT_FIELDS)
+def test_a_missing_field_is_named(field: str) -> None:
+    example = {key: value for key, value in drawn("counting")[0].items() if key != field}
+    fault = find_fault(example)
+    assert fault is not None
+    assert repr(field) in fault
+
+
+def test_an_empty_question_is_a_fault() -> None:
+    assert find_fault({**drawn("counting")[0], "question": " \n"}) == "the question is empty"
+
+
+@pytest.mark.parametrize("answer", ["", "five", "1 2", "nan", "1/0", "9" * 500])
+def test_an_answer_that_does_not_parse_is_a_fault(answer: str) -> None:
+    fault = find_fault({**drawn("counting")[0], "answer": answer})
+    assert fault == f"the answer {answer!r} does not parse"
+
+
+@pytest.mark.parametrize("image", [None, "text", 3, Image.new("RGB", (64, 64))])
+def test_an_image_that_is_no_bytes_is_a_fault(image: object) -> None:
+    fault = find_fault({**drawn("counting")[0], "image": image})
+    assert fault == f"field 'image' is {type(image).__name__}, not bytes"
+
+
+def test_a_missing_image_is_a_fault() -> None:
+    example = {key: value for key, value in drawn("counting")[0].items() if key != "image"}
+    assert find_fault(example) == "field 'image' is NoneType, not bytes"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        b"",
+        b"no picture",
+        b"\x89PNG\r\n\x1a\n",
+        png_of_size(64, 64)[:33],
+        png_of_size(64, 64)[:45],
+    ],
+)
+def test_an_image_that_does_not_decode_is_a_fault(image: bytes) -> None:
+    fault = find_fault({**drawn("counting")[0], "image": image})
+    assert fault is not None
+    assert fault.startswith("the image does not decode: ")
+
+
+def test_a_truncated_image_is_a_fault_wherever_it_ends() -> None:
+    """But for its last chunk, which holds nothing, every byte counts."""
+    image = drawn("counting")[0]["image"]
+    for end in range(0, len(image) - 24, 7):
+        fault = find_fault({**drawn("counting")[0], "image": image[:end]})
+        assert fault is not None, end
+        assert fault.startswith("the image does not decode: ")
+
+
+def test_no_damage_to_an_image_raises() -> None:
+    example, rng = drawn("geometry")[0], Random(0)
+    faults: Counter[bool] = Counter()
+    for _ in range(300):
+        image = bytearray(example["image"])
+        image[rng.randrange(len(image))] = rng.randrange(256)
+        faults[find_fault({**example, "image": bytes(image)}) is not None] += 1
+    assert faults[True] > 200
+
+
+@pytest.mark.parametrize(
+    ("size", "fault"),
+    [
+        (
+            (20_000, 20_000),
+            "the image does not decode: Image size (400000000 pixels) exceeds limit",
+        ),
+        ((8_000, 8_000), "the image is 8000 x 8000: more than 25,000,000 pixels"),
+        ((402, 2), "the image is 402 x 2: more than 200 times as long as wide"),
+        ((2, 402), "the image is 2 x 402: more than 200 times as long as wide"),
+    ],
+)
+def test_a_picture_that_no_model_could_take_is_refused_by_its_header(
+    size: tuple[int, int], fault: str
+) -> None:
+    found = find_fault({**drawn("counting")[0], "image": png_of_size(*size)})
+    assert found is not None
+    assert found.startswith(fault)
+
+
+@pytest.mark.parametrize("size", [(480, 320), (1, 1), (400, 2), (5000, 100)])
+def test_a_picture_of_any_other_size_is_none(size: tuple[int, int]) -> None:
+    image = png_of(Image.new("RGB", size, (1, 2, 3)))
+    assert picture_size(image) == size
+    assert read_pixels({**drawn("counting")[0], "image": image}) == b"\1\2\3" * size[0] * size[1]
+
+
+@pytest.mark.parametrize("size", [(65, 64), (64, 63), (32, 32), (128, 128)])
+def test_another_size_than_the_one_asked_for_is_a_fault(size: tuple[int, int]) -> None:
+    fault = find_fault({**drawn("counting")[0], "image": png_of(Image.new("RGB", size))}, 64)
+    assert fault == f"the image is {size[0]} x {size[1]}, not 64 x 64"
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("WEBP", "RGB"), ("WEBP", "RGBA")],
+)
+def test_photographs_and_webp_decode_as_rgb(kind: str, mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (30, 20)).save(buffer, kind)
+    image = buffer.getvalue()
+    assert len(read_pixels({**drawn("counting")[0], "image": image})) == 30 * 20 * 3
+    assert decode(image).mode == "RGB"
+    assert picture_size(image) == (30, 20)
+
+
+@pytest.mark.parametrize("answer", ["140°", "8√{3}", "65π", "-1/2", "2.50", "B"])
+def test_every_answer_that_the_scorer_reads_will_do(answer: str) -> None:
+    assert find_fault({**drawn("counting")[0], "answer": answer}) is None
+
+
+def test_a_picture_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded, convert = [], Image.Image.convert
+
+    def count(image: Image.Image, *given: Any) -> Image.Image:
+        decoded.append(image)
+        return convert(image, *given)
+
+    monkeypatch.setattr(Image.Image, "convert", count)
+    example = drawn("counting")[0]
+    digest = hashlib.sha256()
+    update_digest(digest, example, read_pixels(example, 64))
+    assert len(decoded) == 1
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "I;16"])
+def test_every_kind_of_png_decodes_as_rgb(mode: str) -> None:
+    image = png_of(Image.new(mode, (64, 64)))
+    assert find_fault({**drawn("counting")[0], "image": image}) is None
+    assert decode(image).mode == "RGB"
+
+
+def test_a_digest_covers_every_field_and_pixel_but_not_the_encoding() -> None:
+    example = drawn("counting")[0]
+    picture = decode(example["image"])
+    before = digest_of([example])
+    for field in TEXT_FIELDS:
+        assert digest_of([{**example, field: example[field] + "x"}]) != before, field
+    other_encoding = png_of(picture, compress_level=9)
+    assert other_encoding != example["image"]
+    assert digest_of([{**example, "image": other_encoding}]) == before
+    picture.putpixel((63, 63), (1, 2, 3))
+    assert digest_of([{**example, "image": png_of(picture)}]) != before
+
+
+def test_text_cannot_move_between_fields_or_rows_unseen() -> None:
+    a, b = drawn("counting")[:2]
+    moved = {**a, "question": a["question"] + a["answer"][:1], "answer": a["answer"][1:]}
+    assert digest_of([moved]) != digest_of([a])
+    assert digest_of([a, b]) != digest_of([b, a])
+    assert digest_of([a]) != digest_of([a, a])
+
+
+def test_a_file_gives_back_fields_and_decoded_pictures(tmp_path: Path) -> None:
+    examples = [example for example in drawn("counting") if example["split"] == "test"]
+    write_examples(examples, tmp_path / "test.arrow")
+    table = read_examples(tmp_path / "test.arrow")
+    assert len(table) == 30
+    assert table.column_names == [*TEXT_FIELDS, "image"]
+    for written, read in zip(examples, table, strict=True):
+        assert {name: read[name] for name in TEXT_FIELDS} == {
+            name: written[name] for name in TEXT_FIELDS
+        }
+        assert isinstance(read["image"], Image.Image)
+        assert (read["image"].mode, read["image"].size) == ("RGB", (64, 64))
+        assert read["image"].tobytes() == decode(written["image"]).tobytes()
+
+
+def test_a_file_is_mapped_and_not_read(tmp_path: Path) -> None:
+    """What is mapped costs no memory of its own, and data workers get a path, not the pictures."""
+    examples = [{**row, "image": row["image"] + bytes(1_000_000)} for row in drawn("counting")[:20]]
+    write_examples(examples, tmp_path / "x.arrow")
+    before = pa.total_allocated_bytes()
+    table = read_examples(tmp_path / "x.arrow")
+    assert table[7]["image"].size == (64, 64)
+    assert pa.total_allocated_bytes() - before < 1_000_000
+    assert [Path(file["filename"]) for file in table.cache_files] == [tmp_path / "x.arrow"]
+    assert len(pickle.dumps(table)) < 100_000
+
+
+def test_anyone_can_read_the_file_with_datasets_alone(tmp_path: Path) -> None:
+    """Same columns, types and notes as where ``datasets`` itself made the table."""
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    examples = list(drawn("geometry")[:5])
+    write_examples(examples, tmp_path / "x.arrow")
+    columns: dict[str, Any] = {name: [row[name] for row in examples] for name in TEXT_FIELDS}
+    columns["image"] = [{"bytes": row["image"], "path": None} for row in examples]
+    features = Features({name: Value("string") for name in TEXT_FIELDS} | {"image": ImageFeature()})
+    theirs = Dataset.from_dict(columns, features=features)
+    ours = Dataset.from_file(str(tmp_path / "x.arrow"))
+    assert ours.features == theirs.features
+    assert ours.data.schema.equals(theirs.data.schema, check_metadata=True)
+    assert ours.data.table.combine_chunks().equals(theirs.data.table.combine_chunks())
+    assert ours[3]["image"].tobytes() == decode(examples[3]["image"]).tobytes()
+
+
+def batches(file: Path) -> list[int]:
+    """Examples in each batch of a file."""
+    with pa.ipc.open_stream(file.read_bytes()) as content:
+        return [batch.num_rows for batch in content]
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(0, []), (3, [3]), (4, [4]), (8, [4, 4]), (10, [4, 4, 2])]
+)
+def test_every_batch_is_in_the_file_and_none_is_lost(
+    count: int, sizes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_EXAMPLES", 4)
+    examples = list(drawn("counting")[:count])
+    write_examples(examples, tmp_path / "x.arrow")
+    assert batches(tmp_path / "x.arrow") == sizes
+    table = read_examples(tmp_path / "x.arrow")
+    assert list(table["id"]) == [example["id"] for example in examples]
+    images = [{"bytes": example["image"], "path": None} for example in examples]
+    assert table.data.column("image").to_pylist() == images
+
+
+def test_large_pictures_make_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_BYTES", 1000)
+    sizes = [400, 400, 400, 999, 1, 2000, 10, 1000, 5]
+    examples = [{**drawn("counting")[0], "image": bytes(size)} for size in sizes]
+    write_examples(examples, tmp_path / "x.arrow")
+    assert batches(tmp_path / "x.arrow") == [3, 2, 1, 2, 1]
+
+
+class Picture(bytes):
+    """Image bytes that know how many of them are alive."""
+
+    alive = 0
+
+    def __new__(cls, content: bytes) -> "Picture":
+        cls.alive += 1
+        return super().__new__(cls, content)
+
+    def __del__(self) -> None:
+        Picture.alive -= 1
+
+
+def test_no_more_than_a_batch_waits_for_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither as examples nor as a table: what was drawn is in the file when a batch is full."""
+    monkeypatch.setattr(module, "BATCH_EXAMPLES", 4)
+    writer = pa.ipc.RecordBatchStreamWriter
+    alive, written, write_batch = [], [0], writer.write_batch
+
+    def count_rows(file: Any, batch: Any) -> None:
+        write_batch(file, batch)
+        written.append(written[-1] + batch.num_rows)
+
+    monkeypatch.setattr(writer, "write_batch", count_rows)
+
+    def pictures() -> Iterator[dict[str, Any]]:
+        for number, example in enumerate(drawn("counting")[:30]):
+            assert number - written[-1] < 4
+            yield {**example, "image": Picture(example["image"])}
+            alive.append(Picture.alive)
+
+    write_examples(pictures(), tmp_path / "x.arrow")
+    assert len(alive) == 30
+    assert 3 <= max(alive) <= 4, "3 that wait, and the one that is handed over"
+    assert Picture.alive == 0
+    assert written == [0, 4, 8, 12, 16, 20, 24, 28, 30]

@@ -1,0 +1,158 @@
+"""Base models in folders and on the hub: verified when a run starts, only looked up to plan it."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+from safetensors.numpy import save
+
+from othink_pipeline.cells import train
+from othink_pipeline.cells.keys import check_files
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.files import digest_folder, write_manifest
+from othink_pipeline.models.base_models import (
+    base_model_folders,
+    digest_model,
+    find_base_model,
+    locate_base_model,
+)
+from othink_pipeline.models.parameters import BaseModel
+from othink_pipeline.tracking import runs
+from tests.support.fake_hub import COMMIT, FakeHub
+
+FILES = {
+    "config.json": b"{}",
+    "model.safetensors": save({"weight": np.ones(9, dtype=np.float32)}),
+}
+ON_HUB = BaseModel.model_validate(
+    {"path": None, "hub": {"id": "own/mini", "revision": "main"}}, strict=False
+)
+
+
+def in_folders(*paths: Path) -> BaseModel:
+    return BaseModel.model_validate({"path": [str(path) for path in paths], "hub": None})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model without a manifest, as transformers saves it."""
+    (tmp_path / "model").mkdir()
+    for name, data in FILES.items():
+        (tmp_path / "model" / name).write_bytes(data)
+    return tmp_path / "model"
+
+
+def test_a_folder_with_a_manifest_is_verified_but_to_plan(folder: Path) -> None:
+    base_model, manifest = in_folders(folder), write_manifest(folder, {"facts": 1})
+    expected = {**manifest, "path": str(folder)}
+    assert find_base_model(base_model, 0, "") == locate_base_model(base_model, 0) == expected
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ConfigurationError, match=r"differ from the digest.*Mend it"):
+        find_base_model(base_model, 0, "Mend it.")
+    assert locate_base_model(base_model, 0) == expected
+
+
+def test_a_folder_without_a_manifest_has_a_digest(folder: Path) -> None:
+    base_model = in_folders(folder.with_name("none"), folder)
+    expected = {"path": str(folder), "digest": digest_folder(folder)}
+    assert find_base_model(base_model, 1, "") == locate_base_model(base_model, 1) == expected
+    with pytest.raises(ConfigurationError, match=r"none: no model there\. Mend it"):
+        find_base_model(base_model, 0, "Mend it.")
+    assert locate_base_model(base_model, 0) is None
+    (folder / "manifest.json").write_text("{}")
+    assert locate_base_model(base_model, 1) is None, "a damaged one is no plain folder"
+    assert base_model_folders(base_model) == [folder.with_name("none"), folder]
+
+
+def test_a_model_of_the_hub_is_downloaded_but_to_plan(hub: FakeHub, folder: Path) -> None:
+    hub.add("own/mini", FILES | {"README.md": b"# Model"})
+    assert locate_base_model(ON_HUB, 0) is None
+    assert base_model_folders(ON_HUB) == []
+    assert hub.requests == []
+    manifest = find_base_model(ON_HUB, 0, "")
+    assert manifest == {
+        "path": f"{constants.HF_HUB_CACHE}/models--own--mini/snapshots/{COMMIT}",
+        "digest": digest_folder(folder),  # the same model, wherever it is from
+        "hub": "own/mini",
+        "revision": "main",
+        "commit": COMMIT,
+    }
+    assert locate_base_model(ON_HUB, 0) == manifest
+    assert base_model_folders(ON_HUB) == [Path(manifest["path"])]
+
+
+def test_a_cache_may_be_moved_and_shared(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("own/mini", FILES)
+    manifest = find_base_model(ON_HUB, 0, "")
+    Path(manifest["path"], "pytorch_model.bin").write_bytes(b"another program's")
+    check_files(manifest, "")
+    moved = tmp_path / "moved"
+    shutil.move(constants.HF_HUB_CACHE, moved)
+    with pytest.raises(ConfigurationError, match=r"missing, or changed.*Mend it"):
+        check_files(manifest, "Mend it.")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(moved))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    again = find_base_model(ON_HUB, 0, "")
+    assert again == {**manifest, "path": again["path"]}
+    assert Path(again["path"]).is_relative_to(moved)
+    check_files(again, "")
+
+
+def test_a_changed_file_of_the_cache_is_found(hub: FakeHub) -> None:
+    hub.add("own/mini", FILES)
+    manifest = find_base_model(ON_HUB, 0, "")
+    Path(manifest["path"], "config.json").resolve().write_bytes(b"[]")
+    assert digest_model(manifest) != manifest["digest"]
+    with pytest.raises(ConfigurationError, match="changed since its manifest was written"):
+        check_files(manifest, "")
+
+
+def test_the_run_of_a_cell_says_which_model_it_started_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Id, revision and commit are of a hub's model; a folder has none."""
+    from othink_pipeline.cells.grid import Cell
+    from othink_pipeline.cells.parameters import Folders
+
+    class Block:
+        """Parameters that do not matter here."""
+
+        def model_dump(self) -> dict[str, Any]:
+            return {}
+
+    seen: list[dict[str, Any]] = []
+
+    def open_run(*given: Any) -> str:
+        seen.append(given[-1]["base_model"])
+        raise ConfigurationError("seen")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "training_key", lambda *_: "key")
+    monkeypatch.setattr(train, "find_finished", lambda *_: {"updates": 1})
+    monkeypatch.setattr(runs, "finished_run", lambda _: None)
+    monkeypatch.setattr(runs, "open_run", open_run)
+    folders = Folders(examples="examples", checkpoints="models", predictions="out")
+    plain = {"path": "model", "digest": "d"}
+    origin = plain | {"hub": "own/mini", "revision": "main", "commit": COMMIT}
+    for model in (plain, origin):
+        compute: Any = type(
+            "Compute", (Block,), {"fresh": False, "launcher": None, "launched": False}
+        )()
+        block: Any = Block()
+        train.train_cell(
+            Cell("counting", "sft", 0),
+            block,
+            model | {"run_id": "r", "model_id": "m", "facts": {"parameters": 9}},
+            (),
+            block,
+            folders,
+            block,
+            compute,
+            block,
+        )
+    assert seen == [plain, origin]

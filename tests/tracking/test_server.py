@@ -1,0 +1,201 @@
+"""A real MLflow server that dies in the middle of a training, and one that never comes back."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from othink_pipeline.tracking import lifecycle, recorder, runs
+from othink_pipeline.tracking.journal import DatasetRef, Journal
+from othink_pipeline.tracking.recorder import Recorder, TrackingUnavailableError
+from othink_pipeline.tracking.runs import open_run
+
+VALIDATION = DatasetRef("counting_validation", digest="ab" * 32, source="data/val", examples=200)
+NAME = "counting/grpo/s0"
+STEPS = 200
+
+
+class Server:
+    """`mlflow server` on one port and one SQLite store, started as often as wanted."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        options = {
+            "--backend-store-uri": f"sqlite:///{self._folder}/mlflow.db",
+            "--artifacts-destination": str(self._folder / "artifacts"),
+            "--host": "127.0.0.1",
+            "--port": str(self.port),
+            "--workers": "1",
+        }
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *sum(options.items(), ())],
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline_s = time.monotonic() + 120
+        while not self._answers():
+            told = (self._folder / "server.log").read_text()
+            assert self._process.poll() is None and time.monotonic() < deadline_s, told
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """End it and its workers on the spot."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def _answers(self) -> bool:
+        try:
+            with urlopen(f"{self.uri}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (URLError, OSError):
+            return False
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    mlflow.set_tracking_uri(server.uri)
+    mlflow.set_experiment("tests")
+    yield server
+    server.kill()
+    mlflow.set_tracking_uri(None)
+    os.environ.pop("MLFLOW_EXPERIMENT_ID")
+
+
+@pytest.fixture(autouse=True)
+def no_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
+
+
+def train(record: Recorder, folder: Path, first: int, last: int) -> None:
+    """What a cell records, from one update to another."""
+    record.dataset(VALIDATION, "validation")
+    for step in range(first, last + 1):
+        record.metrics(step, {"train/loss": 1 / step, "train/kl": step / 3, "lost": float("nan")})
+        if step % 20 == 0:
+            record.checkpoint(step, folder / f"update-{step}", "beef")
+            record.metrics(step, {"val/counting": step / 1000}, step, VALIDATION)
+
+
+def check_delivered(run_id: str) -> None:
+    """Everything is there, once and in order."""
+    client = MlflowClient()
+    for name, value in {"train/loss": lambda s: 1 / s, "train/kl": lambda s: s / 3}.items():
+        history = client.get_metric_history(run_id, name)
+        assert [m.step for m in history] == list(range(1, STEPS + 1))
+        assert [m.value for m in history] == [value(step) for step in range(1, STEPS + 1)]
+    assert len(client.get_metric_history(run_id, "lost")) == STEPS
+    scored = list(range(20, STEPS + 1, 20))
+    assert [m.step for m in client.get_metric_history(run_id, "val/counting")] == scored
+    run = client.get_run(run_id)
+    models = client.search_logged_models(
+        [run.info.experiment_id], f"source_run_id = '{run_id}'", max_results=100
+    )
+    assert sorted(int(model.tags["step"]) for model in models) == scored
+    for model in models:
+        assert model.status == "READY"
+        assert [(m.step, m.value) for m in model.metrics or []] == [
+            (int(model.tags["step"]), int(model.tags["step"]) / 1000)
+        ]
+    outputs = run.outputs.model_outputs if run.outputs else []
+    assert sorted(output.step for output in outputs) == scored
+    assert len(run.inputs.dataset_inputs) == 1
+
+
+def test_a_server_that_is_killed_and_started_again_misses_nothing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "_FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(recorder, "_LONGEST_PAUSE_S", 0.5)
+    run_id = runs.start_run(NAME, "cell", {}, {})
+    halfway, killed = threading.Event(), threading.Event()
+
+    def training(record: Recorder) -> None:
+        train(record, tmp_path, 1, STEPS // 2)
+        halfway.set()
+        assert killed.wait(60)
+        train(record, tmp_path, STEPS // 2 + 1, STEPS)
+
+    journal = Journal(tmp_path / "journal.jsonl")
+    with Recorder(run_id, NAME, journal) as record:
+        thread = threading.Thread(target=training, args=[record])
+        thread.start()
+        assert halfway.wait(60)
+        server.kill()  # with what it is just being told
+        killed.set()
+        thread.join(60)  # the training does not wait for it
+        assert not thread.is_alive()
+        assert journal.delivered(run_id) < len(journal.entries)
+        server.start()
+    check_delivered(run_id)
+    # All of it once more, as after a power cut.
+    lines = journal.path.read_text().splitlines(keepends=True)
+    journal.path.write_text("".join(line for line in lines if '"delivered"' not in line))
+    with Recorder(run_id, NAME, Journal(journal.path)):
+        pass
+    check_delivered(run_id)
+
+
+DELIVER = """
+import sys
+from pathlib import Path
+from othink_pipeline.tracking.journal import Journal
+from othink_pipeline.tracking.recorder import Recorder
+from othink_pipeline.tracking.runs import open_run
+
+folder = Path(sys.argv[1])
+run_id = open_run(folder / "run.json", sys.argv[2], "cell", {}, {})
+with Recorder(run_id, sys.argv[2], Journal(folder / "journal.jsonl")):
+    pass
+"""
+
+
+def test_what_one_process_could_not_deliver_another_does(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(recorder, "_NOTE_EVERY_S", 1.0)
+    run_id = open_run(tmp_path / "run.json", NAME, "cell", {}, {})
+    server.kill()
+    started_s = time.monotonic()
+    with (
+        pytest.raises(TrackingUnavailableError, match=f"MLflow at {server.uri} did not take"),
+        Recorder(run_id, NAME, Journal(tmp_path / "journal.jsonl")) as record,
+    ):
+        train(record, tmp_path, 1, STEPS)
+    runs.end_run(run_id, "FAILED")  # only says that it could not
+    assert time.monotonic() - started_s < 20
+    server.start()
+    command = [sys.executable, "-c", DELIVER, str(tmp_path), NAME]
+    subprocess.run(command, env={**os.environ, "MLFLOW_TRACKING_URI": server.uri}, check=True)
+    check_delivered(run_id)
+    run = MlflowClient().get_run(run_id)
+    assert (run.info.status, run.data.tags["resumed"]) == ("RUNNING", "1")
+    # That process left it open and is gone: the next one sees it through the server, too.
+    own = runs.start_run("another", "cell", {}, {})
+    assert lifecycle.reap_dead_runs(own) == [run_id]
+    assert MlflowClient().get_run(run_id).info.status == "KILLED"

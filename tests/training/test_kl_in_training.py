@@ -1,0 +1,196 @@
+"""The KL weight in a training: one an update, of this batch, on all processes.
+
+Run as a script this file is one process of a distributed training: see the last test.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from othink_pipeline.models.load import load_model
+from othink_pipeline.training.dynamic_kl import DynamicKLTrainer
+from othink_pipeline.training.kl import (
+    Accuracy,
+    Adaptive,
+    ExploreExploit,
+    KLController,
+    KLSchedule,
+    Linear,
+    Seen,
+)
+from othink_pipeline.training.rows import rl_rows
+from tests.conftest import PROMPT, MiniModel, grpo_config, run_two_processes
+
+Splits = Mapping[str, Mapping[str, Any]]
+COPIES = 4
+ADAPTIVE = Adaptive(schedule="adaptive", start=0.3, target=0.02, gain=2.0, low=0.01, high=5.0)
+ACCURACY = Accuracy(schedule="accuracy", weight=0.9)
+DIP = ExploreExploit(schedule="explore_exploit", low=0.1, high=0.7, explore_share=0.3)
+LINEAR = Linear(schedule="linear", start=0.1, end=0.7)
+
+
+def accuracy_reward(completions: Any, **_: Any) -> list[float]:
+    """A reward that an untrained model earns now and then: which completions is arbitrary."""
+    return [float(sum(completion[0]["content"].encode()) % 3 == 0) for completion in completions]
+
+
+class Recording(DynamicKLTrainer):
+    """Keeps the weight that was applied in every loss: (update, weight)."""
+
+    def _compute_loss(self, model: Any, inputs: Any) -> Any:
+        loss = super()._compute_loss(model, inputs)
+        self.__dict__.setdefault("applied", []).append((self.state.global_step, self.beta))
+        return loss
+
+
+def trainer_of(
+    model_path: Path,
+    examples: Dataset,
+    folder: Path,
+    kl: KLSchedule,
+    **changes: Any,
+) -> Recording:
+    settings: dict[str, Any] = {
+        "beta": 1e-6,
+        "max_steps": 6,
+        "per_device_train_batch_size": 2 * COPIES,
+        "max_completion_length": 8,
+        "temperature": 1.0,
+        "learning_rate": 2.0e-2,
+    }
+    model, processor = load_model(str(model_path))
+    return Recording(
+        model=model,
+        reward_funcs=[accuracy_reward],
+        args=grpo_config(folder, **{**settings, **changes}),
+        train_dataset=rl_rows(examples, PROMPT, processor),
+        processing_class=processor,
+        kl=kl,
+    )
+
+
+def curve(trainer: Any, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_accuracy_sets_the_weight_of_the_batch_that_it_was_measured_on(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path
+) -> None:
+    trainer = trainer_of(mini_model.path, splits["counting"]["train"], tmp_path, ACCURACY)
+    trainer.train()
+    accuracies = curve(trainer, "rewards/accuracy_reward/mean")
+    assert len(set(accuracies)) > 2  # else an older batch's accuracy would do as well
+    by_hand = [ACCURACY.next_weight(Seen(0.0, accuracy, None), None) for accuracy in accuracies]
+    assert curve(trainer, "kl_weight") == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_the_weight_dips_and_is_applied_as_it_is_by_hand(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path
+) -> None:
+    """Six updates are fifths of the way: the second is 2/3 down, the third 1/7 up again."""
+    trainer = trainer_of(mini_model.path, splits["counting"]["train"], tmp_path, DIP)
+    trainer.train()
+    by_hand = [0.4, 0.2, 0.1 + 0.6 / 7, 0.1 + 1.8 / 7, 0.1 + 3 / 7, 0.7]
+    assert [weight for _, weight in trainer.applied] == pytest.approx(by_hand, rel=1e-9)
+    assert curve(trainer, "kl_weight") == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_adaptive_follows_the_kl_of_the_update_before(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path
+) -> None:
+    trainer = trainer_of(mini_model.path, splits["counting"]["train"], tmp_path, ADAPTIVE)
+    trainer.train()
+    kls = curve(trainer, "kl")
+    assert kls[0] < 1e-6 and max(kls) > 1e-3
+    weight, by_hand = 0.3, [0.3]
+    for kl in kls[:-1]:
+        weight *= 1 + 2.0 * min(max(kl / 0.02 - 1, -0.2), 0.2)
+        by_hand.append(min(max(weight, 0.01), 5.0))
+        weight = by_hand[-1]
+    assert curve(trainer, "kl_weight") == pytest.approx(by_hand, rel=1e-5)
+    assert len({round(weight, 6) for weight in by_hand}) > 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"gradient_accumulation_steps": 2, "num_iterations": 2},
+        {"gradient_accumulation_steps": 1, "steps_per_generation": 2},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+@pytest.mark.parametrize("kl", [LINEAR, ADAPTIVE], ids=["linear", "adaptive"])
+def test_an_update_has_one_weight_however_many_losses_it_has(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path, changes: dict[str, int], kl: KLSchedule
+) -> None:
+    trainer = trainer_of(
+        mini_model.path, splits["counting"]["train"], tmp_path, kl, max_steps=4, **changes
+    )
+    trainer.train()
+    losses = 4 * changes["gradient_accumulation_steps"]
+    assert len(trainer.applied) == losses
+    of_updates = dict(trainer.applied)
+    assert len(set(trainer.applied)) == len(of_updates) == 4
+    controller = KLController(kl, 4)
+    for update, kl_of_update in enumerate(curve(trainer, "kl")):
+        assert of_updates[update] == pytest.approx(controller.next_weight(update, 0.0), rel=1e-5)
+        controller.measured(kl_of_update)
+
+
+def test_an_evaluation_by_trl_is_refused(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path
+) -> None:
+    trainer = trainer_of(mini_model.path, splits["counting"]["train"], tmp_path, LINEAR)
+    with pytest.raises(ValueError, match="set in training"):
+        trainer._compute_loss(trainer.model.eval(), {})
+
+
+def test_all_processes_apply_the_same_weights(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path
+) -> None:
+    """Each process sees rows of its own: the weight must follow from all of them."""
+    examples = splits["counting"]["train"]
+    examples.to_parquet(tmp_path / "examples.parquet")
+    run_two_processes(__file__, str(mini_model.path), str(tmp_path))
+    for kl in ("adaptive", "accuracy", "explore_exploit"):
+        first, second = (
+            json.loads((tmp_path / f"{kl}-{rank}.json").read_text()) for rank in range(2)
+        )
+        assert first["weights"] == second["weights"]
+        assert len(set(first["weights"])) > 2
+        assert first["own_accuracies"] != second["own_accuracies"]
+
+
+def main(model_path: Path, folder: Path) -> None:
+    """Train with three schedules; write this process's weights and its own accuracies."""
+    from datasets import load_dataset
+
+    examples = load_dataset(
+        "parquet", data_files=str(folder / "examples.parquet"), cache_dir=str(folder), split="train"
+    )
+    for kl in (ADAPTIVE, ACCURACY, DIP):
+        own: list[float] = []
+
+        def watched(completions: Any, kept: list[float] = own, **_: Any) -> list[float]:
+            rewards = accuracy_reward(completions)
+            kept.append(sum(rewards) / len(rewards))
+            return rewards
+
+        watched.__name__ = accuracy_reward.__name__
+        trainer = trainer_of(model_path, examples, folder, kl)
+        trainer.reward_funcs = [watched]
+        trainer.train()
+        outcome = {"weights": [weight for _, weight in trainer.applied], "own_accuracies": own}
+        file = folder / f"{kl.schedule}-{os.environ['RANK']}.json"
+        file.write_text(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,471 @@
+"""One budget, a loss on completions alone, and the KL weight that was asked for."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from trl import GRPOConfig, GRPOTrainer, SFTTrainer
+
+from othink_pipeline.cells.parameters import RL, SFT
+from othink_pipeline.evaluation.predictions import predict
+from othink_pipeline.models.load import load_model, render_prompt, save_model, user_message
+from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.training import rl, sft
+from othink_pipeline.training.kl import Constant, KLSchedule, Linear
+from othink_pipeline.training.loop import Job, Trained, train
+from othink_pipeline.training.rewards import ACCURACY_REWARDS, accuracy_reward, format_reward
+from othink_pipeline.training.rows import prompt_order, rl_rows, sft_rows
+from tests.conftest import PROMPT, MiniModel, shipped, shipped_health, stock_rows
+
+Splits = Mapping[str, Mapping[str, Any]]
+Checkpoint = Callable[[int, Any, Any], dict[str, float]]
+
+UPDATES, PROMPTS, COPIES = 3, 5, 4
+BUDGET: dict[str, Any] = {
+    **shipped("training"),
+    "updates": UPDATES,
+    "prompts_per_update": PROMPTS,  # 3 x 5: more than one pass over the 12 examples
+    "checkpoint_every_updates": 2,
+    "validation_examples": 4,
+    "learning_rate": 5.0e-3,  # the policy must move visibly within three updates
+    "lr_schedule": "constant",
+    "warmup_ratio": 0.0,
+    "max_grad_norm": 1.0,
+    "weight_decay": 0.0,
+}
+LINEAR = Linear(schedule="linear", start=0.1, end=0.7)
+CONSTANT = Constant(schedule="constant", weight=0.5)
+COMPUTE = Compute(**shipped("compute", resume_every_updates=2))
+HEALTH = shipped_health()
+
+
+def rl_parameters(kl: KLSchedule, **changes: Any) -> RL:
+    return RL(
+        **{**BUDGET, **changes},
+        algorithm="rl",
+        completions_per_prompt=COPIES,
+        unbiased_kl=True,
+        max_completion_tokens=10,
+        temperature=1.0,
+        rewards={"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
+        kl=kl,
+    )
+
+
+def sft_parameters(target: str = "answer", **changes: Any) -> SFT:
+    return SFT(**{**BUDGET, **changes}, algorithm="sft", target=target)
+
+
+def job_of(
+    mini_model: MiniModel, examples: Any, parameters: SFT | RL, folder: Path, seed: int = 3
+) -> Job:
+    return Job(
+        name="a cell",
+        model_path=str(mini_model.path),
+        model=ModelSettings(**shipped("model")),
+        examples=examples,
+        prompt=PROMPT,
+        parameters=parameters,
+        compute=COMPUTE,
+        health=HEALTH,
+        seed=seed,
+        folder=folder,
+    )
+
+
+class Run(NamedTuple):
+    trained: Trained
+    history: list[tuple[int, dict[str, float]]]
+    checkpoints: list[int]
+    weights: dict[str, torch.Tensor]
+
+    def curve(self, name: str) -> list[float]:
+        return [metrics[name] for _, metrics in self.history]
+
+
+def run_cell(
+    mini_model: MiniModel,
+    examples: Any,
+    parameters: SFT | RL,
+    folder: Path,
+    at_checkpoint: Any = lambda *_: {},
+    seed: int = 3,
+) -> Run:
+    """Train a cell; keep what it logs, when it takes checkpoints, and its last weights."""
+    history: list[tuple[int, dict[str, float]]] = []
+    checkpoints: list[int] = []
+    weights: dict[str, torch.Tensor] = {}
+
+    def checkpoint(update: int, model: Any, processor: Any, state: Any) -> dict[str, float]:
+        checkpoints.append(update)
+        weights.update({name: value.clone() for name, value in model.state_dict().items()})
+        return at_checkpoint(update, model, processor)
+
+    job = job_of(mini_model, examples, parameters, folder, seed)
+    trained = train(
+        rl if isinstance(parameters, RL) else sft,
+        job,
+        lambda update, metrics: history.append((update, metrics)),
+        checkpoint,
+        lambda *_: None,
+    )
+    return Run(trained, history, checkpoints, weights)
+
+
+class Watched(NamedTuple):
+    """A run of GRPO-D, and what TRL handed to the rewards and computed in each loss."""
+
+    run: Run
+    prompts: list[list[str]]
+    completion_tokens: list[int]
+    losses: list[tuple[float, float, float]]
+    """For each update: the loss; the loss without advantages; that loss with a KL weight of 1."""
+
+
+@pytest.fixture(scope="module")
+def watched(
+    mini_model: MiniModel, splits: Splits, tmp_path_factory: pytest.TempPathFactory
+) -> Watched:
+    prompts: list[list[str]] = []
+    tokens: list[int] = []
+    losses: list[tuple[float, float, float]] = []
+    stock = GRPOTrainer._compute_loss
+
+    def watch_reward(completions: Any, answer: Any, **columns: Any) -> list[float]:
+        prompts.append([prompt[-1]["content"] for prompt in columns["prompts"]])
+        tokens.append(sum(len(ids) for ids in columns["completion_ids"]))
+        return accuracy_reward(completions, answer)
+
+    def watch_loss(self: Any, model: Any, inputs: Any) -> torch.Tensor:
+        loss = stock(self, model, inputs)
+        level = {**inputs, "advantages": torch.zeros_like(inputs["advantages"])}
+        weight = self.beta
+        with torch.no_grad():
+            applied = stock(self, model, level)
+            self.beta = 1.0
+            unit = stock(self, model, level)
+            self.beta = weight
+        losses.append((loss.item(), applied.item(), unit.item()))
+        return loss
+
+    watch_reward.__name__ = "accuracy_reward"  # TRL logs it under its name
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ACCURACY_REWARDS, "tagged", watch_reward)
+        patch.setattr(GRPOTrainer, "_compute_loss", watch_loss)
+        run = run_cell(
+            mini_model,
+            splits["counting"]["train"],
+            rl_parameters(LINEAR),
+            tmp_path_factory.mktemp("watched"),
+        )
+    return Watched(run, prompts, tokens, losses)
+
+
+def test_each_pass_over_the_split_shows_every_example_once() -> None:
+    order = prompt_order(10, 25, seed=0)
+    assert len(order) == 25
+    assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
+    assert len(set(order[20:])) == 5
+    assert order[:10] != order[10:20]  # shuffled anew
+    assert order[:10] != list(range(10))
+
+
+def test_the_seed_alone_decides_the_order() -> None:
+    assert prompt_order(10, 25, seed=1) == prompt_order(10, 25, seed=1)
+    assert prompt_order(10, 25, seed=1) != prompt_order(10, 25, seed=2)
+    assert prompt_order(10, 25, seed=1)[:12] == prompt_order(10, 12, seed=1)
+    assert prompt_order(10, 25, seed=1) == _order_by_hand(10, 25, seed=1)
+
+
+def _order_by_hand(examples: int, prompts: int, seed: int) -> list[int]:
+    rng = Random(seed)
+    passes = [rng.sample(range(examples), examples) for _ in range(prompts // examples + 1)]
+    return [row for one_pass in passes for row in one_pass][:prompts]
+
+
+def test_every_method_sees_the_same_prompts_in_the_same_order(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[str]] = {}
+
+    def watch(name: str, build: Callable[..., Any]) -> Callable[..., Any]:
+        def watching(model: Any, processor: Any, rows: Any, *arguments: Any) -> Any:
+            seen[name] = [row["prompt"][0]["content"] for row in rows]
+            return build(model, processor, rows, *arguments)
+
+        return watching
+
+    for module in (sft, rl):
+        name = module.__name__.rpartition(".")[2].removesuffix("_training")
+        monkeypatch.setattr(module, "build_trainer", watch(name, module.build_trainer))
+    examples = splits["geometry"]["train"]
+    order = prompt_order(12, UPDATES * PROMPTS, seed=3)
+    asked = [user_message(PROMPT, examples["question"][row]) for row in order]
+    for parameters in (sft_parameters(), rl_parameters(CONSTANT)):
+        run = run_cell(mini_model, examples, parameters, tmp_path / parameters.algorithm)
+        assert run.trained.prompts == UPDATES * PROMPTS
+        assert run.trained.updates == UPDATES
+    assert seen == {"sft": asked, "rl": asked}
+
+
+def test_grpo_takes_the_prompts_in_their_order_so_many_at_a_time(
+    watched: Watched, splits: Splits
+) -> None:
+    examples = splits["counting"]["train"]
+    order = prompt_order(12, UPDATES * PROMPTS, seed=3)
+    asked = [user_message(PROMPT, examples["question"][row]) for row in order]
+    expected = [
+        [text for text in asked[start : start + PROMPTS] for _ in range(COPIES)]
+        for start in range(0, len(asked), PROMPTS)
+    ]
+    assert watched.prompts == expected
+
+
+@pytest.mark.parametrize("target", ["answer", "steps"])
+def test_sft_rows_hold_the_prompt_the_picture_and_the_target(splits: Splits, target: str) -> None:
+    examples = splits["counting"]["train"]
+    rows = sft_rows(examples, PROMPT, sft_parameters(target))
+    assert sorted(rows.column_names) == ["completion", "image", "prompt"]
+    for row, example in zip(rows, examples, strict=True):
+        answer, steps = example["answer"], example["steps"]
+        written = {
+            "answer": f"<answer> {answer} </answer>",
+            "steps": f"<think>{steps}</think><answer>{answer}</answer>",
+        }[target]
+        assert row["completion"] == [{"role": "assistant", "content": written}]
+        assert row["prompt"] == [
+            {"role": "user", "content": user_message(PROMPT, example["question"])}
+        ]
+        assert row["image"].tobytes() == example["image"].tobytes()
+
+
+def test_rl_rows_hold_no_answer_but_for_the_rewards(
+    loaded: tuple[Any, Any], splits: Splits
+) -> None:
+    _, processor = loaded
+    examples = splits["geometry"]["train"]
+    rows = rl_rows(examples, PROMPT, processor)
+    for row, example in zip(rows, examples, strict=True):
+        assert sorted(row) == ["answer", "encoded", "prompt"]
+        assert row["answer"] == example["answer"]
+        asked = user_message(PROMPT, example["question"])
+        assert row["prompt"] == [{"role": "user", "content": asked}]
+        shown = render_prompt(processor, PROMPT, example["question"])
+        alone = processor(images=[example["image"]], text=[shown], return_tensors="pt")
+        assert torch.equal(row["encoded"].ids, alone["input_ids"][0])
+        assert torch.equal(row["encoded"].image_fields["pixel_values"], alone["pixel_values"])
+
+
+@pytest.mark.parametrize("target", ["answer", "steps"])
+def test_the_sft_loss_is_taken_over_the_whole_completion_and_nothing_else(
+    mini_model: MiniModel,
+    loaded: tuple[Any, Any],
+    splits: Splits,
+    tmp_path: Path,
+    target: str,
+) -> None:
+    model, processor = loaded
+    tokenizer = processor.tokenizer
+    # A prompt far longer than TRL's default limit of 1024 tokens, which cuts from the end.
+    prompt = "{question} " + "Think. " * 600
+    examples, parameters = splits["geometry"]["train"], sft_parameters(target)
+    rows = sft_rows(examples, prompt, parameters)
+    job = job_of(mini_model, examples, parameters, tmp_path)
+    trainer = sft.build_trainer(model, processor, rows, job, None, lambda *_: None, [])
+    number = 0
+    for batch in trainer.get_train_dataloader():
+        assert batch["input_ids"].shape[1] > 1024
+        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            labelled = labels != -100  # True: in the loss
+            # The chat template's line feed after the end of the turn is in the loss too.
+            completion = rows[number]["completion"][0]["content"] + "<|im_end|>\n"
+            assert tokenizer.decode(ids[labelled]) == completion
+            assert torch.equal(ids[labelled], labels[labelled])
+            text = tokenizer.decode(ids)
+            assert rows[number]["prompt"][0]["content"] in text
+            assert text.count("<|image_pad|>") == 16
+            number += 1
+    assert number == len(rows)
+
+
+def test_sft_counts_the_tokens_that_its_loss_was_taken_over(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    stock = SFTTrainer.compute_loss
+
+    def watch(self: Any, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
+        counted.append(int((inputs["labels"] != -100).sum()))
+        return stock(self, model, inputs, *arguments, **options)
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", watch)
+    run = run_cell(mini_model, splits["counting"]["train"], sft_parameters("steps"), tmp_path)
+    assert len(counted) == UPDATES
+    assert run.trained.completion_tokens == sum(counted)
+
+
+def test_a_constant_weight_trains_as_stock_trl_does(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path
+) -> None:
+    examples = splits["counting"]["train"]
+    ours = run_cell(mini_model, examples, rl_parameters(CONSTANT), tmp_path)
+
+    model, processor = load_model(str(mini_model.path))
+    on_gpu = torch.cuda.is_available()
+    config = GRPOConfig(
+        output_dir=str(tmp_path),
+        beta=0.5,
+        loss_type="grpo",
+        max_steps=UPDATES,
+        per_device_train_batch_size=PROMPTS * COPIES,
+        num_generations=COPIES,
+        max_completion_length=10,
+        temperature=1.0,
+        learning_rate=5.0e-3,
+        lr_scheduler_type="constant",
+        shuffle_dataset=False,
+        activation_checkpointing=False,
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
+        seed=3,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    stream = examples.select(prompt_order(12, UPDATES * PROMPTS, seed=3))
+    stock = GRPOTrainer(
+        model=model,
+        reward_funcs=[accuracy_reward, format_reward],
+        args=config,
+        train_dataset=stock_rows(stream),
+        processing_class=processor,
+    )
+    stock.train()
+    logged = [entry for entry in stock.state.log_history if "loss" in entry]
+    for name in ("loss", "kl", "entropy", "reward", "grad_norm"):
+        expected = [entry[name] for entry in logged]
+        assert ours.curve(f"train/{name}") == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert ours.curve("train/loss")[-1] > 1e-4  # the KL term is at work
+    for name, weight in stock.model.state_dict().items():
+        # Adam turns rounding of a gradient near zero into a fraction of its step of 5e-3.
+        torch.testing.assert_close(ours.weights[name], weight, rtol=1e-3, atol=2e-4)
+
+
+def test_the_linear_weight_is_applied_and_logged_at_every_update(watched: Watched) -> None:
+    by_hand = [0.1, 0.4, 0.7]
+    assert [update for update, _ in watched.run.history] == [1, 2, 3]
+    assert watched.run.curve("train/kl_weight") == pytest.approx(by_hand)
+    for weight, (loss, applied, unit) in zip(by_hand, watched.losses, strict=True):
+        assert applied == pytest.approx(weight * unit, rel=1e-5)
+        # Advantages of a group add up to nothing, so that the KL term is all of the loss.
+        assert loss == pytest.approx(weight * unit, rel=1e-4, abs=1e-6)
+    first, *later = [unit for _, _, unit in watched.losses]
+    assert first == pytest.approx(0, abs=1e-6)  # nothing has moved yet
+    assert min(later) > 1e-3
+    assert [loss for loss, _, _ in watched.losses] == pytest.approx(
+        watched.run.curve("train/loss"), abs=1e-6
+    )
+
+
+def test_training_changes_the_weights_and_says_by_how_much(
+    watched: Watched, mini_model: MiniModel
+) -> None:
+    before = dict(load_model(str(mini_model.path))[0].named_parameters())
+    changed = sum(
+        ((watched.run.weights[name] - weight) ** 2).sum().item() for name, weight in before.items()
+    )
+    total = sum((weight**2).sum().item() for weight in before.values())
+    assert watched.run.trained.weights_changed == pytest.approx((changed / total) ** 0.5, rel=1e-4)
+    assert watched.run.trained.weights_changed > 1e-3
+
+
+def test_grpo_counts_the_tokens_of_all_completions(watched: Watched) -> None:
+    assert watched.run.trained.completion_tokens == sum(watched.completion_tokens)
+    per_update = [
+        round(mean * PROMPTS * COPIES) for mean in watched.run.curve("train/completion_tokens")
+    ]
+    assert per_update == watched.completion_tokens
+
+
+def test_every_update_logs_its_curves(watched: Watched) -> None:
+    names = ["kl", "kl_weight", "reward", "accuracy_reward", "format_reward", "entropy", "loss"]
+    for _, metrics in watched.run.history:
+        assert {f"train/{name}" for name in names} <= set(metrics)
+        assert metrics["train/reward"] == pytest.approx(
+            metrics["train/accuracy_reward"] + metrics["train/format_reward"]
+        )
+    assert watched.run.checkpoints == [0, 2, 3]  # 0: the base model
+
+
+def test_checkpoints_come_first_when_due_and_after_the_last_update(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path
+) -> None:
+    for updates, due in {5: [0, 2, 4, 5], 4: [0, 2, 4], 1: [0, 1]}.items():
+        parameters = sft_parameters(updates=updates, prompts_per_update=2)
+        folder = tmp_path / str(updates)
+        run = run_cell(mini_model, splits["counting"]["train"], parameters, folder)
+        assert run.checkpoints == due
+
+
+def test_scoring_a_checkpoint_changes_nothing_in_the_training(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path
+) -> None:
+    examples = splits["geometry"]["train"]
+
+    def score(update: int, model: Any, processor: Any) -> dict[str, float]:
+        torch.rand(7)  # whatever scoring may draw
+        settings: dict[str, Any] = {"batch_size": 8, "max_completion_tokens": 6}
+        predict(model, processor, examples, prompt=PROMPT, **settings)
+        assert model.training or update == 0
+        return {"geometry": 0.5}
+
+    often = rl_parameters(LINEAR, checkpoint_every_updates=1)
+    scored = run_cell(mini_model, examples, often, tmp_path / "scored", score)
+    plain = run_cell(mini_model, examples, rl_parameters(LINEAR), tmp_path / "plain")
+    assert scored.checkpoints == [0, 1, 2, 3]
+    for name in ("loss", "reward", "entropy"):
+        assert scored.curve(f"train/{name}") == plain.curve(f"train/{name}")
+    assert all(torch.equal(scored.weights[name], plain.weights[name]) for name in plain.weights)
+
+
+@pytest.mark.parametrize("parameters", [sft_parameters(), rl_parameters(CONSTANT)])
+def test_a_checkpoint_scores_in_training_as_it_will_from_its_folder(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path, parameters: SFT | RL
+) -> None:
+    """The trainers pad, cast and wrap as they like: none of it may reach the scores."""
+    settings: dict[str, Any] = {"prompt": PROMPT, "batch_size": 8, "max_completion_tokens": 12}
+    examples = splits["geometry"]["test"]
+    inside: list[Any] = []
+
+    def score(update: int, model: Any, processor: Any) -> dict[str, float]:
+        save_model(model, processor, tmp_path / str(update))
+        inside.append(predict(model, processor, examples, **settings))
+        return {}
+
+    run = run_cell(mini_model, splits["geometry"]["train"], parameters, tmp_path / "trl", score)
+    for update, table in zip(run.checkpoints, inside, strict=True):
+        after = predict(*load_model(str(tmp_path / str(update))), examples, **settings)
+        assert table.equals(after)
+    base = predict(*load_model(str(mini_model.path)), examples, **settings)
+    assert inside[0].equals(base)  # nothing has been learnt yet
+    assert not inside[-1].equals(base)
+
+
+def test_the_gradient_of_the_kl_is_grpos_own_or_the_unbiased_one(
+    mini_model: MiniModel, splits: Any, tmp_path: Path
+) -> None:
+    """Policy and reference agree at first: no gradient; later the two are not one."""
+    strong = Constant(schedule="constant", weight=2.0)
+    norms = {}
+    for unbiased in (True, False):
+        parameters = rl_parameters(strong).model_copy(update={"unbiased_kl": unbiased})
+        run = run_cell(
+            mini_model, splits["counting"]["train"], parameters, tmp_path / str(unbiased)
+        )
+        norms[unbiased] = run.curve("train/grad_norm")
+    assert norms[True][0] == pytest.approx(norms[False][0], rel=1e-5)
+    assert norms[True][1] != pytest.approx(norms[False][1], rel=1e-4)

@@ -1,0 +1,121 @@
+"""Bad input stops `kedro run` before any training: one message, exit code 1, nothing half-made.
+
+The commands themselves, in a project of their own. Faults of single keys and files are tested where
+they are found (test_parameters, test_grid, test_reuse, test_hooks).
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+from othink_pipeline.core.files import write_manifest
+from tests.conftest import MiniModel
+
+ROOT = Path(__file__).parents[2]
+MODEL = Path("data/01_raw/mini_qwen2_vl")
+REMEDIES = ("Set base_model.path", "git checkout", "kedro run --pipelines=base_model")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh clone but for the base model; MLflow's tables are made once."""
+    project = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "conf", project / "conf", ignore=shutil.ignore_patterns("local"))
+    (project / "conf" / "local").mkdir()
+    shutil.copy(ROOT / "pyproject.toml", project)
+    (project / "src").mkdir()  # the code itself comes from the installed package
+    (project / "data").mkdir()
+    return project
+
+
+def kedro_run(project: Path, *options: str, **blocks: Any) -> str:
+    """What `kedro run` in the smoke environment, with other blocks, says before it fails."""
+    folder = project / "conf" / "case"
+    folder.mkdir(exist_ok=True)
+    smoke = yaml.safe_load((ROOT / "conf" / "smoke" / "parameters.yml").read_text())
+    (folder / "parameters.yml").write_text(yaml.safe_dump({**smoke, **blocks}))
+    done = subprocess.run(
+        [sys.executable, "-m", "kedro", "run", "--env=case", *options],
+        cwd=project,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout, done.stderr
+    assert done.stderr.count("Error: ") == 1, done.stderr
+    return done.stderr[done.stderr.index("Error: ") :]
+
+
+def left_behind(project: Path) -> set[str]:
+    """Files below ``data`` other than the base model that the run was given."""
+    data = {path.relative_to(project) for path in project.glob("data/**/*") if path.is_file()}
+    return {str(path) for path in data if MODEL not in path.parents}
+
+
+def test_a_bad_grid(project: Path) -> None:
+    experiment = {"tasks": ["counting"], "methods": ["sft", "gpro"], "seeds": [0]}
+    message = kedro_run(project, experiment=experiment)
+    assert "experiment.methods holds 'gpro', which is no method" in message
+    assert "Allowed: grpo, grpo_d, grpo_format, sft, sft_cot" in message
+    assert left_behind(project) == set()
+
+
+def test_a_misspelt_key(project: Path) -> None:
+    """On the command line, where no file would be looked at again."""
+    message = kedro_run(project, "--pipelines=rl", "--params=rl.temprature=0.5")
+    assert "rl.temprature: unknown key. Did you mean 'temperature'? Allowed here: " in message
+    assert left_behind(project) == set()
+
+
+def test_a_missing_base_model(project: Path) -> None:
+    message = kedro_run(project, "--pipelines=sft")
+    assert f"{MODEL}: no model there" in message
+    assert all(remedy in message for remedy in REMEDIES)
+    assert not any("06_models" in path for path in left_behind(project))
+
+
+def test_a_corrupt_base_model(project: Path) -> None:
+    folder = project / MODEL
+    folder.mkdir(parents=True)
+    weights = folder / "model.safetensors"
+    save_file({"weight": np.zeros(250, np.float32)}, weights)
+    write_manifest(folder, {})
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    message = kedro_run(project, "--pipelines=rl")
+    assert f"{MODEL}: its files differ from the digest in manifest.json" in message
+    assert all(remedy in message for remedy in REMEDIES)
+    assert not any("06_models" in path for path in left_behind(project))
+
+
+def test_preflight_shows_every_fault(project: Path, mini_model: MiniModel) -> None:
+    folder = project / "data/01_raw/tiny"
+    shutil.copytree(mini_model.path, folder)
+    processor = folder / "processor_config.json"
+    processor.write_text(processor.read_text().replace('"merge_size": 2', '"merge_size": 1'))
+    write_manifest(folder, {})
+    (project / "taken").write_text("")
+    message = kedro_run(
+        project,
+        "--pipelines=preflight",
+        base_model={"path": [str(folder.relative_to(project)), "data/nowhere"], "hub": None},
+        folders={
+            "examples": "taken/03_primary",
+            "checkpoints": "data/06_models",
+            "predictions": "data/07_model_output",
+        },
+    )
+    assert "checks that failed: 5" in message
+    assert message.count("tokens: 64, features: 16") == 2  # a task each
+    assert message.count("data/nowhere") >= 2  # the disk's estimate and the model
+    assert "folders.examples = 'taken/03_primary': cannot write" in message
+    assert not any("06_models" in path for path in left_behind(project))

@@ -1,0 +1,113 @@
+"""The worked examples of docs/paper.md, as they stand there, on small data."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import MiniModel
+from tests.support.family_checkpoints import make_checkpoint
+from tests.support.public_schemas import make_test_file, make_train_set
+
+ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "paper.md"
+SMALL = {
+    "data_preparation.splits.train": 8,
+    "data_preparation.splits.validation": 4,
+    "data_preparation.splits.test": 6,
+    "training.updates": 2,
+    "training.prompts_per_update": 2,
+    "training.checkpoint_every_updates": 2,
+    "training.validation_examples": 4,
+    "rl.completions_per_prompt": 2,
+    "rl.max_completion_tokens": 8,
+    "evaluation.batch_size": 8,
+    "evaluation.max_completion_tokens": 8,
+}
+
+
+def read_example(name: str) -> dict[str, str]:
+    """The files of an example: path -> text. Each block says in its first line where it goes."""
+    text = GUIDE.read_text().partition(f"<!-- example: {name} -->\n")[2]
+    files = {}
+    while block := re.match(r"```\w+\n# (\S+)\n(.*?)```\n", text, re.DOTALL):
+        files[block[1]] = block[2]
+        text = text[block.end() :]
+    return files
+
+
+@pytest.fixture
+def project(tmp_path: Path, mini_model: MiniModel) -> Path:
+    """A copy of the project, with a small base model."""
+    for folder in ("conf", "src"):
+        ignored = shutil.ignore_patterns("local", "__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(mini_model.path, tmp_path / "data/01_raw/tiny")
+    return tmp_path
+
+
+@pytest.fixture
+def follow(project: Path) -> Callable[..., str]:
+    """Write an example's files into the project and run it; returns what it said."""
+
+    def run(name: str, env: str, pipeline: str = "cross_task", **changes: object) -> str:
+        for path, text in read_example(name).items():
+            (project / path).parent.mkdir(exist_ok=True)
+            (project / path).write_text(text)
+        params = ",".join(f"{key}={value}" for key, value in {**SMALL, **changes}.items())
+        options = [f"--env={env}", f"--pipelines={pipeline}", f"--params={params}"]
+        command = [sys.executable, "-m", "kedro", "run", *options]
+        environment = {**os.environ, "PYTHONPATH": str(project / "src")}
+        done = subprocess.run(
+            command, cwd=project, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        return done.stdout
+
+    return run
+
+
+def matrix(project: Path, env: str) -> pd.DataFrame:
+    return pd.read_csv(project / f"data/{env}/08_reporting/transfer_matrix.csv")
+
+
+def test_a_task_of_ones_own(project: Path, follow: Callable[..., str]) -> None:
+    follow("task", "clock", **{"base_model.path": "data/01_raw/tiny"})
+    found = matrix(project, "clock")
+    assert set(found["eval_task"]) == {"counting", "clock"}
+    assert (found["n"] == SMALL["data_preparation.splits.test"]).all()
+    assert len(found) == 2 + 2 * 3 * 2
+
+
+def test_a_data_set_of_ones_own(project: Path, follow: Callable[..., str]) -> None:
+    raw = project / "data/01_raw"
+    make_train_set(raw, "counting", examples=16, seed=0, layout="parquet").rename(raw / "charts")
+    file, images = make_test_file(raw, "counting", examples=6, seed=1)
+    file.rename(raw / "charts_test.jsonl")
+    images.rename(raw / "charts_test")
+    follow("data", "my_data", pipeline="rl", **{"base_model.path": "data/01_raw/tiny"})
+    manifest = json.loads((project / "data/my_data/03_primary/charts/manifest.json").read_text())
+    prompts = {name: split["prompt"] for name, split in manifest["splits"].items()}
+    assert "}  Output" in prompts["train"] == prompts["validation"]
+    assert "} Output" in prompts["test"]
+    assert {name: split["examples"] for name, split in manifest["splits"].items()} == {
+        "train": 8,
+        "validation": 4,
+        "test": 6,
+    }
+    assert len(list((project / "data/my_data/06_models/charts").glob("*/s0/*/update-000002"))) == 2
+
+
+def test_a_model_of_ones_own(project: Path, follow: Callable[..., str]) -> None:
+    make_checkpoint("smolvlm", project / "data/01_raw/my_model")
+    said = follow("model", "my_model", pipeline="preflight", **{"model.max_pixels": 512 * 512})
+    assert "geometry through data/01_raw/my_model" in said
+    assert "FAILED" not in said

@@ -326,6 +326,28 @@ def test_all_faults_are_told_at_once() -> None:
     assert len(fault(raw).splitlines()) == 3
 
 
+def test_faults_of_all_kinds_are_told_at_once() -> None:
+    raw = changed("experiment.methods", ["sft", "ppo", "dpo"])
+    raw["experiment"]["tasks"] = ["counting", "chess"]
+    raw["report"]["comparisons"] = [["sft", "ppo"]]
+    raw["model"]["dtype"] = "bfloat16"
+    raw["training"]["validation_examples"] = 201
+    raw["methods"]["grpo_d"]["kl"]["low"] = 0.2
+    raw["methods"]["grpo"]["trained_on"]["geometry"]["kll"] = 1
+    _, *lines = fault(raw).splitlines()
+    for part in (
+        "experiment.methods holds 'ppo'",
+        "experiment.methods holds 'dpo'",
+        "experiment.tasks holds 'chess'",
+        "report.comparisons holds 'ppo'",
+        "model.dtype = 'bfloat16'",
+        "methods.sft: validation_examples = 201",
+        "low <= high is asked, got low = 0.2, high = 0.1",
+        "methods.grpo.trained_on.geometry.kll: unknown key",
+    ):
+        assert sum(part in line for line in lines) == 1, part
+
+
 def test_an_unknown_task_is_told_with_those_there_are() -> None:
     message = fault(changed("experiment.tasks", ["counting", "chess"]))
     assert "experiment.tasks holds 'chess', which is no task" in message
@@ -614,7 +636,7 @@ def test_rows_of_an_update_go_evenly_into_passes(key: str, value: int, method: s
         raw["rl"]["completions_per_prompt"] = 3
         method = "grpo"
     message = fault(raw)
-    assert message.startswith(f"methods.{method}: ")
+    assert f"\n  methods.{method}: " in message
     assert f"compute.{key} = {value}" in message
     assert "prompts_per_update" in message
 

@@ -8,14 +8,14 @@ these what the method says of the task that is trained on (``trained_on``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from othink_pipeline.core.blocks import (
+    BadParametersError,
     Block,
-    ConfigurationError,
     Count,
     LearningRate,
     Name,
@@ -286,92 +286,92 @@ class Parameters(Block):
         """Validate a whole parameter tree.
 
         Raises:
-            ConfigurationError: one line for each fault: key, value, what is allowed.
+            BadParametersError: a line for every fault: key, value, what is allowed.
         """
-        parameters: Parameters = validate(cls, raw, {})
-        for name in RESERVED:
-            if name in parameters.methods:
-                raise ConfigurationError(
-                    f"methods.{name}: the project uses this name itself; call the method otherwise"
-                )
-        parameters._check_tasks()
-        unknown = [name for name in parameters.experiment.methods if name not in parameters.methods]
-        if unknown:
-            raise ConfigurationError(
-                f"experiment.methods holds {unknown[0]!r}, which is no method. Allowed: "
-                f"{', '.join(sorted(parameters.methods))}. A new method is a block under 'methods'."
-            )
-        if parameters.model.dtype != "float32" and not parameters.compute.bf16:
-            raise ConfigurationError(
-                f"model.dtype = {parameters.model.dtype!r} with compute.bf16 = False: what is "
-                "trained is float32 and would meet it unconverted. Set compute.bf16: true, or "
-                "model.dtype: float32."
-            )
-        compared = [name for pair in parameters.report.comparisons for name in pair]
-        unknown = [name for name in compared if name not in parameters.methods]
-        if unknown:
-            raise ConfigurationError(
-                f"report.comparisons holds {unknown[0]!r}, which is no method. Allowed: "
-                f"{', '.join(sorted(parameters.methods))}. An environment with methods of its own "
-                "needs comparisons of its own, or none: report: {comparisons: []}"
-            )
-        for name, block in parameters.methods.items():
-            for task in parameters._tasks_of(block):
-                parameters._check_method(name, resolve_method(raw, name, task))
+        faults: list[str] = []
+        parameters: Parameters | None = None
+        try:
+            parameters = validate(cls, raw, {})
+        except BadParametersError as error:
+            faults += error.faults
+        else:
+            faults += parameters._find_faults()
+        for name, task in _methods_on_tasks(raw):
+            try:
+                resolved = resolve_method(raw, name, task)
+            except BadParametersError as error:
+                faults += error.faults
+            else:
+                faults += parameters._find_faults_of(name, resolved) if parameters else []
+        if faults or parameters is None:
+            raise BadParametersError(faults)
         return parameters
 
-    def _check_tasks(self) -> None:
-        """Refuse names of tasks that are none."""
+    def _find_faults(self) -> Iterator[str]:
+        """What is right in each block and wrong between them, methods' own keys aside."""
+        methods = ", ".join(sorted(self.methods))
+        for name in RESERVED:
+            if name in self.methods:
+                yield f"methods.{name}: the project uses this name itself, choose another"
+        yield from self._find_unknown_tasks()
+        for name in self.experiment.methods:
+            if name not in self.methods:
+                yield (
+                    f"experiment.methods holds {name!r}, which is no method. Allowed: {methods}. "
+                    "A new method is a block under 'methods'."
+                )
+        for name in dict.fromkeys(name for pair in self.report.comparisons for name in pair):
+            if name not in self.methods:
+                yield (
+                    f"report.comparisons holds {name!r}, which is no method. Allowed: {methods}. "
+                    "An environment with methods of its own needs comparisons of its own, or "
+                    "none: report: {comparisons: []}"
+                )
+        if self.model.dtype != "float32" and not self.compute.bf16:
+            yield (
+                f"model.dtype = {self.model.dtype!r} with compute.bf16 = False: what is trained is "
+                "float32 and would meet it unconverted. Set compute.bf16: true, or model.dtype: "
+                "float32."
+            )
+
+    def _find_unknown_tasks(self) -> Iterator[str]:
         tasks = sorted({*available_tasks(), *self.data_preparation.sources})
-        named = {
+        named: dict[str, Iterable[str]] = {
             "experiment.tasks": self.experiment.tasks,
             "data_preparation.train_examples": self.data_preparation.train_examples,
         }
         for method, block in self.methods.items():
-            of_tasks = block.get(TRAINED_ON, {})
-            if not isinstance(of_tasks, dict) or not all(
-                isinstance(each, dict) for each in of_tasks.values()
-            ):
-                raise ConfigurationError(
-                    f"methods.{method}.{TRAINED_ON} = {of_tasks!r}: must be a block of tasks, and "
-                    f"each task a block of the method's keys. Allowed tasks: {', '.join(tasks)}"
-                )
-            named[f"methods.{method}.{TRAINED_ON}"] = tuple(of_tasks)
+            named[f"methods.{method}.{TRAINED_ON}"] = tuple(_of_tasks(block))
         for key, names in named.items():
             for task in names:
                 if task not in tasks:
-                    raise ConfigurationError(
+                    yield (
                         f"{key} holds {task!r}, which is no task. Allowed: {', '.join(tasks)}. A "
                         "new task is a file in tasks/, or a block under data_preparation.sources."
                     )
 
-    def _tasks_of(self, block: dict[str, Any]) -> list[str]:
-        """The tasks that a method must be whole for: the grid's, or those that it names itself."""
-        others = {*block.get(TRAINED_ON, {})} - {*self.experiment.tasks}
-        return [*self.experiment.tasks, *sorted(others)]
-
-    def _check_method(self, name: str, resolved: SFT | RL) -> None:
-        """Refuse a method that is right by itself and does not fit the other blocks."""
+    def _find_faults_of(self, method: str, resolved: SFT | RL) -> Iterator[str]:
+        """What is right in a method by itself and does not fit the other blocks."""
         if isinstance(resolved, SFT) and resolved.target == "steps":
-            self._check_steps(name)
+            yield from self._find_missing_steps(method)
         try:
             self.compute.share_rows(resolved.rows_per_update)
         except ValueError as error:
-            raise ConfigurationError(f"methods.{name}: {error}") from None
+            yield f"methods.{method}: {error}"
         available = self.data_preparation.splits.validation
         if resolved.validation_examples > available:
-            raise ConfigurationError(
-                f"methods.{name}: validation_examples = {resolved.validation_examples}, but "
-                f"data_preparation.splits.validation makes {available}. Lower the one or "
-                "raise the other."
+            yield (
+                f"methods.{method}: validation_examples = {resolved.validation_examples}, but "
+                f"data_preparation.splits.validation makes {available}. Lower the one or raise the "
+                "other."
             )
 
-    def _check_steps(self, method: str) -> None:
-        """Refuse worked steps as targets where a data set has none."""
+    def _find_missing_steps(self, method: str) -> Iterator[str]:
+        """Worked steps are targets, and a data set has none."""
         for task in self.experiment.tasks if method in self.experiment.methods else ():
             source = self.data_preparation.sources.get(task)
             if source and source.train.columns.steps is None:
-                raise ConfigurationError(
+                yield (
                     f"methods.{method}.target = 'steps': the data set of task {task!r} has no "
                     "worked steps. Set target: answer, or name their column in "
                     f"data_preparation.sources.{task}.train.columns.steps."
@@ -380,6 +380,27 @@ class Parameters(Block):
 
 TRAINED_ON = "trained_on"
 """Key of a method's block: task -> the method's keys that are others when it is trained on it."""
+
+
+def _of_tasks(block: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a method's block says of tasks that it is trained on; nothing where that is wrong."""
+    of_tasks = block.get(TRAINED_ON, {})
+    return of_tasks if isinstance(of_tasks, Mapping) else {}
+
+
+def _methods_on_tasks(raw: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Each method with each task of the grid, and with those that it names; none of bad blocks."""
+    blocks = {key: raw.get(key) for key in ("training", "sft", "rl", "methods", "experiment")}
+    if not all(isinstance(block, Mapping) for block in blocks.values()):
+        return []
+    tasks = raw["experiment"].get("tasks")
+    grid = tasks if isinstance(tasks, list | tuple) else []
+    return [
+        (name, str(task))
+        for name, block in raw["methods"].items()
+        if isinstance(block, Mapping)
+        for task in dict.fromkeys([*map(str, grid), *_of_tasks(block)])
+    ]
 
 
 def resolve_method(raw: Mapping[str, Any], name: str, task: str) -> SFT | RL:
@@ -394,21 +415,32 @@ def resolve_method(raw: Mapping[str, Any], name: str, task: str) -> SFT | RL:
         task: what is trained on.
 
     Raises:
-        ConfigurationError: as ``Parameters.read``.
+        BadParametersError: as ``Parameters.read``.
     """
     block = dict(raw["methods"][name])
-    of_task = block.pop(TRAINED_ON, {}).get(task, {})
+    of_tasks = block.pop(TRAINED_ON, {})
     algorithm = block.get("algorithm")
     if algorithm not in list(ALGORITHMS):
-        raise ConfigurationError(
-            f"methods.{name}.algorithm = {algorithm!r}: not allowed. "
-            f"Allowed: {', '.join(ALGORITHMS)}. The block holds: {', '.join(map(str, block))}"
+        raise BadParametersError(
+            [
+                f"methods.{name}.algorithm = {algorithm!r}: not allowed. "
+                f"Allowed: {', '.join(ALGORITHMS)}. The block holds: {', '.join(map(str, block))}"
+            ]
         )
-    own = f"methods.{name}.{TRAINED_ON}.{task}"
+    if not isinstance(of_tasks, Mapping) or not isinstance(of_tasks.get(task, {}), Mapping):
+        raise BadParametersError(
+            [
+                f"methods.{name}.{TRAINED_ON} = {of_tasks!r}: must be a block of tasks, and each "
+                "task a block of the method's keys: {geometry: {learning_rate: 1.0e-5}}"
+            ]
+        )
+    own, of_task = f"methods.{name}.{TRAINED_ON}.{task}", of_tasks.get(task, {})
     if "algorithm" in of_task:
-        raise ConfigurationError(
-            f"{own}.algorithm: a method runs one algorithm on every task; call the other a method "
-            "of its own"
+        raise BadParametersError(
+            [
+                f"{own}.algorithm: a method runs one algorithm on every task; call the other a "
+                "method of its own"
+            ]
         )
     layers = {
         "training": raw["training"],
@@ -428,7 +460,7 @@ def resolve_methods(
     """``resolve_method`` for each (task, method) of the grid.
 
     Raises:
-        ConfigurationError: as ``resolve_method``.
+        BadParametersError: as ``resolve_method``.
     """
     return {
         (task, method): resolve_method(raw, method, task)

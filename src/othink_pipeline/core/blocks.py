@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -26,6 +26,14 @@ class ConfigurationError(click.ClickException):
     """Bad input, found before any work was done: shown without a traceback, exit code 1."""
 
 
+class BadParametersError(ConfigurationError):
+    """All that is wrong with the parameters, a line each."""
+
+    def __init__(self, faults: Iterable[str]) -> None:
+        self.faults = list(dict.fromkeys(faults))
+        super().__init__("bad parameters\n  " + "\n  ".join(self.faults))
+
+
 class Block(BaseModel):
     """A block of parameters that accepts no unknown key and never changes.
 
@@ -36,7 +44,11 @@ class Block(BaseModel):
 
 
 def validate(model: type[BaseModel], value: Any, homes: Mapping[str, str], home: str = "") -> Any:
-    """``value`` as ``model``; a fault is told with the block its key stands in, else ``home``."""
+    """``value`` as ``model``; a fault is told with the block its key stands in, else ``home``.
+
+    Raises:
+        BadParametersError: with every fault.
+    """
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -44,7 +56,7 @@ def validate(model: type[BaseModel], value: Any, homes: Mapping[str, str], home:
         for fault in error.errors():
             block = homes.get(str(fault["loc"][0]), home)
             lines.append(f"{block}.{_explain(fault, model)}" if block else _explain(fault, model))
-        raise ConfigurationError("bad parameters\n  " + "\n  ".join(lines)) from None
+        raise BadParametersError(lines) from None
 
 
 def _explain(fault: Any, model: type[BaseModel]) -> str:

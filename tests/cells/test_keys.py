@@ -62,12 +62,13 @@ OTHERWISE: dict[str, Any] = {
 }
 KL_BLOCKS: dict[str, dict[str, Any]] = {
     "constant": {"weight": 0.25},
+    "explore_exploit": {"low": 0.25, "high": 0.5, "explore_share": 0.5},
     "linear": {"start": 0.25, "end": 0.5},
     "cosine": {"start": 0.25, "end": 0.5},
     "exponential": {"start": 0.25, "end": 0.5},
     "step": {"weights": (0.25, 0.5)},
     "adaptive": {"start": 0.25, "target": 0.02, "gain": 2.0, "low": 0.01, "high": 5.0},
-    "accuracy": {"low": 0.1, "high": 0.9, "midpoint": 0.5, "width": 0.1},
+    "accuracy": {"weight": 0.25},
 }
 EVALUATION: dict[str, Any] = {
     "batch_size": 4,

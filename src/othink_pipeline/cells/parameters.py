@@ -347,7 +347,7 @@ class Parameters(Block):
                 if task not in tasks:
                     yield (
                         f"{key} holds {task!r}, which is no task. Allowed: {', '.join(tasks)}. A "
-                        "new task is a file in tasks/, or a block under data_preparation.sources."
+                        "new task is a file in data/tasks/, or a block of data_preparation.sources."
                     )
 
     def _find_faults_of(self, method: str, resolved: SFT | RL) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Compare two methods on the test examples that both answered (words as in ``matrix.py``)."""
+"""Compare two methods on the test examples that both answered (words as in ``matrix``)."""
 
 from __future__ import annotations
 

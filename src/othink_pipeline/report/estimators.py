@@ -2,7 +2,7 @@
 
 Axis order: ``[items]`` or ``[seeds x items]``, values in [0, 1] (correct, or a mean of it).
 Items are test examples, the same ones for both methods and for every seed, hence paired tests.
-Every random function takes a seed and is a function of its arguments alone; ``resampling.py`` says
+Every random function takes a seed and is a function of its arguments alone; ``resampling`` says
 how items, seeds and base models are drawn.
 """
 

@@ -767,7 +767,6 @@ def test_of_two_processes_one_trains_and_the_other_waits(
     def contended(*args: Any) -> Any:
         environment = {
             **os.environ,
-            "PYTHONPATH": str(Path(__file__).parent),
             "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
         }
         other = subprocess.Popen(

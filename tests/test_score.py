@@ -148,7 +148,7 @@ def test_hostile_outputs_are_counted(tmp_path: Path) -> None:
 def test_a_bad_line_is_named_before_anything_is_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
 ) -> None:
-    monkeypatch.setattr(command.scoring, "score", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr(command.strict, "score", lambda *_, **__: pytest.fail("scored"))
     source, out = tmp_path / "a.jsonl", tmp_path / "out"
     source.write_text(json.dumps(COUNTING[0]) + "\n" + line + "\n")
     result = run(source, "--task", "counting", "--out", out)

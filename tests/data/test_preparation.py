@@ -242,11 +242,11 @@ def test_what_other_stages_need_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("file", "anew"),
     [
-        ("tasks/counting.py", True),
-        ("examples.py", True),
-        ("tasks/geometry.py", False),
-        ("training.py", False),
-        ("source_splits.py", False),
+        ("data/tasks/counting.py", True),
+        ("data/examples.py", True),
+        ("data/tasks/geometry.py", False),
+        ("training/loop.py", False),
+        ("data/source_splits.py", False),
     ],
 )
 def test_changed_code_makes_the_examples_anew(

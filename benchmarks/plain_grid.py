@@ -38,8 +38,10 @@ SEED = 0
 PROMPTS, COPIES = 16, 8  # of an update; completions of each prompt
 TOKENS = 72
 VALIDATION_ITEMS, CHECKPOINTS = 200, 3
-KL_WEIGHT = 0.04
-KL_START, KL_END = 0.001, 0.08
+KL_WEIGHT = {"counting": 0.04, "geometry": 0.01}
+KL_BOUNDS = {"counting": (0.04, 0.1), "geometry": (0.0, 0.02)}
+EXPLORE_SHARE = 0.3
+KL_FLOOR = 1e-6  # with a weight of 0 TRL loads no reference
 SFT_RATE, RL_RATE = 1e-5, 1e-4
 BATCH = 64
 
@@ -144,15 +146,21 @@ class ScoreCheckpoints(TrainerCallback):
             )
 
 
-class RaiseKLWeight(TrainerCallback):
-    """GRPO-D: the KL weight grows linearly from the first update to the last."""
+class SetKLWeight(TrainerCallback):
+    """GRPO-D: from the middle down to the least KL weight, then up to the greatest."""
 
-    trainer: GRPOTrainer
+    def __init__(self, trainer: GRPOTrainer, low: float, high: float) -> None:
+        self.trainer, self.low, self.high = trainer, low, high
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the weight of the update that begins."""
         progress = state.global_step / max(state.max_steps - 1, 1)
-        self.trainer.beta = KL_START + progress * (KL_END - KL_START)
+        if progress <= EXPLORE_SHARE:
+            weight = self.low + (self.high - self.low) / 2 * (1 - progress / EXPLORE_SHARE)
+        else:
+            rise = (progress - EXPLORE_SHARE) / (1 - EXPLORE_SHARE)
+            weight = self.low + (self.high - self.low) * rise
+        self.trainer.beta = max(weight, KL_FLOOR)
 
 
 def train_sft(
@@ -195,9 +203,10 @@ def train_grpo(
     examples: Dataset,
     common: dict[str, Any],
     watch: ScoreCheckpoints,
+    task: str,
     dynamic: bool,
 ) -> None:
-    """GRPO, or GRPO-D."""
+    """GRPO, or GRPO-D, with the KL weights of the task that is trained on."""
     rows = examples.select_columns(["image", "answer"])
     rows = rows.add_column("prompt", [user_turn(question) for question in examples["question"]])
     config = GRPOConfig(
@@ -208,7 +217,8 @@ def train_grpo(
         learning_rate=RL_RATE,
         lr_scheduler_type="constant",
         temperature=1.0,
-        beta=KL_START if dynamic else KL_WEIGHT,
+        beta=KL_WEIGHT[task],
+        use_bias_correction_kl=False,
         loss_type="grpo",
         shuffle_dataset=False,
     )
@@ -222,9 +232,7 @@ def train_grpo(
     )
     trainer.remove_callback(PrinterCallback)
     if dynamic:
-        kl_weight = RaiseKLWeight()
-        kl_weight.trainer = trainer
-        trainer.add_callback(kl_weight)
+        trainer.add_callback(SetKLWeight(trainer, *KL_BOUNDS[task]))
     trainer.train()
 
 
@@ -269,7 +277,8 @@ def main(updates: int, test_items: int, folder: Path, scratch: Path) -> dict[str
             if method == "sft":
                 train_sft(model, processor, examples, common, watch)
             else:
-                train_grpo(model, processor, examples, common, watch, method == "grpo_d")
+                is_dynamic = method == "grpo_d"
+                train_grpo(model, processor, examples, common, watch, task, is_dynamic)
             apart = seconds["validation"] - before
             part = f"train {method}"
             seconds[part] = seconds.get(part, 0.0) + perf_counter() - started - apart

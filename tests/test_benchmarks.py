@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from benchmarks import __main__ as command
 from benchmarks import gpu_step, harness, orchestration, plain_grid
 from benchmarks.inputs import PROMPT
 from othink_pipeline.cells.grid import GridConfigLoader
+from othink_pipeline.cells.parameters import resolve_method
+from othink_pipeline.training.kl import Constant, KLController
 
 
 @pytest.mark.parametrize("name", command.NAMES)
@@ -47,9 +50,23 @@ def test_the_plain_script_has_the_settings_of_the_default() -> None:
         assert block["max_completion_tokens"] == plain_grid.TOKENS
     assert float(methods["sft"]["learning_rate"]) == plain_grid.SFT_RATE
     assert float(rl["learning_rate"]) == plain_grid.RL_RATE
-    assert methods["grpo"]["kl"]["weight"] == plain_grid.KL_WEIGHT
-    kl = methods["grpo_d"]["kl"]
-    assert (kl["start"], kl["end"]) == (plain_grid.KL_START, plain_grid.KL_END)
+    assert not rl["unbiased_kl"]
+    for task in plain_grid.TASKS:
+        grpo, grpo_d = (resolve_method(conf, name, task).kl for name in ("grpo", "grpo_d"))
+        assert grpo == Constant(schedule="constant", weight=plain_grid.KL_WEIGHT[task])
+        low, high = plain_grid.KL_BOUNDS[task]
+        share = plain_grid.EXPLORE_SHARE
+        assert grpo_d.model_dump(exclude={"schedule"}) == {
+            "low": low,
+            "high": high,
+            "explore_share": share,
+        }
+        trainer = SimpleNamespace(beta=None)
+        callback = plain_grid.SetKLWeight(trainer, low, high)
+        controller = KLController(grpo_d, 48)
+        for update in range(48):
+            callback.on_step_begin(None, SimpleNamespace(global_step=update, max_steps=48), None)
+            assert trainer.beta == pytest.approx(controller.next_weight(update, 0.0), rel=1e-9)
     assert conf["data_preparation"]["prompt"] == PROMPT
 
 

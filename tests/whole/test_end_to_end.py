@@ -358,7 +358,10 @@ def test_grpo_and_grpo_d_differ_in_their_kl_block_alone(outcome: Outcome) -> Non
     dynamic = outcome.children["counting/grpo_d/s0"].data.params
     differing = {key for key in {*plain, *dynamic} if plain.get(key) != dynamic.get(key)}
     # The key follows from all of the others.
-    assert differing == {"kl.schedule", "kl.weight", "kl.start", "kl.end", "key"}
+    assert differing == {
+        *("kl.schedule", "kl.weight", "kl.low", "kl.high", "kl.explore_share"),
+        "key",
+    }
 
 
 def test_a_cells_curves_and_scores_stand_on_its_run(outcome: Outcome) -> None:
@@ -366,8 +369,9 @@ def test_a_cells_curves_and_scores_stand_on_its_run(outcome: Outcome) -> None:
         history = outcome.client.get_metric_history(outcome.children[name].info.run_id, metric)
         return sorted((point.step, point.value) for point in history)
 
-    assert steps("counting/grpo_d/s0", "train/kl_weight") == [(1, 0.001), (2, 0.08)]
+    assert steps("counting/grpo_d/s0", "train/kl_weight") == [(1, pytest.approx(0.07)), (2, 0.1)]
     assert steps("counting/grpo/s0", "train/kl_weight") == [(1, 0.04), (2, 0.04)]
+    assert steps("geometry/grpo/s0", "train/kl_weight") == [(1, 0.01), (2, 0.01)]
     for name in outcome.children:
         if name != "base/b0":
             for task in TASKS:

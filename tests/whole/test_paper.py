@@ -106,10 +106,12 @@ def test_the_papers_setting_goes_from_data_to_report(family: str, tmp_path: Path
     assert "grpo_d" in (results / "report.md").read_text()
     history = pd.read_csv(results / "history.csv")
     weights = history[history["metric"] == "train/kl_weight"].pivot_table(
-        index="method", columns="step", values="value"
+        index=["task", "method"], columns="step", values="value"
     )
-    assert weights.loc["grpo"].tolist() == [0.04, 0.04]
-    assert weights.loc["grpo_d"].tolist() == [0.001, 0.08]
+    assert weights.loc[("counting", "grpo")].tolist() == [0.04, 0.04]
+    assert weights.loc[("geometry", "grpo")].tolist() == [0.01, 0.01]
+    assert weights.loc[("counting", "grpo_d")].tolist() == [0.07, 0.1]
+    assert weights.loc[("geometry", "grpo_d")].tolist() == [0.01, 0.02]
     shared = history[history["metric"] == "train/shared_prompts"]
     assert (shared["value"] == 1).all()
     assert len(shared) == 2 * 2 * 2  # tasks x RL methods x updates

@@ -9,12 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from othink_pipeline.cells.evaluate import eval_stage, evaluate_model, read_predictions
+from othink_pipeline.cells.evaluate import eval_stage, read_predictions
 from othink_pipeline.cells.grid import Cell
-from othink_pipeline.cells.keys import FAILED, SAME_ENV
-from othink_pipeline.cells.parameters import Evaluation, Folders, Published, Report
+from othink_pipeline.cells.keys import SAME_ENV
+from othink_pipeline.cells.manifests import FailedCell, FailedTest, Predictions
+from othink_pipeline.cells.parameters import Published, Report
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.report.figures import (
     heat_map_plotly,
     heat_map_png,
@@ -38,31 +39,6 @@ COST_COLUMNS = (
 )
 
 
-def evaluate_base_model(
-    checkpoint: dict[str, Any],
-    examples: dict[str, Any],
-    evaluation: Evaluation,
-    folders: Folders,
-    model: ModelSettings,
-    compute: Compute,
-    *,
-    base_model: int,
-) -> dict[str, Any]:
-    """The untrained policy's predictions on one task's test split: the matrix's first row."""
-    return evaluate_model(
-        checkpoint,
-        examples,
-        evaluation,
-        folders,
-        model,
-        compute,
-        task="none",
-        method=BASE,
-        seed=None,
-        base_model=base_model,
-    )
-
-
 def collect_method(
     *parts: Any, cells: tuple[Cell, ...], eval_tasks: tuple[str, ...]
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -81,31 +57,32 @@ def collect_method(
     size = 2 + len(eval_tasks)
     for number, cell in enumerate(cells):
         checkpoint, history, *manifests = parts[number * size : (number + 1) * size]
-        failures += [manifest for manifest in manifests if FAILED in manifest]
-        if FAILED in checkpoint:
+        failures += [each.model_dump() for each in manifests if isinstance(each, FailedTest)]
+        if isinstance(checkpoint, FailedCell):
             continue
+        done: list[Predictions] = [each for each in manifests if isinstance(each, Predictions)]
         histories.append(history.assign(**cell._asdict()))
-        costs = {column: checkpoint[column] for column in COST_COLUMNS}
-        rate = checkpoint["parameters"]["learning_rate"]
+        costs = {column: getattr(checkpoint, column) for column in COST_COLUMNS}
+        rate = checkpoint.parameters.learning_rate
         summary = summarize_history(history, cell.task)
         training.append({**cell._asdict(), **costs, "learning_rate": rate, **summary})
-        for manifest in manifests:
-            if FAILED not in manifest and manifest["checkpoint"] != checkpoint["digest"]:
+        for each in done:
+            if each.checkpoint != checkpoint.digest:
                 raise ConfigurationError(
                     f"{cell.name}: its predictions are not those of its last checkpoint. "
                     f"Run the cell again: kedro run --namespaces={cell.name} {SAME_ENV}"
                 )
-        tables = [read_predictions(manifest) for manifest in manifests if FAILED not in manifest]
+        tables = [read_predictions(each) for each in done]
         predictions += tables
         if len(tables) == len(manifests):
             mean = sum(table["correct"].mean() for table in tables) / len(tables)
             means = {f"{eval_stage(tables[0])}/mean": mean}
-            records.log_scores(checkpoint["run_id"], means, checkpoint["updates"])
+            records.log_scores(checkpoint.run_id, means, checkpoint.updates)
     return (
         _together(predictions or [pd.DataFrame(columns=KEYS)]),
         _together(histories or [pd.DataFrame(columns=["step", "metric", "value", *Cell._fields])]),
         pd.DataFrame(training) if training else pd.DataFrame(columns=Cell._fields),
-        pd.DataFrame(failures, columns=[*KEYS, FAILED]).rename(columns={FAILED: "reason"}),
+        pd.DataFrame(failures, columns=[*KEYS, "failed"]).rename(columns={"failed": "reason"}),
     )
 
 
@@ -141,15 +118,17 @@ def summarize_history(history: pd.DataFrame, task: str) -> dict[str, float]:
 
 
 def build_transfer_matrix(
-    failures: pd.DataFrame, *predictions: pd.DataFrame | dict[str, Any]
+    failures: pd.DataFrame, *predictions: pd.DataFrame | Predictions
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All predictions in one table, and their scores: rows trained on, columns tested on.
 
     Args:
         failures: what has no score, and why.
-        predictions: manifests of the base models', tables of the tasks'.
+        predictions: of the base models each by itself, of the tasks in tables.
     """
-    tables = [read_predictions(part) if isinstance(part, dict) else part for part in predictions]
+    tables = [
+        read_predictions(part) if isinstance(part, Predictions) else part for part in predictions
+    ]
     tables = [table for table in tables if len(table)]
     settings = {(eval_stage(table), _samples(table)) for table in tables}
     if len(settings) > 1:
@@ -225,17 +204,17 @@ def write_report(
     failures: pd.DataFrame,
     report: Report,
     published: Published,
-    *base_models: dict[str, Any],
+    *base_models: BaseModelCheckpoint,
 ) -> str:
     """The report; prints the matrix, puts means on the parent's and the base models' MLflow runs.
 
     Args:
-        base_models: the manifests of those that cells start from, in the order of their numbers.
+        base_models: those that cells start from, in the order of their numbers.
     """
     base = transfer_matrix[transfer_matrix["method"] == BASE].groupby("base_model")["accuracy"]
     mean_name = f"{eval_stage(predictions)}/mean"
     for base_model, mean in zip(base_models, base.mean(), strict=True):
-        records.log_scores(base_model["run_id"], {mean_name: float(mean)}, 0)
+        records.log_scores(base_model.run_id, {mean_name: float(mean)}, 0)
     parent = runs.parent_run_id()
     lineage = {}
     if parent:

@@ -2,7 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from othink_pipeline.cells.grid import Grid, bind, evaluation_node
+from othink_pipeline.cells.grid import Grid
 from othink_pipeline.pipelines.cross_task.nodes import (
     build_transfer_matrix,
     collect_method,
@@ -13,6 +13,7 @@ from othink_pipeline.pipelines.cross_task.nodes import (
     write_report,
 )
 from othink_pipeline.pipelines.same_task_eval.nodes import evaluate_cell
+from othink_pipeline.pipelines.wiring import bind, evaluation_node
 
 TABLES = ("predictions", "history", "training", "failures")
 

@@ -2,8 +2,9 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from othink_pipeline.cells.grid import Grid, evaluation_node
+from othink_pipeline.cells.grid import Grid
 from othink_pipeline.pipelines.same_task_eval.nodes import evaluate_cell, tabulate_same_task
+from othink_pipeline.pipelines.wiring import evaluation_node
 
 
 def create_pipeline(grid: Grid) -> Pipeline:

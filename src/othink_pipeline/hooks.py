@@ -29,8 +29,8 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from pydantic import ValidationError
 
-from othink_pipeline.cells.grid import GridConfigLoader, read_grid
 from othink_pipeline.cells.manifests import FailedCell, FailedTest
+from othink_pipeline.config_loader import GridConfigLoader, read_grid
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_tags
 from othink_pipeline.core.files import content_key

@@ -11,8 +11,10 @@ from matplotlib import pyplot as plt
 
 from othink_pipeline.cells.evaluate import write_predictions
 from othink_pipeline.cells.grid import Cell
+from othink_pipeline.cells.manifests import FailedCell, FailedTest, Predictions
 from othink_pipeline.cells.parameters import Published, Report
 from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.pipelines.cross_task.nodes import (
     build_transfer_matrix,
     collect_method,
@@ -23,19 +25,13 @@ from othink_pipeline.pipelines.cross_task.nodes import (
     write_report,
 )
 from othink_pipeline.report.matrix import matrix_text
+from tests.support.manifests import checkpoint_of, shipped_method
 
 CELL = Cell("counting", "grpo", 0)
-CHECKPOINT: dict[str, Any] = {
-    "digest": "new",
-    "run_id": "r",
-    "path": "p",
-    "updates": 2,
-    "prompts": 8,
-    "completion_tokens": 90,
-    "seconds": 1.0,
-    "weights_changed": 0.1,
-    "parameters": {"learning_rate": 0.5},
-}
+CHECKPOINT = checkpoint_of(
+    CELL, updates=2, parameters=shipped_method(CELL).model_copy(update={"learning_rate": 0.5})
+)
+FAILED = FailedCell(task="counting", method="grpo", seed=0, failed="RuntimeError: a | b")
 CURVES = {"train/kl": [0.1, 0.3], "train/kl_weight": [1.0, 2.0], "train/loss": [5.0, 7.0]}
 HISTORY = pd.DataFrame(
     [
@@ -70,24 +66,25 @@ def predictions(eval_task: str = "counting", **columns: Any) -> pd.DataFrame:
 ABOUT = ["train_task", "method", "seed", "base_model", "eval_task"]
 NO_FAILURES = pd.DataFrame(columns=[*ABOUT, "reason"])
 
-Publish = Callable[[pd.DataFrame], dict[str, Any]]
+Publish = Callable[[pd.DataFrame], Predictions]
 
 
 @pytest.fixture
 def publish(tmp_path: Path) -> Publish:
     """A table of predictions as a file, and its manifest as an evaluation returns it."""
 
-    def write(table: pd.DataFrame) -> dict[str, Any]:
+    def write(table: pd.DataFrame) -> Predictions:
         file = tmp_path / f"{len(list(tmp_path.iterdir()))}.parquet"
         write_predictions(table, file)
-        about = table.iloc[0][[*ABOUT, "checkpoint"]].to_dict()
-        return {**about, "path": str(file)}
+        about = {name: table[name].tolist()[0] for name in [*ABOUT, "checkpoint"]}
+        about["seed"] = None if pd.isna(about["seed"]) else about["seed"]
+        return Predictions(**about, key="k", path=str(file))
 
     return write
 
 
 @pytest.fixture
-def base(publish: Publish) -> dict[str, Any]:
+def base(publish: Publish) -> Predictions:
     return publish(predictions(train_task="none", method="base", seed=None))
 
 
@@ -147,7 +144,7 @@ def test_predictions_that_are_gone_or_damaged_are_named(
     logged: list[tuple[Any, ...]], publish: Publish
 ) -> None:
     manifest = publish(predictions())
-    file = Path(manifest["path"])
+    file = Path(manifest.path)
     file.write_bytes(file.read_bytes()[:-20])
     for _ in range(2):
         with pytest.raises(
@@ -158,14 +155,14 @@ def test_predictions_that_are_gone_or_damaged_are_named(
     assert not logged
 
 
-def failed(eval_task: str, reason: str = "RuntimeError: a | b", **about: Any) -> dict[str, Any]:
-    """The manifest of predictions that are not there."""
+def failed(eval_task: str, reason: str = "RuntimeError: a | b", **about: Any) -> FailedTest:
+    """Why predictions are not there."""
     cell = {"train_task": "counting", "method": "grpo", "seed": 0, "base_model": 0}
-    return {**cell, "eval_task": eval_task, **about, "failed": reason}
+    return FailedTest(**{**cell, "eval_task": eval_task, **about}, failed=reason)
 
 
 def test_a_cell_that_failed_is_a_hole_beside_those_that_did_not(
-    logged: list[tuple[Any, ...]], publish: Publish, base: dict[str, Any]
+    logged: list[tuple[Any, ...]], publish: Publish, base: Predictions
 ) -> None:
     """One seed's training failed, of another one evaluation: what there is is collected."""
     tasks = ("counting", "geometry")
@@ -173,9 +170,9 @@ def test_a_cell_that_failed_is_a_hole_beside_those_that_did_not(
     whole = [publish(predictions(task, seed=1)) for task in tasks]
     half = [publish(predictions(seed=2)), failed("geometry", "OSError: gone", seed=2)]
     collected, history, training, failures = collect_method(
-        *({"failed": "RuntimeError: a | b"}, HISTORY, *(failed(task) for task in tasks)),
+        *(FAILED, HISTORY, *(failed(task) for task in tasks)),
         *(CHECKPOINT, HISTORY, *whole),
-        *({**CHECKPOINT, "run_id": "of s2"}, HISTORY, *half),
+        *(CHECKPOINT.model_copy(update={"run_id": "of s2"}), HISTORY, *half),
         cells=cells,
         eval_tasks=tasks,
     )
@@ -209,7 +206,7 @@ def test_a_cell_that_failed_is_a_hole_beside_those_that_did_not(
 def test_a_task_of_which_nothing_is_left_does_not_stop_the_others(
     logged: list[tuple[Any, ...]],
     publish: Publish,
-    base: dict[str, Any],
+    base: Predictions,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tasks = ("counting",)
@@ -217,7 +214,7 @@ def test_a_task_of_which_nothing_is_left_does_not_stop_the_others(
         CHECKPOINT, HISTORY, publish(predictions()), cells=(CELL,), eval_tasks=tasks
     )
     lost = collect_method(
-        {"failed": "RuntimeError: a | b"},
+        FAILED,
         pd.DataFrame(columns=["step", "metric", "value"]),
         failed("counting", method="sft"),
         cells=(Cell("counting", "sft", 0),),
@@ -242,7 +239,7 @@ def test_a_task_of_which_nothing_is_left_does_not_stop_the_others(
             *(matrix, together, training, failures),
             Report(comparisons=(("grpo", "sft"),)),
             Published(source="nobody", accuracy={}, improvements=()),
-            {"run_id": "of the base model"},
+            BaseModelCheckpoint(path="p", digest="d", run_id="of the base model", model_id="m"),
         )
         assert "## What failed" in report
         assert r"| counting | sft | 0 | → counting | RuntimeError: a \| b |" in report
@@ -252,7 +249,7 @@ def test_a_task_of_which_nothing_is_left_does_not_stop_the_others(
     assert logged[-1] == ("of the base model", {"eval/mean": 0.5}, 0)
 
 
-def test_predictions_on_other_test_data_are_refused(base: dict[str, Any]) -> None:
+def test_predictions_on_other_test_data_are_refused(base: Predictions) -> None:
     tables = [predictions(), predictions(method="sft")]
     together, matrix = build_transfer_matrix(NO_FAILURES, base, *tables)
     assert (len(together), len(matrix)) == (6, 3)
@@ -262,7 +259,7 @@ def test_predictions_on_other_test_data_are_refused(base: dict[str, Any]) -> Non
 
 
 def test_cells_trained_from_another_base_model_are_refused(
-    base: dict[str, Any], publish: Publish
+    base: Predictions, publish: Publish
 ) -> None:
     second = publish(
         predictions(train_task="none", method="base", seed=None, base_model=1, base_digest="c")
@@ -277,7 +274,7 @@ def test_cells_trained_from_another_base_model_are_refused(
         build_transfer_matrix(NO_FAILURES, base, predictions(), ours)  # its base model is not there
 
 
-def test_predictions_made_with_other_settings_are_refused(base: dict[str, Any]) -> None:
+def test_predictions_made_with_other_settings_are_refused(base: Predictions) -> None:
     several = predictions(method="sft")
     several["sampled_correct"] = [[True, False]] * 2
     for other in (predictions(method="sft", image_of="x"), several):

@@ -77,7 +77,7 @@ def shipped(block: str, **changes: Any) -> dict[str, Any]:
 
 def shipped_health() -> Any:
     """The policies for numbers that go wrong, as the project ships them."""
-    from othink_pipeline.cells.parameters import Health
+    from othink_pipeline.training.parameters import Health
 
     return Health(**shipped("health"))
 

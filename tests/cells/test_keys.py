@@ -20,12 +20,13 @@ from othink_pipeline.cells.keys import (
     resume_state,
     training_key,
 )
-from othink_pipeline.cells.parameters import RL, SFT, Evaluation, Folders, Health
+from othink_pipeline.cells.parameters import Evaluation, Folders
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import reached
 from othink_pipeline.core.files import MANIFEST, digest_folder, write_json
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.training.kl import KLSchedule
+from othink_pipeline.training.parameters import RL, SFT, Health
 from tests.conftest import PROMPT, TASKS, shipped, shipped_health
 
 CELL = Cell("counting", "grpo", 0)

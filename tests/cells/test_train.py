@@ -22,7 +22,7 @@ from othink_pipeline.cells import job
 from othink_pipeline.cells.evaluate import evaluate_model, read_predictions
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.keys import FAILED
-from othink_pipeline.cells.parameters import RL, SFT, Evaluation, Folders, Lora
+from othink_pipeline.cells.parameters import Evaluation, Folders
 from othink_pipeline.cells.train import train_cell
 from othink_pipeline.core import files as reuse
 from othink_pipeline.core.blocks import ConfigurationError
@@ -36,6 +36,7 @@ from othink_pipeline.tracking import recorder, records, runs
 from othink_pipeline.tracking.recorder import TrackingUnavailableError
 from othink_pipeline.training import loop
 from othink_pipeline.training.health import TrainingFault
+from othink_pipeline.training.parameters import RL, SFT, Lora
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped, shipped_health
 
 Result = tuple[dict[str, Any], pd.DataFrame]

@@ -15,7 +15,8 @@ import yaml
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from othink_pipeline.cells.parameters import RL, SFT, Evaluation, resolve_method
+from othink_pipeline.cells.methods import resolve_method
+from othink_pipeline.cells.parameters import Evaluation
 from othink_pipeline.data.examples import find_fault
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.models.load import load_model, render_prompt
@@ -23,8 +24,9 @@ from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.models.prompts import encode
 from othink_pipeline.preflight import compatibility, device
 from othink_pipeline.preflight import lengths as context
-from othink_pipeline.preflight.environment import Row
 from othink_pipeline.preflight.needs import Device
+from othink_pipeline.preflight.rows import Row
+from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rows import sft_rows
 from tests.conftest import PROMPT, TASKS, MiniModel
 

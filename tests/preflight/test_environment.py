@@ -18,7 +18,8 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Node, Pipeline
 from safetensors.torch import load_file, save_file
 
-from othink_pipeline.cells.parameters import Lora, Parameters, resolve_method
+from othink_pipeline.cells.methods import resolve_method
+from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import write_manifest
 from othink_pipeline.core.hub import fetch_model
@@ -39,8 +40,9 @@ from othink_pipeline.preflight import compatibility as fit
 from othink_pipeline.preflight import disk, environment
 from othink_pipeline.preflight.costs import Speed
 from othink_pipeline.preflight.disk import needed_disk_bytes, source_bytes
-from othink_pipeline.preflight.environment import Row
+from othink_pipeline.preflight.rows import Row
 from othink_pipeline.tracking import records, runs
+from othink_pipeline.training.parameters import Lora
 from tests.conftest import PROMPT, TASKS, MiniModel
 from tests.support.fake_hub import COMMIT, FakeHub
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from othink_pipeline.cells.parameters import RL, SFT, Parameters
+from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.models.load import load_model
 from othink_pipeline.models.sampling import sample
 from othink_pipeline.preflight import measure
@@ -22,6 +22,7 @@ from othink_pipeline.preflight.measure import (
 )
 from othink_pipeline.preflight.needs import Device
 from othink_pipeline.training.health import TrainingFault
+from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rows import rl_rows
 from tests.conftest import PROMPT, TASKS, MiniModel
 from tests.preflight.test_memory import method, shipped

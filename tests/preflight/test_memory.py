@@ -8,13 +8,14 @@ import yaml
 from peft import get_peft_model
 
 from othink_pipeline.cells.accelerate_config import Sharing, read_sharing
-from othink_pipeline.cells.parameters import Lora, resolve_method
+from othink_pipeline.cells.methods import resolve_method
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.safetensors import Weights
 from othink_pipeline.models.parameters import Compute, ModelSettings, VLLMColocate
 from othink_pipeline.preflight import needs
 from othink_pipeline.preflight.needs import Device, Plan, held
 from othink_pipeline.preflight.weights import count_trained
+from othink_pipeline.training.parameters import Lora
 from othink_pipeline.training.trainable import choose_weights
 from tests.support.families import build
 

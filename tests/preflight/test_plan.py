@@ -17,7 +17,8 @@ from safetensors.numpy import save, save_file
 
 from othink_pipeline.cells.grid import Cell, Grid
 from othink_pipeline.cells.keys import RESUME, cell_folder, training_key
-from othink_pipeline.cells.parameters import Parameters, resolve_method
+from othink_pipeline.cells.methods import resolve_method
+from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import MANIFEST, digest_folder, write_json
 from othink_pipeline.data.preparation import CELL_SPLITS, examples_key

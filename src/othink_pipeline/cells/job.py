@@ -13,13 +13,14 @@ from pydantic import Field
 from othink_pipeline.cells.accelerate_config import find_device_fault
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.keys import RESUME, check_code, dataset_ref, training_code
-from othink_pipeline.cells.parameters import RL, SFT, Evaluation, Health
+from othink_pipeline.cells.parameters import Evaluation
 from othink_pipeline.core.blocks import Block, ConfigurationError
 from othink_pipeline.core.files import MANIFEST, digest_folder, publish, write_json
 from othink_pipeline.data.examples import read_examples
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.tracking.journal import Checkpoint, Journal
 from othink_pipeline.tracking.recorder import Recorder
+from othink_pipeline.training.parameters import RL, SFT, Health
 
 if TYPE_CHECKING:
     import torch

@@ -29,7 +29,7 @@ from othink_pipeline.cells.keys import (
     find_finished,
     training_key,
 )
-from othink_pipeline.cells.parameters import RL, SFT, Evaluation, Folders, Health
+from othink_pipeline.cells.parameters import Evaluation, Folders
 from othink_pipeline.cells.processes import train_in_processes
 from othink_pipeline.core.code import library_versions
 from othink_pipeline.core.files import MANIFEST
@@ -44,6 +44,7 @@ from othink_pipeline.tracking.recorder import (
     TrackingUnavailableError,
     raise_if_away,
 )
+from othink_pipeline.training.parameters import RL, SFT, Health
 
 if TYPE_CHECKING:
     import pandas as pd

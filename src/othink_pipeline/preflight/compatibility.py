@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset, Features, Image, Value
 
 from othink_pipeline.cells.accelerate_config import find_device_fault, read_sharing
-from othink_pipeline.cells.parameters import RL, SFT, Evaluation
+from othink_pipeline.cells.parameters import Evaluation
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.safetensors import read_weights
 from othink_pipeline.data.examples import TEXT_FIELDS, draw_examples, find_fault
@@ -24,7 +24,6 @@ from othink_pipeline.models.load import load_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.models.prompts import collate
 from othink_pipeline.preflight.device import find_device, has_bfloat16
-from othink_pipeline.preflight.environment import Row
 from othink_pipeline.preflight.lengths import (
     Lengths,
     Prompts,
@@ -35,7 +34,9 @@ from othink_pipeline.preflight.lengths import (
 )
 from othink_pipeline.preflight.needs import Plan, check_held, gigabytes
 from othink_pipeline.preflight.optional_libraries import check_libraries
+from othink_pipeline.preflight.rows import Row
 from othink_pipeline.scoring.strict import score
+from othink_pipeline.training.parameters import RL, SFT
 
 DRAWN = {"train": 16, "validation": 16, "test": 16}
 """Examples that stand for those of a task that is not prepared yet."""

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from othink_pipeline.cells.parameters import Parameters
-from othink_pipeline.preflight.environment import Row
 from othink_pipeline.preflight.plan import Planned, duration
+from othink_pipeline.preflight.rows import Row
 
 
 class Speed(NamedTuple):

@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from othink_pipeline.cells.parameters import RL, SFT
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.safetensors import Weights
 from othink_pipeline.data.parameters import Hub, Jsonl, SplitSource, TaskSource
 from othink_pipeline.models.parameters import ModelSettings
 from othink_pipeline.preflight.weights import checkpoint_bytes, state_bytes
+from othink_pipeline.training.parameters import RL, SFT
 
 OTHER_BYTES = 2 * 1024**3
 """Drawn examples, predictions, reports and MLflow's records."""

@@ -22,17 +22,18 @@ from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset, Features, Image, Value
 
 from othink_pipeline.cells.accelerate_config import read_sharing
-from othink_pipeline.cells.parameters import RL, SFT, Parameters
+from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.core.redaction import failure
 from othink_pipeline.core.safetensors import read_weights
 from othink_pipeline.data.examples import TEXT_FIELDS
 from othink_pipeline.models.load import complete, load_model
 from othink_pipeline.preflight.costs import Speed
 from othink_pipeline.preflight.device import find_device, peak_bytes, reset_peak
-from othink_pipeline.preflight.environment import Row
 from othink_pipeline.preflight.lengths import Lengths, Longest
 from othink_pipeline.preflight.needs import Device, Plan, gigabytes, remedies
+from othink_pipeline.preflight.rows import Row
 from othink_pipeline.training.loop import Job, train
+from othink_pipeline.training.parameters import RL, SFT
 
 logger = logging.getLogger(__name__)
 

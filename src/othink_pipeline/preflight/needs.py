@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from othink_pipeline.cells.accelerate_config import Sharing
-from othink_pipeline.cells.parameters import RL, SFT, Lora
 from othink_pipeline.core.safetensors import Weights
 from othink_pipeline.models.parameters import Compute, ModelSettings, VLLMColocate
-from othink_pipeline.preflight.environment import Row
+from othink_pipeline.preflight.rows import Row
 from othink_pipeline.preflight.weights import (
     DTYPE_BYTES,
     FLOAT32,
     MOMENT_BYTES,
     count_trained,
 )
+from othink_pipeline.training.parameters import RL, SFT, Lora
 
 WORTH_SAVING = 0.05
 """What lowers the need by a smaller share than this is no remedy."""

@@ -19,13 +19,15 @@ from kedro.pipeline import Pipeline
 from othink_pipeline.cells.accelerate_config import check_launcher
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.keys import cell_folder, find_finished, resume_state, training_key
-from othink_pipeline.cells.parameters import RL, SFT, Parameters, resolve_methods
+from othink_pipeline.cells.methods import resolve_methods
+from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import MANIFEST, read_json
 from othink_pipeline.core.safetensors import read_weights
 from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.models.base_models import base_model_folders, locate_base_model
 from othink_pipeline.preflight.disk import check_disk, needed_disk_bytes
+from othink_pipeline.training.parameters import RL, SFT
 
 State = Literal["train", "resume", "reuse"]
 LISTED = 12
@@ -65,7 +67,7 @@ def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog)
         ConfigurationError: bad parameters, or a launcher that cannot work.
     """
     parameters = Parameters.read(raw)
-    methods = resolve_methods(raw, parameters.experiment)
+    methods = resolve_methods(raw, parameters.experiment.tasks, parameters.experiment.methods)
     check_launcher(parameters.compute, parameters.health, methods.values())
     made = pipeline.all_outputs()
     costs = measured_costs(Path(parameters.folders.checkpoints))
@@ -97,9 +99,10 @@ def plan_grid(raw: Mapping[str, Any]) -> list[Planned]:
     bases = [locate_base_model(parameters.base_model, number) for number in range(count)]
     examples = [_read_examples(task, parameters) for task in experiment.tasks]
     costs = measured_costs(Path(parameters.folders.checkpoints))
+    methods = resolve_methods(raw, experiment.tasks, experiment.methods)
     return [
         _plan_cell(Cell(task, name, seed), method, parameters, bases[seed % count], examples, costs)
-        for (task, name), method in resolve_methods(raw, experiment).items()
+        for (task, name), method in methods.items()
         for seed in experiment.seeds
     ]
 

@@ -10,15 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from othink_pipeline.cells.keys import SAME_ENV, arithmetic
-from othink_pipeline.cells.parameters import (
-    RL,
-    SFT,
-    Evaluation,
-    Experiment,
-    Folders,
-    distinct_sizes,
-    resolve_methods,
-)
+from othink_pipeline.cells.methods import distinct_sizes, resolve_methods
+from othink_pipeline.cells.parameters import Evaluation, Experiment, Folders
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest, code_tags, library_versions
 from othink_pipeline.core.files import content_key, publish, write_manifest
@@ -28,8 +21,9 @@ from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.data.preparation import prepare_splits
 from othink_pipeline.models.base_models import find_base_model
 from othink_pipeline.models.parameters import BaseModel, Compute, ModelSettings, Rebuild
-from othink_pipeline.preflight.environment import refuse
+from othink_pipeline.preflight.rows import refuse
 from othink_pipeline.tracking import records, runs
+from othink_pipeline.training.parameters import RL, SFT
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +69,7 @@ def check_base_model(
     )
     folder = Path(manifest["path"])
     blocks = {"training": training, "sft": sft, "rl": rl, "methods": methods}
-    resolved = distinct_sizes(resolve_methods(blocks, experiment))
+    resolved = distinct_sizes(resolve_methods(blocks, experiment.tasks, experiment.methods))
     home = Path(folders.checkpoints) / "base" / f"b{number}" / manifest["digest"][:16]
     _check_fit(manifest, resolved, evaluation, model, compute, examples, home / CHECKED)
     name, tags = f"base/b{number}", {"method": "base", "base_model": str(number)}

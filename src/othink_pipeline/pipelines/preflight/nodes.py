@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from othink_pipeline.cells.parameters import (
-    RL,
-    SFT,
-    Experiment,
-    Parameters,
-    distinct_sizes,
-    resolve_methods,
-)
+from othink_pipeline.cells.methods import distinct_sizes, resolve_methods
+from othink_pipeline.cells.parameters import Experiment, Parameters
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import read_manifest
 from othink_pipeline.core.hub import measure_model
@@ -31,8 +25,10 @@ from othink_pipeline.models.base_models import (
 from othink_pipeline.models.parameters import BaseModel
 from othink_pipeline.preflight.costs import hours_left
 from othink_pipeline.preflight.disk import check_disk, needed_disk_bytes, source_bytes
-from othink_pipeline.preflight.environment import Row, check_folders, check_store, refuse
+from othink_pipeline.preflight.environment import check_folders, check_store
 from othink_pipeline.preflight.plan import plan_grid
+from othink_pipeline.preflight.rows import Row, refuse
+from othink_pipeline.training.parameters import RL, SFT
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,7 +49,7 @@ def check_places(parameters: dict[str, Any]) -> list[Row]:
     from mlflow import get_tracking_uri
 
     blocks = Parameters.read(parameters)
-    methods = resolve_methods(parameters, blocks.experiment)
+    methods = resolve_methods(parameters, blocks.experiment.tasks, blocks.experiment.methods)
     rows = _count_work(blocks.experiment, methods)
     try:
         check_store(get_tracking_uri(), None, Path.cwd())
@@ -94,7 +90,9 @@ def check_fit(parameters: dict[str, Any]) -> Fit:
         task: {split: data_preparation.prompt_of(task, split) for split in CELL_SPLITS}
         for task in tasks
     }
-    methods = distinct_sizes(resolve_methods(parameters, blocks.experiment))
+    methods = distinct_sizes(
+        resolve_methods(parameters, blocks.experiment.tasks, blocks.experiment.methods)
+    )
     lengths: dict[str, Lengths] = {}
     for number in range(blocks.base_model.count):
         found, manifest = _find_model(blocks.base_model, number)
@@ -127,7 +125,9 @@ def measure_costs(parameters: dict[str, Any], fit: Fit) -> list[Row]:
 
     blocks = Parameters.read(parameters)
     path = max(fit.lengths, key=lambda folder: read_weights(Path(folder)))
-    methods = distinct_sizes(resolve_methods(parameters, blocks.experiment))
+    methods = distinct_sizes(
+        resolve_methods(parameters, blocks.experiment.tasks, blocks.experiment.methods)
+    )
     rows, speed = measure_grid(path, fit.lengths[path], methods, blocks)
     return [*rows, hours_left(plan_grid(parameters), blocks, speed)]
 

@@ -7,9 +7,11 @@ from typing import Any
 import pandas as pd
 
 from othink_pipeline.cells.grid import Cell
-from othink_pipeline.cells.parameters import Evaluation, Folders, Health, resolve_method
+from othink_pipeline.cells.methods import resolve_method
+from othink_pipeline.cells.parameters import Evaluation, Folders
 from othink_pipeline.cells.train import train_cell
 from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.training.parameters import Health
 
 
 def train_rl(

@@ -81,7 +81,7 @@ def test_a_model_is_fetched_once_and_without_code_or_pickles(
     with caplog.at_level(logging.INFO, logger="othink_pipeline.core.hub"):
         folder, commit = fetch_model("own/mini", "main")
     assert caplog.messages == [
-        f"model own/mini: downloading {size / 1e9:.2f} GB to {constants.HF_HUB_CACHE} "
+        f"model own/mini: downloading {size / 1e3:.1f} kB to {constants.HF_HUB_CACHE} "
         "(set HF_HOME for another place)"
     ]
     assert commit == COMMIT

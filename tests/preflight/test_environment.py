@@ -36,8 +36,7 @@ from othink_pipeline.pipelines.preflight.nodes import (
     measure_costs,
     report_checks,
 )
-from othink_pipeline.preflight import compatibility as fit
-from othink_pipeline.preflight import disk, environment
+from othink_pipeline.preflight import compatibility, disk, environment
 from othink_pipeline.preflight.costs import Speed
 from othink_pipeline.preflight.disk import needed_disk_bytes, source_bytes
 from othink_pipeline.preflight.rows import Row
@@ -325,7 +324,7 @@ def test_examples_that_are_not_there_yet_are_a_note(raw: dict[str, Any], project
     prepare(project / "data/03_primary", "geometry")
     rows = fits(raw)
     assert of(rows, "counting examples").outcome == "note"
-    assert of(rows, "counting test").detail.startswith(f"{fit.DRAWN['test']} examples")
+    assert of(rows, "counting test").detail.startswith(f"{compatibility.DRAWN['test']} examples")
     assert of(rows, "geometry examples").outcome == "ok"
     assert of(rows, "geometry test").detail.startswith(f"{SIZES['test']} examples")
     assert "FAILED" not in {row.outcome for row in rows}
@@ -348,7 +347,7 @@ def test_a_model_of_the_hub_is_asked_for_and_checked_once_it_is_there(
     assert of(check_places(raw), "disk") == Row(
         "disk", "note", "not known before the model is downloaded"
     )
-    assert hub.downloads() == ["config.json"]
+    assert hub.downloads() == []
     folder, _ = fetch_model("own/mini", "main")
     hub.requests.clear()
     assert of(fits(raw), f"model {folder}").outcome == "ok"
@@ -479,9 +478,9 @@ def test_the_gate_checks_once_and_again_after_any_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checked = []
-    check_model = fit.check_model
+    check_model = compatibility.check_model
     monkeypatch.setattr(
-        fit, "check_model", lambda *given: checked.append(given[0]) or check_model(*given)
+        compatibility, "check_model", lambda *given: checked.append(given[0]) or check_model(*given)
     )
     first = gate(raw, examples)
     assert first["path"] == "model"
@@ -523,7 +522,9 @@ def test_the_gate_checks_a_model_once_wherever_the_cache_is(
     hub.add_folder("own/mini", mini_model.path)
     raw["base_model"] = {"path": None, "hub": {"id": "own/mini", "revision": "main"}}
     checked: list[str] = []
-    monkeypatch.setattr(fit, "check_model", lambda *given: checked.append(given[0]) or ([], None))
+    monkeypatch.setattr(
+        compatibility, "check_model", lambda *given: checked.append(given[0]) or ([], None)
+    )
     first = gate(raw, examples)
     assert checked == [first["path"]]
     assert (first["hub"], first["revision"], first["commit"]) == ("own/mini", "main", COMMIT)
@@ -543,7 +544,7 @@ def test_methods_outside_the_grid_do_not_matter_to_the_gate(
 ) -> None:
     gate(raw, examples)
     raw["methods"]["grpo_d"]["max_completion_tokens"] = 10_000
-    monkeypatch.setattr(fit, "check_model", lambda *_: pytest.fail("checked again"))
+    monkeypatch.setattr(compatibility, "check_model", lambda *_: pytest.fail("checked again"))
     gate(raw, examples)
 
 

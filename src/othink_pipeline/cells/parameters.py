@@ -15,6 +15,7 @@ from othink_pipeline.cells.methods import (
     TRAINED_ON,
     methods_on_tasks,
     resolve_method,
+    resolve_methods,
     tasks_named,
 )
 from othink_pipeline.core.blocks import (
@@ -175,6 +176,11 @@ class Parameters(Block):
         if faults or parameters is None:
             raise BadParametersError(faults)
         return parameters
+
+    def resolve(self) -> dict[tuple[str, str], SFT | RL]:
+        """The full parameters of each (task, method) of the grid."""
+        blocks = self.model_dump(include={"training", "sft", "rl", "methods"})
+        return resolve_methods(blocks, self.experiment.tasks, self.experiment.methods)
 
     def _find_faults(self) -> Iterator[str]:
         """What is right in each block and wrong between them, methods' own keys aside."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.redaction import redact_uri
 from othink_pipeline.core.safetensors import read_weights
+from othink_pipeline.core.units import describe_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -191,8 +192,8 @@ def _fetch(repository: _Repository) -> Path:
     try:
         if missing := repository.missing_bytes():
             logger.info(
-                "%s: downloading %.2f GB to %s (set HF_HOME for another place)",
-                *(repository, missing / 1e9, constants.HF_HUB_CACHE),
+                "%s: downloading %s to %s (set HF_HOME for another place)",
+                *(repository, describe_bytes(missing), constants.HF_HUB_CACHE),
             )
         return Path(repository.snapshot(bars=missing > 0))
     except ConfigurationError:

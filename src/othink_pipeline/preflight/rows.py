@@ -17,13 +17,17 @@ class Row(NamedTuple):
     remedy: str = ""
 
 
+def failed(rows: Iterable[Row]) -> list[Row]:
+    """The checks that failed."""
+    return [row for row in rows if row.outcome == "FAILED"]
+
+
 def refuse(rows: Iterable[Row]) -> None:
     """Stop where a check failed.
 
     Raises:
         ConfigurationError: with every failed check.
     """
-    failed = [row for row in rows if row.outcome == "FAILED"]
-    if failed:
-        lines = [f"  {row.check}: {row.detail} {row.remedy}".rstrip() for row in failed]
-        raise ConfigurationError(f"checks that failed: {len(failed)}\n" + "\n".join(lines))
+    lines = [f"  {row.check}: {row.detail} {row.remedy}".rstrip() for row in failed(rows)]
+    if lines:
+        raise ConfigurationError(f"checks that failed: {len(lines)}\n" + "\n".join(lines))

@@ -112,24 +112,24 @@ def _check_fit(
     if checked.is_file() and checked.read_bytes() == record:
         return
     from othink_pipeline.preflight import compatibility
+    from othink_pipeline.preflight.lengths import TaskExamples
 
     tasks = {
-        manifest["task"]: {
-            split: read_examples(part["path"]) for split, part in manifest["splits"].items()
-        }
+        manifest["task"]: TaskExamples(
+            {split: read_examples(part["path"]) for split, part in manifest["splits"].items()},
+            {split: part["prompt"] for split, part in manifest["splits"].items()},
+        )
         for manifest in examples
     }
     rows = [
-        row for task, splits in tasks.items() for row in compatibility.check_examples(task, splits)
+        row
+        for task, found in tasks.items()
+        for row in compatibility.check_examples(task, found.splits)
     ]
     rows += compatibility.check_overlap(tasks)
     refuse(rows)  # the model is run on sound examples only
-    prompts = {
-        manifest["task"]: {split: part["prompt"] for split, part in manifest["splits"].items()}
-        for manifest in examples
-    }
     rows, _ = compatibility.check_model(
-        base_model["path"], tasks, prompts, methods, evaluation, model, compute
+        base_model["path"], tasks, methods, evaluation, model, compute
     )
     refuse(rows)
     for row in rows:

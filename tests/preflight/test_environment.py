@@ -24,7 +24,7 @@ from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import write_manifest
 from othink_pipeline.core.hub import fetch_model
 from othink_pipeline.core.safetensors import Weights, read_weights
-from othink_pipeline.data.examples import draw_examples, write_examples
+from othink_pipeline.data.examples import draw_examples
 from othink_pipeline.data.parameters import DataPreparation, SplitSizes, TaskSource
 from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.pipelines.base_model import nodes as base_model_nodes
@@ -43,6 +43,7 @@ from othink_pipeline.preflight.rows import Row
 from othink_pipeline.tracking import records, runs
 from othink_pipeline.training.parameters import Lora
 from tests.conftest import PROMPT, TASKS, MiniModel
+from tests.support.examples import write_examples
 from tests.support.fake_hub import COMMIT, FakeHub
 
 ROOT = Path(__file__).parents[2]
@@ -142,13 +143,12 @@ def test_weights_in_several_files_are_counted_by_their_index(
         b"\x01",
         b"\xff" * 100,
         bytes(100),
-        b"\x02" + bytes(7) + b"{}",
         b"\x04" + bytes(7) + b"null",
     ],
 )
 def test_what_is_no_safetensors_file_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ConfigurationError, match=r"model\.safetensors: no safetensors file"):
+    with pytest.raises(ConfigurationError, match=r"model\.safetensors: no whole safetensors file"):
         read_weights(tmp_path)
 
 

@@ -78,7 +78,7 @@ def shipped(block: str, **changes: Any) -> dict[str, Any]:
 
 def shipped_health() -> Any:
     """The policies for numbers that go wrong, as the project ships them."""
-    from othink_pipeline.cells.parameters import Health
+    from othink_pipeline.training.parameters import Health
 
     return Health(**shipped("health"))
 
@@ -86,7 +86,8 @@ def shipped_health() -> Any:
 @pytest.fixture(scope="session")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str, "Dataset"]]:
     """Task -> split -> examples, from files as the nodes read them."""
-    from othink_pipeline.data.examples import draw_examples, read_examples, write_examples
+    from othink_pipeline.data.examples import draw_examples, read_examples
+    from tests.support.examples import write_examples
 
     folder = tmp_path_factory.mktemp("examples")
     sizes = {"base": 300, "train": 12, "test": 8}

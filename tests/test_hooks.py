@@ -210,7 +210,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage(9, 9, 3 * 1024**3))
     disk.check_disk(tmp_path, needed_bytes=3 * 1024**3)
-    with pytest.raises(ConfigurationError, match=r"3\.0 GiB free, a run needs 4\.0 GiB") as error:
+    with pytest.raises(ConfigurationError, match=r"3\.2 GB free, a run needs 4\.3 GB") as error:
         disk.check_disk(tmp_path, needed_bytes=4 * 1024**3)
     assert str(tmp_path) in error.value.message
 

@@ -30,6 +30,7 @@ from kedro.pipeline.node import Node
 from pydantic import ValidationError
 
 from othink_pipeline.cells.manifests import FailedCell, FailedTest
+from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.config_loader import GridConfigLoader, read_grid
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_tags
@@ -37,8 +38,7 @@ from othink_pipeline.core.files import content_key
 from othink_pipeline.core.locks import lock
 from othink_pipeline.core.presence import at_work
 from othink_pipeline.core.redaction import redact_uri
-from othink_pipeline.preflight import disk
-from othink_pipeline.preflight import environment as preflight
+from othink_pipeline.preflight import disk, environment
 from othink_pipeline.preflight.plan import check_room, describe_plan, plan_cells
 from othink_pipeline.tracking import lifecycle, records, runs
 
@@ -77,11 +77,11 @@ class PreflightHooks:
         uri = config.server.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
             return
-        uri = preflight.move_credentials(uri)
+        uri = environment.move_credentials(uri)
         project = Path(context.project_path)
         artifacts = config.tracking.experiment.create_experiment_kwargs.artifact_location
-        preflight.check_store(uri, artifacts, project)
-        uri = preflight.anchor_store(uri, project)
+        environment.check_store(uri, artifacts, project)
+        uri = environment.anchor_store(uri, project)
         loader["mlflow"] = {
             **settings,
             "server": {**settings["server"], "mlflow_tracking_uri": uri},
@@ -92,19 +92,20 @@ class PreflightHooks:
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Check the runner, the files it starts from and the disk; say what will be trained."""
-        preflight.check_runner(run_params["runner"])
-        environment = f" --env={run_params['env']}" if run_params["env"] else ""
-        preflight.check_inputs(pipeline, catalog, environment)
-        preflight.check_outputs(pipeline, catalog)
+        environment.check_runner(run_params["runner"])
+        option = f" --env={run_params['env']}" if run_params["env"] else ""
+        environment.check_inputs(pipeline, catalog, option)
+        environment.check_outputs(pipeline, catalog)
         disk.check_disk(Path(run_params["project_path"]))
         self._presence.close()  # of a run that was interrupted in this process (a notebook)
         loader = GridConfigLoader.current
         if loader is None or not any(node.tags & MAKING for node in pipeline.nodes):
             return
         raw = loader["parameters"]
-        if planned := plan_cells(pipeline, raw, catalog):
+        parameters = Parameters.read(raw)
+        if planned := plan_cells(pipeline, parameters, catalog):
             logger.info(describe_plan(planned))
-            check_room(planned, raw)
+            check_room(planned, parameters)
         # Last: nothing calls the hooks below for a run that was refused.
         marks = Path(loader["globals"]["data"]) / AT_WORK
         self._presence.enter_context(at_work(marks, content_key(raw)))

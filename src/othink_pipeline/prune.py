@@ -24,6 +24,7 @@ import click
 
 from othink_pipeline.core.files import MANIFEST
 from othink_pipeline.core.locks import is_locked, lock
+from othink_pipeline.core.units import describe_bytes
 
 MODELS, OUTPUT = "06_models", "07_model_output"
 
@@ -72,7 +73,8 @@ def main(data: Path, delete: bool, unfinished: bool) -> None:
     deleted, left, faults = [], [], []
     for unused in sorted(find_unused(data), key=lambda unused: -unused.size_bytes):
         days = max(0.0, time.time() - unused.changed_s) / 86_400
-        click.echo(f"{_size(unused.size_bytes):>9}  {days:6.1f} days  {unused.what}: {unused.path}")
+        size = describe_bytes(unused.size_bytes)
+        click.echo(f"{size:>9}  {days:6.1f} days  {unused.what}: {unused.path}")
         if not delete or not (unused.finished or unfinished):
             left.append(unused)
             continue
@@ -238,15 +240,7 @@ def _delete(path: Path) -> None:
 
 
 def _sum(items: list[Unused]) -> str:
-    return f"{len(items)} ({_size(sum(unused.size_bytes for unused in items))})"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.{0 if unit == 'B' else 1}f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    return f"{len(items)} ({describe_bytes(sum(unused.size_bytes for unused in items))})"
 
 
 if __name__ == "__main__":

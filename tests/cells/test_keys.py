@@ -23,7 +23,7 @@ from othink_pipeline.cells.keys import (
     training_key,
 )
 from othink_pipeline.cells.manifests import Training
-from othink_pipeline.cells.parameters import RL, SFT, Evaluation, Folders, Health
+from othink_pipeline.cells.parameters import Evaluation, Folders
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import reached
 from othink_pipeline.core.files import MANIFEST, digest_folder, write_json
@@ -31,6 +31,7 @@ from othink_pipeline.core.manifests import OtherVersionError
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.training.kl import KLSchedule
+from othink_pipeline.training.parameters import RL, SFT, Health
 from tests.conftest import TASKS, shipped, shipped_health
 from tests.support.manifests import examples_of, training_of, with_split
 

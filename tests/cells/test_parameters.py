@@ -9,17 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from othink_pipeline.cells.parameters import (
-    MAX_SEEDS,
-    RL,
-    SFT,
-    Parameters,
-    resolve_method,
-    resolve_methods,
-)
+from othink_pipeline.cells.methods import resolve_method, resolve_methods
+from othink_pipeline.cells.parameters import MAX_SEEDS, Parameters
 from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.training.kl import Constant, ExploreExploit, KLController
+from othink_pipeline.training.parameters import RL, SFT
 
 CONF = Path(__file__).parents[2] / "conf"
 ENVIRONMENTS = sorted(
@@ -159,7 +154,9 @@ def test_every_environment_validates(environment: str) -> None:
     raw = parameters(environment)
     read = Parameters.read(raw)
     assert raw == load(environment), "reading changed its input"
-    for (_, method), resolved in resolve_methods(raw, read.experiment).items():
+    for (_, method), resolved in resolve_methods(
+        raw, read.experiment.tasks, read.experiment.methods
+    ).items():
         assert isinstance(resolved, {"sft": SFT, "rl": RL}[read.methods[method]["algorithm"]])
 
 

@@ -22,7 +22,7 @@ from othink_pipeline.cells.evaluate import Tested, evaluate, read_predictions
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.keys import Settings
 from othink_pipeline.cells.manifests import Checkpoint, FailedCell, FailedTest, Training
-from othink_pipeline.cells.parameters import RL, SFT, Evaluation, Folders, Lora
+from othink_pipeline.cells.parameters import Evaluation, Folders
 from othink_pipeline.cells.train import train_cell
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import MANIFEST, digest_folder
@@ -37,6 +37,7 @@ from othink_pipeline.tracking import recorder, records, runs
 from othink_pipeline.tracking.recorder import TrackingUnavailableError
 from othink_pipeline.training import loop
 from othink_pipeline.training.health import TrainingFault
+from othink_pipeline.training.parameters import RL, SFT, Lora
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped, shipped_health
 
 Result = tuple[Any, pd.DataFrame]

@@ -125,9 +125,9 @@ def test_a_forked_worker_does_not_hold_the_lock_on(file: Path, start: Start) -> 
         """
 with lock(file, busy):
     if (child := os.fork()) == 0:
+        print(os.getpid(), flush=True)  # it has let go of what it was born with
         sys.stdin.read()  # outlives its parent
         os._exit(0)
-    print(child, flush=True)
     os.waitpid(child, 0)
 """
     )

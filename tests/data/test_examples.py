@@ -21,7 +21,6 @@ from othink_pipeline.data import examples as module
 from othink_pipeline.data.examples import (
     SPLIT_SHARES,
     TEXT_FIELDS,
-    decode,
     draw_examples,
     find_fault,
     picture_size,
@@ -29,9 +28,9 @@ from othink_pipeline.data.examples import (
     read_pixels,
     split_of,
     update_digest,
-    write_examples,
 )
 from othink_pipeline.data.tasks import IMAGE_SIZE_PX, load_task
+from tests.support.examples import decode, write_examples
 
 TASKS = ("counting", "geometry")
 SIZES = {"base": 60, "train": 40, "validation": 10, "test": 30}
@@ -277,7 +276,6 @@ def test_photographs_and_webp_decode_as_rgb(kind: str, mode: str) -> None:
     Image.new(mode, (30, 20)).save(buffer, kind)
     image = buffer.getvalue()
     assert len(read_pixels({**drawn("counting")[0], "image": image})) == 30 * 20 * 3
-    assert decode(image).mode == "RGB"
     assert picture_size(image) == (30, 20)
 
 
@@ -303,8 +301,7 @@ def test_a_picture_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "I;16"])
 def test_every_kind_of_png_decodes_as_rgb(mode: str) -> None:
     image = png_of(Image.new(mode, (64, 64)))
-    assert find_fault({**drawn("counting")[0], "image": image}) is None
-    assert decode(image).mode == "RGB"
+    assert len(read_pixels({**drawn("counting")[0], "image": image})) == 64 * 64 * 3
 
 
 def test_a_digest_covers_every_field_and_pixel_but_not_the_encoding() -> None:

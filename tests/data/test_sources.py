@@ -20,7 +20,6 @@ from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.data import source_splits
 from othink_pipeline.data.examples import (
     TEXT_FIELDS,
-    decode,
     find_fault,
     read_examples,
     read_pixels,
@@ -33,6 +32,7 @@ from othink_pipeline.data.sources import SourceRow, answer_text, read_source, un
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_examples
 from othink_pipeline.pipelines.preflight.nodes import _instead
 from othink_pipeline.preflight import compatibility
+from tests.support.examples import decode
 from tests.support.public_schemas import (
     TEST_COLUMNS,
     TEST_PROMPT,

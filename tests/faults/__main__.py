@@ -44,10 +44,11 @@ def list_scenarios(
 
 def make_model(folder: Path) -> Path:
     """The tiny base model of the tests."""
-    from othink_pipeline.data.examples import draw_examples, read_examples, write_examples
+    from othink_pipeline.data.examples import draw_examples, read_examples
     from othink_pipeline.models.load import save_model
     from othink_pipeline.models.pretraining import pretrain
     from tests.conftest import PROMPT, TASKS, tiny_rebuild
+    from tests.support.examples import write_examples
 
     base = {}
     for task in TASKS:

@@ -15,16 +15,18 @@ import yaml
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from othink_pipeline.cells.parameters import RL, SFT, Evaluation, resolve_method
+from othink_pipeline.cells.methods import resolve_method
+from othink_pipeline.cells.parameters import Evaluation
 from othink_pipeline.data.examples import find_fault
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.models.load import load_model, render_prompt
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.models.prompts import encode
-from othink_pipeline.preflight import compatibility, device
-from othink_pipeline.preflight import lengths as context
-from othink_pipeline.preflight.environment import Row
+from othink_pipeline.preflight import compatibility, device, lengths
+from othink_pipeline.preflight.lengths import TaskExamples
 from othink_pipeline.preflight.needs import Device
+from othink_pipeline.preflight.rows import Row
+from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rows import sft_rows
 from tests.conftest import PROMPT, TASKS, MiniModel
 
@@ -72,13 +74,18 @@ def folder(mini_model: MiniModel, tmp_path: Path) -> Path:
     return Path(shutil.copytree(mini_model.path, tmp_path / "model"))
 
 
+def asked(tasks: Tasks, prompt: str = PROMPT) -> dict[str, TaskExamples]:
+    return {
+        task: TaskExamples(splits, dict.fromkeys(splits, prompt)) for task, splits in tasks.items()
+    }
+
+
 @pytest.fixture
 def check(folder: Path, tasks: Tasks) -> Check:
     def run(methods: Mapping[str, Any] | None = None, prompt: str = PROMPT) -> list[Row]:
-        prompts = {task: dict.fromkeys(splits, prompt) for task, splits in tasks.items()}
         blocks = shipped("model", ModelSettings), shipped("compute", Compute)
         return compatibility.check_model(
-            str(folder), tasks, prompts, methods or {}, EVALUATION, *blocks
+            str(folder), asked(tasks, prompt), methods or {}, EVALUATION, *blocks
         )[0]
 
     return run
@@ -265,10 +272,9 @@ def test_the_longest_examples_come_with_the_checks_that_passed(
 ) -> None:
     blocks = shipped("model", ModelSettings), shipped("compute", Compute)
     methods = {"sft_cot": method("sft_cot"), "grpo": method("grpo")}
-    prompts = {task: dict.fromkeys(splits, PROMPT) for task, splits in tasks.items()}
 
     def check() -> Any:
-        return compatibility.check_model(str(folder), tasks, prompts, methods, EVALUATION, *blocks)
+        return compatibility.check_model(str(folder), asked(tasks), methods, EVALUATION, *blocks)
 
     _, lengths = check()
     sft = methods["sft_cot"]
@@ -301,17 +307,18 @@ def test_the_largest_pictures_of_a_sample_are_measured(
     test = tasks["counting"]["test"]
     rows = [dict(example) for example in test]
     rows[5]["image"] = Image.new("RGB", (128, 64))  # 8 x 16 patches, 2 x 2 of them a token
-    mixed = {"counting": {"test": Dataset.from_list(rows, test.features)}}
-    small = {"counting": {"test": test}}
-    prompts = {"counting": {"test": PROMPT}}
-    plain = context.measure_lengths(processor, small, prompts, {})
-    found = context.measure_lengths(processor, mixed, prompts, {})
+    small, mixed = (
+        [TaskExamples({"test": each}, {"test": PROMPT})]
+        for each in (test, Dataset.from_list(rows, test.features))
+    )
+    plain = lengths.measure_lengths(processor, small, {})
+    found = lengths.measure_lengths(processor, mixed, {})
     assert (plain.image, found.image) == (16, 32)
     assert found.prompt.tokens - plain.prompt.tokens == 16
     picture = found.prompt.example["image"]["bytes"]
     assert Image.open(io.BytesIO(picture)).size == (128, 64)
-    monkeypatch.setattr(context, "LOOKED_AT", 2)  # a sample that does not hold it
-    assert context.measure_lengths(processor, mixed, prompts, {}).image == 16
+    monkeypatch.setattr(lengths, "LOOKED_AT", 2)  # a sample that does not hold it
+    assert lengths.measure_lengths(processor, mixed, {}).image == 16
 
 
 def test_the_peak_of_a_gpu_is_what_was_allocated_since_it_was_reset(
@@ -410,8 +417,9 @@ def test_a_task_that_is_not_prepared_is_drawn() -> None:
 
 
 def test_no_task_is_trained_on_what_another_one_is_tested_on(tasks: Tasks) -> None:
-    assert compatibility.check_overlap(tasks) == []
+    assert compatibility.check_overlap(asked(tasks)) == []
     leaking = {**tasks["geometry"], "train": tasks["counting"]["test"]}
-    (row,) = compatibility.check_overlap({"counting": tasks["counting"], "geometry": leaking})
+    both = {"counting": tasks["counting"], "geometry": leaking}
+    (row,) = compatibility.check_overlap(asked(both))
     assert (row.check, row.outcome) == ("counting test", "FAILED")
     assert "8 pictures of its test split are used to train geometry" in row.detail

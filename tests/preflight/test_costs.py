@@ -7,8 +7,9 @@ import pytest
 
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.parameters import Parameters
+from othink_pipeline.core.units import describe_seconds
 from othink_pipeline.preflight.costs import Speed, hours_left
-from othink_pipeline.preflight.plan import Planned, State, duration
+from othink_pipeline.preflight.plan import Planned, State
 from tests.preflight.test_memory import method, shipped
 
 SPEED = Speed({"sft": 1.0, "rl": 60.0}, answer=0.5)
@@ -70,4 +71,4 @@ def test_what_was_not_measured_is_not_made_up() -> None:
 
 
 def test_durations_are_said_in_the_unit_that_suits() -> None:
-    assert [duration(s) for s in (45, 720, 12_600)] == ["45 s", "12 min", "3.5 h"]
+    assert [describe_seconds(s) for s in (45, 720, 12_600)] == ["45 s", "12 min", "3.5 h"]

@@ -18,14 +18,16 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Node, Pipeline
 from safetensors.torch import load_file, save_file
 
-from othink_pipeline.cells.parameters import Lora, Parameters, resolve_method
+from othink_pipeline.cells.methods import resolve_method
+from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.hub import fetch_model
 from othink_pipeline.core.safetensors import Weights, read_weights
-from othink_pipeline.data.examples import draw_examples, write_examples
+from othink_pipeline.data.examples import draw_examples
 from othink_pipeline.data.manifests import Examples, Split
 from othink_pipeline.data.parameters import DataPreparation, SplitSizes, TaskSource
 from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
+from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.pipelines.base_model import nodes as base_model_nodes
 from othink_pipeline.pipelines.base_model.nodes import CHECKED, check_base_model
 from othink_pipeline.pipelines.preflight.nodes import (
@@ -35,14 +37,16 @@ from othink_pipeline.pipelines.preflight.nodes import (
     measure_costs,
     report_checks,
 )
-from othink_pipeline.preflight import compatibility as fit
-from othink_pipeline.preflight import disk, environment
+from othink_pipeline.preflight import compatibility, disk, environment
 from othink_pipeline.preflight.costs import Speed
 from othink_pipeline.preflight.disk import needed_disk_bytes, source_bytes
-from othink_pipeline.preflight.environment import Row
+from othink_pipeline.preflight.rows import Row
 from othink_pipeline.tracking import records, runs
+from othink_pipeline.training.parameters import Lora
 from tests.conftest import PROMPT, TASKS, MiniModel
+from tests.support.examples import write_examples
 from tests.support.fake_hub import COMMIT, FakeHub
+from tests.support.manifests import make_model, with_split
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"train": 6, "validation": 4, "test": 5}
@@ -139,13 +143,12 @@ def test_weights_in_several_files_are_counted_by_their_index(
         b"\x01",
         b"\xff" * 100,
         bytes(100),
-        b"\x02" + bytes(7) + b"{}",
         b"\x04" + bytes(7) + b"null",
     ],
 )
 def test_what_is_no_safetensors_file_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ConfigurationError, match=r"model\.safetensors: no safetensors file"):
+    with pytest.raises(ConfigurationError, match=r"model\.safetensors: no whole safetensors file"):
         read_weights(tmp_path)
 
 
@@ -321,7 +324,7 @@ def test_examples_that_are_not_there_yet_are_a_note(raw: dict[str, Any], project
     prepare(project / "data/03_primary", "geometry")
     rows = fits(raw)
     assert of(rows, "counting examples").outcome == "note"
-    assert of(rows, "counting test").detail.startswith(f"{fit.DRAWN['test']} examples")
+    assert of(rows, "counting test").detail.startswith(f"{compatibility.DRAWN['test']} examples")
     assert of(rows, "geometry examples").outcome == "ok"
     assert of(rows, "geometry test").detail.startswith(f"{SIZES['test']} examples")
     assert "FAILED" not in {row.outcome for row in rows}
@@ -344,7 +347,7 @@ def test_a_model_of_the_hub_is_asked_for_and_checked_once_it_is_there(
     assert of(check_places(raw), "disk") == Row(
         "disk", "note", "not known before the model is downloaded"
     )
-    assert hub.downloads() == ["config.json"]
+    assert hub.downloads() == []
     folder, _ = fetch_model("own/mini", "main")
     hub.requests.clear()
     assert of(fits(raw), f"model {folder}").outcome == "ok"
@@ -363,6 +366,7 @@ def test_every_fault_is_shown_whatever_the_others_are(
     with (project / "data/03_primary/counting/test.arrow").open("ab") as file:
         file.write(b"more")
     shutil.copytree(mini_model.path, project / "damaged")
+    make_model(project / "damaged")
     with (project / "damaged/config.json").open("a") as file:
         file.write("\n")
     raw["base_model"]["path"] = ["damaged", "model"]
@@ -445,7 +449,7 @@ def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "log_checkpoint", lambda *_: "model id")
 
 
-def gate(raw: Mapping[str, Any], examples: list[dict[str, Any]]) -> dict[str, Any]:
+def gate(raw: Mapping[str, Any], examples: list[Examples]) -> BaseModelCheckpoint:
     p = Parameters.read(raw)
     return check_base_model(
         p.base_model,
@@ -464,25 +468,25 @@ def gate(raw: Mapping[str, Any], examples: list[dict[str, Any]]) -> dict[str, An
 
 
 @pytest.fixture
-def examples(project: Path) -> list[dict[str, Any]]:
+def examples(project: Path) -> list[Examples]:
     return [prepare(project / "data/03_primary", task) for task in TASKS]
 
 
 def test_the_gate_checks_once_and_again_after_any_change(
     raw: dict[str, Any],
-    examples: list[dict[str, Any]],
+    examples: list[Examples],
     untracked: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checked = []
-    check_model = fit.check_model
+    check_model = compatibility.check_model
     monkeypatch.setattr(
-        fit, "check_model", lambda *given: checked.append(given[0]) or check_model(*given)
+        compatibility, "check_model", lambda *given: checked.append(given[0]) or check_model(*given)
     )
     first = gate(raw, examples)
-    assert first["path"] == "model"
-    assert (first["run_id"], first["model_id"]) == ("run", "model id")
-    digest = first["digest"][:16]  # a folder for each model that was ever number 0
+    assert first.path == "model"
+    assert (first.run_id, first.model_id) == ("run", "model id")
+    digest = first.digest[:16]  # a folder for each model that was ever number 0
     assert Path(f"data/06_models/base/b0/{digest}/{CHECKED}").is_file()
     assert gate(raw, examples) == first
     assert len(checked) == 1
@@ -496,7 +500,7 @@ def test_the_gate_checks_once_and_again_after_any_change(
         assert len(checked) == number
     gate(raw, examples)  # only the last outcome is kept
     count = len(checked)
-    examples[1]["splits"]["test"]["digest"] = "other"
+    examples[1] = with_split(examples[1], "test", digest="other")
     gate(raw, examples)
     monkeypatch.setattr(base_model_nodes, "library_versions", lambda: {"torch": "99"})
     gate(raw, examples)
@@ -510,7 +514,7 @@ def test_the_gate_checks_once_and_again_after_any_change(
 
 def test_the_gate_checks_a_model_once_wherever_the_cache_is(
     raw: dict[str, Any],
-    examples: list[dict[str, Any]],
+    examples: list[Examples],
     untracked: None,
     hub: FakeHub,
     mini_model: MiniModel,
@@ -519,32 +523,34 @@ def test_the_gate_checks_a_model_once_wherever_the_cache_is(
     hub.add_folder("own/mini", mini_model.path)
     raw["base_model"] = {"path": None, "hub": {"id": "own/mini", "revision": "main"}}
     checked: list[str] = []
-    monkeypatch.setattr(fit, "check_model", lambda *given: checked.append(given[0]) or ([], None))
+    monkeypatch.setattr(
+        compatibility, "check_model", lambda *given: checked.append(given[0]) or ([], None)
+    )
     first = gate(raw, examples)
-    assert checked == [first["path"]]
-    assert (first["hub"], first["revision"], first["commit"]) == ("own/mini", "main", COMMIT)
+    assert checked == [first.path]
+    assert (first.hub, first.revision, first.commit) == ("own/mini", "main", COMMIT)
     shutil.rmtree(constants.HF_HUB_CACHE)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", f"{constants.HF_HUB_CACHE}2")
     again = gate(raw, examples)
-    assert again == {**first, "path": again["path"]}
-    assert again["path"] != first["path"]
+    assert again == first.model_copy(update={"path": again.path})
+    assert again.path != first.path
     assert len(checked) == 1
 
 
 def test_methods_outside_the_grid_do_not_matter_to_the_gate(
     raw: dict[str, Any],
-    examples: list[dict[str, Any]],
+    examples: list[Examples],
     untracked: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gate(raw, examples)
     raw["methods"]["grpo_d"]["max_completion_tokens"] = 10_000
-    monkeypatch.setattr(fit, "check_model", lambda *_: pytest.fail("checked again"))
+    monkeypatch.setattr(compatibility, "check_model", lambda *_: pytest.fail("checked again"))
     gate(raw, examples)
 
 
 def test_the_gate_tells_all_faults_and_forgets_none(
-    raw: dict[str, Any], examples: list[dict[str, Any]], untracked: None
+    raw: dict[str, Any], examples: list[Examples], untracked: None
 ) -> None:
     raw["rl"]["max_completion_tokens"] = raw["evaluation"]["max_completion_tokens"] = 500
     for _ in range(2):
@@ -567,15 +573,16 @@ def test_the_gate_refuses_examples_that_it_cannot_use(
 
 
 def test_a_second_run_imports_no_torch(
-    raw: dict[str, Any], examples: list[dict[str, Any]], untracked: None, project: Path
+    raw: dict[str, Any], examples: list[Examples], untracked: None, project: Path
 ) -> None:
     gate(raw, examples)
-    (project / "raw.json").write_text(json.dumps([raw, examples]))
+    (project / "raw.json").write_text(json.dumps([raw, [each.to_json() for each in examples]]))
     code = """
 import json, sys
 from othink_pipeline.tracking import runs
 from othink_pipeline.tracking import records as tracking
 from othink_pipeline.cells.parameters import Parameters
+from othink_pipeline.data.manifests import Examples
 from othink_pipeline.pipelines.base_model.nodes import check_base_model
 runs.open_run = lambda *_: "run"
 runs.finish_run = lambda _: None
@@ -585,7 +592,7 @@ p = Parameters.read(raw)
 blocks = [raw[name] for name in ("training", "sft", "rl", "methods")]
 check_base_model(
     p.base_model, p.experiment, *blocks, p.evaluation, p.folders, p.model, p.compute,
-    *examples, number=0
+    *(Examples.parse(each, "", "") for each in examples), number=0
 )
 print({"torch", "transformers", "datasets", "mlflow"} & set(sys.modules))
 """

@@ -9,11 +9,11 @@ import pytest
 import torch
 from datasets import Dataset
 
-from othink_pipeline.cells.parameters import RL, SFT, Parameters
+from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.models.load import load_model
 from othink_pipeline.models.sampling import sample
 from othink_pipeline.preflight import measure
-from othink_pipeline.preflight.lengths import Lengths, Longest, measure_lengths
+from othink_pipeline.preflight.lengths import Lengths, Longest, TaskExamples, measure_lengths
 from othink_pipeline.preflight.measure import (
     heaviest,
     measure_answers,
@@ -22,6 +22,7 @@ from othink_pipeline.preflight.measure import (
 )
 from othink_pipeline.preflight.needs import Device
 from othink_pipeline.training.health import TrainingFault
+from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rows import rl_rows
 from tests.conftest import PROMPT, TASKS, MiniModel
 from tests.preflight.test_memory import method, shipped
@@ -46,9 +47,9 @@ def parameters(**blocks: Mapping[str, Any]) -> Parameters:
 def lengths(mini_model: MiniModel, splits: Mapping[str, Mapping[str, Dataset]]) -> Lengths:
     """Of the tests' examples."""
     tasks = {task: {name: splits[task][name] for name in ("train", "test")} for task in TASKS}
-    prompts = {task: dict.fromkeys(parts, PROMPT) for task, parts in tasks.items()}
+    asked = [TaskExamples(parts, dict.fromkeys(parts, PROMPT)) for parts in tasks.values()]
     _, processor = load_model(str(mini_model.path))
-    return measure_lengths(processor, tasks, prompts, {"sft": SFT_METHOD})
+    return measure_lengths(processor, asked, {"sft": SFT_METHOD})
 
 
 @pytest.fixture(autouse=True)
@@ -131,10 +132,9 @@ def test_a_longer_prompt_is_measured_once_there_is_one(
     counting = splits["counting"]["train"]
     rows = [dict(example) for example in counting]
     rows[7]["question"] = "How many, " + 10 * "many, many, " + "are there?"
-    longer = {"counting": {"train": Dataset.from_list(rows, counting.features)}}
+    longer = TaskExamples({"train": Dataset.from_list(rows, counting.features)}, {"train": PROMPT})
     _, processor = load_model(str(mini_model.path))
-    prompts = {"counting": {"train": PROMPT}}
-    found = measure_lengths(processor, longer, prompts, {"sft": SFT_METHOD})
+    found = measure_lengths(processor, [longer], {"sft": SFT_METHOD})
     assert found.prompt.tokens > lengths.prompt.tokens
     assert found.prompt.example["id"] == found.sft["sft"].example["id"] == rows[7]["id"]
     made = rl_rows(measure._repeat(found.prompt.example, 3), PROMPT, processor)[:]["encoded"]
@@ -209,7 +209,7 @@ def test_a_grid_is_measured_in_rows(
     assert {row.outcome for row in rows} == {"note"}
     assert [row.check for row in rows][::2] == ["an update of sft", "a batch of answers"]
     assert rows[1].check in ("an update of grpo", "an update of grpo_d")
-    assert rows[1].detail.startswith("3 s, 2 GB at the peak; CPU")
+    assert rows[1].detail.startswith("3 s, 2.0 GB at the peak; CPU")
     prompt = lengths.prompt.tokens
     assert f"6 completions of 11 tokens to 2 prompts of {prompt}; of the rl" in rows[1].detail
     assert f"6 of 9 tokens to prompts of {prompt}" in rows[2].detail

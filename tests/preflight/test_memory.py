@@ -8,13 +8,14 @@ import yaml
 from peft import get_peft_model
 
 from othink_pipeline.cells.accelerate_config import Sharing, read_sharing
-from othink_pipeline.cells.parameters import Lora, resolve_method
+from othink_pipeline.cells.methods import resolve_method
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.safetensors import Weights
 from othink_pipeline.models.parameters import Compute, ModelSettings, VLLMColocate
 from othink_pipeline.preflight import needs
 from othink_pipeline.preflight.needs import Device, Plan, held
 from othink_pipeline.preflight.weights import count_trained
+from othink_pipeline.training.parameters import Lora
 from othink_pipeline.training.trainable import choose_weights
 from tests.support.families import build
 
@@ -136,11 +137,11 @@ def test_what_cannot_fit_is_refused_with_what_helps_most_first() -> None:
     assert needs.check_held("m", WEIGHTS, plans, device)[0].outcome == "ok"
     (row,) = needs.check_held("m", WEIGHTS, plans, device._replace(memory=19_999_999))
     assert row.outcome == "FAILED"
-    assert "0.02 GB all the time (optimizer 0.008 GB" in row.detail
+    assert "20.0 MB all the time (optimizer 8.0 MB" in row.detail
     keys = ["training.lora", "freeze_vision", "training.optimizer: adamw_8bit", "model.dtype"]
     places = [row.remedy.index(key) for key in keys]
     assert places[0] < min(places[1:])  # no moments, no gradients, no reference
-    assert "training.optimizer: adamw_8bit (saves 0.006 GB)" in row.remedy
+    assert "training.optimizer: adamw_8bit (saves 6.0 MB)" in row.remedy
     for useless in ("gradient_checkpointing", "micro_batch_size", "ZeRO"):
         assert useless not in row.remedy
     several = {"grpo": plan(sharing=Sharing("data", 2))}

@@ -9,8 +9,8 @@ from othink_pipeline.cells import accelerate_config as launchers
 from othink_pipeline.cells.accelerate_config import Sharing
 from othink_pipeline.models.parameters import ModelSettings, VLLMColocate, VLLMServer
 from othink_pipeline.preflight import optional_libraries as libraries
-from othink_pipeline.preflight.environment import Row
 from othink_pipeline.preflight.optional_libraries import check_libraries
+from othink_pipeline.preflight.rows import Row
 from tests.preflight.test_memory import compute, method, shipped
 
 ALONE = Sharing("alone", 1)

@@ -17,7 +17,8 @@ from safetensors.numpy import save, save_file
 from othink_pipeline.cells.grid import Cell, Grid
 from othink_pipeline.cells.keys import RESUME, Settings, cell_folder, training_key
 from othink_pipeline.cells.manifests import Training
-from othink_pipeline.cells.parameters import Parameters, resolve_method
+from othink_pipeline.cells.methods import resolve_method
+from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import MANIFEST, digest_folder, write_json
 from othink_pipeline.data.manifests import Examples
@@ -65,6 +66,13 @@ def examples_for(raw: dict[str, Any], task: str) -> Examples:
 
 def nodes() -> list[Node]:
     return training_nodes(GRID, "sft") + training_nodes(GRID, "rl")
+
+
+def plan(
+    raw: dict[str, Any], catalog: DataCatalog, pipeline: Pipeline | None = None
+) -> list[Planned]:
+    """What becomes of the cells of a pipeline: the grid's trainings unless another is given."""
+    return plan_cells(pipeline or Pipeline(nodes()), Parameters.read(raw), catalog)
 
 
 @pytest.fixture
@@ -119,7 +127,7 @@ def states(planned: list[Planned]) -> dict[str, str]:
 
 
 def test_nothing_is_there_yet(raw: dict[str, Any], catalog: DataCatalog) -> None:
-    planned = plan_cells(Pipeline(nodes()), raw, catalog)
+    planned = plan(raw, catalog)
     assert {item.cell for item in planned} == set(GRID.cells)
     assert {(item.state, item.updates, item.done) for item in planned} == {("train", UPDATES, 0)}
     assert all(math.isnan(item.seconds) for item in planned)
@@ -133,7 +141,7 @@ def test_each_cell_is_told_as_it_stands(raw: dict[str, Any], catalog: DataCatalo
     done, begun = Cell("counting", "grpo", 0), Cell("geometry", "sft", 1)
     finish(raw, done)
     interrupt(raw, begun, 2, 6)
-    planned = {item.cell: item for item in plan_cells(Pipeline(nodes()), raw, catalog)}
+    planned = {item.cell: item for item in plan(raw, catalog)}
     assert (planned[done].state, planned[done].done, planned[done].seconds) == ("reuse", 8, 0.0)
     assert (planned[begun].state, planned[begun].done) == ("resume", 6)
     others = {item.state for cell, item in planned.items() if cell not in (done, begun)}
@@ -148,7 +156,7 @@ def test_each_cell_is_told_as_it_stands(raw: dict[str, Any], catalog: DataCatalo
 def test_a_plan_without_work_is_one_line(raw: dict[str, Any], catalog: DataCatalog) -> None:
     for cell in GRID.cells:
         finish(raw, cell)
-    planned = plan_cells(Pipeline(nodes()), raw, catalog)
+    planned = plan(raw, catalog)
     text = "8 cells: 0 to train, 0 to resume, 8 finished and reused"
     assert describe_plan(planned) == text
 
@@ -156,9 +164,9 @@ def test_a_plan_without_work_is_one_line(raw: dict[str, Any], catalog: DataCatal
 def test_only_what_a_pipeline_trains_is_planned(raw: dict[str, Any], catalog: DataCatalog) -> None:
     other = Node(lambda manifest: manifest, "counting.examples", "x", name="other")
     pipeline = Pipeline([*training_nodes(GRID, "rl"), other])
-    planned = plan_cells(pipeline, raw, catalog)
+    planned = plan(raw, catalog, pipeline)
     assert {item.cell for item in planned} == {cell for cell in GRID.cells if cell.method == "grpo"}
-    assert plan_cells(Pipeline([other]), raw, catalog) == []
+    assert plan(raw, catalog, Pipeline([other])) == []
 
 
 def test_fresh_trains_everything(raw: dict[str, Any], catalog: DataCatalog) -> None:
@@ -166,7 +174,7 @@ def test_fresh_trains_everything(raw: dict[str, Any], catalog: DataCatalog) -> N
     finish(raw, done)
     interrupt(raw, begun, 6)
     raw["compute"]["fresh"] = True
-    planned = plan_cells(Pipeline(nodes()), raw, catalog)
+    planned = plan(raw, catalog)
     assert {(item.state, item.done) for item in planned} == {("train", 0)}
 
 
@@ -188,7 +196,7 @@ def test_what_will_not_be_reused_is_not_said_to_be(
             raw["health"]["kl_overflow"] = "go_on"
         case "manifest":
             write_json(folder / MANIFEST, {"version": 1, "updates": 1})
-    assert states(plan_cells(Pipeline(nodes()), raw, catalog))[done.name] == "train"
+    assert states(plan(raw, catalog))[done.name] == "train"
 
 
 # --- Inputs that the same run makes
@@ -225,7 +233,7 @@ def test_what_the_run_makes_first_is_known_where_it_was_made_before(raw: dict[st
     cell = Cell("counting", "grpo", 1)
     finish(raw, cell)
     make_inputs(raw)
-    planned = states(plan_cells(whole_pipeline(), raw, DataCatalog({})))
+    planned = states(plan(raw, DataCatalog({}), whole_pipeline()))
     assert planned.pop(cell.name) == "reuse"
     assert set(planned.values()) == {"train"}
 
@@ -240,8 +248,8 @@ def test_a_model_of_the_hub_is_known_once_it_is_downloaded(
     grid = Grid(TASKS, {"sft": "sft"}, (0, 1))
     made = Node(lambda: {}, None, "base.b0.checkpoint", name="check_base_model")
     pipeline = Pipeline([made, *training_nodes(grid, "sft")])
-    assert {item.state for item in plan_cells(pipeline, raw, catalog)} == {"train"}
-    check_room(plan_cells(pipeline, raw, catalog), raw)
+    assert {item.state for item in plan(raw, catalog, pipeline)} == {"train"}
+    check_room(plan(raw, catalog, pipeline), Parameters.read(raw))
     assert hub.requests == []
     digest = find_base_model(Parameters.read(raw).base_model, 0, "").digest
     hub.requests.clear()
@@ -254,24 +262,28 @@ def test_a_model_of_the_hub_is_known_once_it_is_downloaded(
         "digest_model",
         lambda *model, **kind: looked.append(1) or digest_model(*model, **kind),
     )
-    states = {item.cell.name: item.state for item in plan_cells(pipeline, raw, catalog)}
+    states = {item.cell.name: item.state for item in plan(raw, catalog, pipeline)}
     assert [name for name, state in states.items() if state == "reuse"] == ["counting.sft.s1"]
     assert (len(states), len(looked)) == (4, 1)
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(9, 9, 0))
-    with pytest.raises(ConfigurationError, match=r"0\.0 GiB free"):
-        check_room(plan_cells(pipeline, raw, catalog), raw)
+    with pytest.raises(ConfigurationError, match=r"0 B free"):
+        check_room(plan(raw, catalog, pipeline), Parameters.read(raw))
     assert hub.requests == []
 
 
 def test_the_grid_is_planned_as_the_pipeline_that_makes_all_of_it(raw: dict[str, Any]) -> None:
     finish(raw, Cell("counting", "grpo", 1))
     interrupt(raw, Cell("geometry", "sft", 0), 6)
-    whole = {item.cell: item for item in plan_cells(whole_pipeline(), raw, DataCatalog({}))}
-    assert {item.cell: str(item) for item in plan_grid(raw)} == {
+    whole = {item.cell: item for item in plan(raw, DataCatalog({}), whole_pipeline())}
+    assert {item.cell: str(item) for item in plan_grid(Parameters.read(raw))} == {
         cell: str(item) for cell, item in whole.items()
     }
     make_inputs(raw)
-    done = {item.cell.name: (item.state, item.done) for item in plan_grid(raw) if item.done}
+    done = {
+        item.cell.name: (item.state, item.done)
+        for item in plan_grid(Parameters.read(raw))
+        if item.done
+    }
     assert done == {"counting.grpo.s1": ("reuse", 8), "geometry.sft.s0": ("resume", 6)}
 
 
@@ -291,12 +303,12 @@ def test_cells_are_trained_where_their_inputs_have_to_be_made(
             raw["data_preparation"]["splits"]["test"] += 1
         case "damaged":
             Path("base1", MANIFEST).write_text('{"path": "base1"}')
-    planned = plan_cells(whole_pipeline(), raw, DataCatalog({}))
+    planned = plan(raw, DataCatalog({}), whole_pipeline())
     assert states(planned)[cell.name] == "train"
 
 
 def test_an_input_that_nobody_made_is_no_error_of_the_plan(raw: dict[str, Any]) -> None:
-    planned = plan_cells(Pipeline(nodes()), raw, DataCatalog({}))
+    planned = plan(raw, DataCatalog({}))
     assert set(states(planned).values()) == {"train"}
 
 
@@ -316,7 +328,7 @@ def test_time_is_estimated_from_trainings_of_the_same_kind(
     ]:
         finish(before, cell, seconds)
     interrupt(raw, Cell("geometry", "grpo", 0), 6)
-    seconds = {item.cell.name: item.seconds for item in plan_cells(Pipeline(nodes()), raw, catalog)}
+    seconds = {item.cell.name: item.seconds for item in plan(raw, catalog)}
     unknown = {"counting.sft.s1", "geometry.sft.s1"}
     assert {name for name, value in seconds.items() if math.isnan(value)} == unknown
     known = {name: value for name, value in seconds.items() if name not in unknown}
@@ -339,7 +351,7 @@ def test_a_file_that_is_no_manifest_is_no_earlier_training(
         folder = Path("models/counting/grpo/s0", f"{number:016x}")
         folder.mkdir(parents=True)
         (folder / MANIFEST).write_text(content)
-    planned = plan_cells(Pipeline(nodes()), raw, catalog)
+    planned = plan(raw, catalog)
     assert all(math.isnan(item.seconds) for item in planned)
 
 
@@ -402,25 +414,25 @@ def test_a_disk_that_is_too_small_is_refused_only_for_what_is_still_trained(
         return Usage(0, 0, free[0])
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    planned = plan_cells(Pipeline(nodes()), raw, catalog)
-    with pytest.raises(ConfigurationError, match=r"models: 2\.0 GiB free"):
-        check_room(planned, raw)
+    planned = plan(raw, catalog)
+    with pytest.raises(ConfigurationError, match=r"models: 2\.1 GB free"):
+        check_room(planned, Parameters.read(raw))
     free[0] = need[8]
-    check_room(planned, raw)
+    check_room(planned, Parameters.read(raw))
 
     finish(raw, GRID.cells[0])
     interrupt(raw, GRID.cells[1], 4)  # still trained
-    planned = plan_cells(Pipeline(nodes()), raw, catalog)
+    planned = plan(raw, catalog)
     free[0] = need[7]
-    check_room(planned, raw)
+    check_room(planned, Parameters.read(raw))
     free[0] = need[7] - 1
     with pytest.raises(ConfigurationError):
-        check_room(planned, raw)
+        check_room(planned, Parameters.read(raw))
     for cell in GRID.cells[1:]:
         finish(raw, cell)
     free[0] = 0
     asked.clear()
-    check_room(plan_cells(Pipeline(nodes()), raw, catalog), raw)
+    check_room(plan(raw, catalog), Parameters.read(raw))
     assert not asked
 
 
@@ -428,5 +440,5 @@ def test_a_missing_model_is_not_told_by_the_check_of_the_disk(
     raw: dict[str, Any], catalog: DataCatalog, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        check_room(plan_cells(Pipeline(nodes()), raw, catalog), raw)
+        check_room(plan(raw, catalog), Parameters.read(raw))
     assert not caplog.records

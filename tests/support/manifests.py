@@ -32,7 +32,7 @@ def examples_of(task: str, folder: str = "data", **changes: Any) -> Examples:
     return Examples(**{**content, **changes})
 
 
-def with_split(examples: Examples, split: str, **changes: Any) -> Examples:
+def with_split(examples: Examples, split: str, /, **changes: Any) -> Examples:
     """Examples one split of which is another."""
     part = examples.splits[split].model_copy(update=changes)
     return examples.model_copy(update={"splits": {**examples.splits, split: part}})

@@ -18,13 +18,13 @@ import torch
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from othink_pipeline.cells.parameters import SFT, Health
 from othink_pipeline.models.load import load_model
 from othink_pipeline.training.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.training.guard import MAX_KL_EXPONENT, Guarded
 from othink_pipeline.training.guard_rl import GuardedRL
 from othink_pipeline.training.health import Monitor, TrainingFault
 from othink_pipeline.training.kl import Linear
+from othink_pipeline.training.parameters import SFT, Health
 from othink_pipeline.training.rows import rl_rows, sft_rows
 from tests.conftest import PROMPT, MiniModel, grpo_config, run_two_processes
 

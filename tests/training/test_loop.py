@@ -9,13 +9,13 @@ import pytest
 import torch
 from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 
-from othink_pipeline.cells.parameters import RL, SFT
 from othink_pipeline.evaluation.predictions import predict
 from othink_pipeline.models.load import load_model, render_prompt, save_model, user_message
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.training import rl, sft
 from othink_pipeline.training.kl import Constant, KLSchedule, Linear
 from othink_pipeline.training.loop import Job, Trained, train
+from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rewards import ACCURACY_REWARDS, accuracy_reward, format_reward
 from othink_pipeline.training.rows import prompt_order, rl_rows, sft_rows
 from tests.conftest import PROMPT, MiniModel, shipped, shipped_health, stock_rows

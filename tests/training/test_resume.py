@@ -23,7 +23,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 from trl import SFTConfig
 
-from othink_pipeline.cells.parameters import RL, SFT, Lora
 from othink_pipeline.core import files
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.models.load import load_model
@@ -33,6 +32,7 @@ from othink_pipeline.training import loop, resume, sft, shared_prompts
 from othink_pipeline.training import rl as rl_training
 from othink_pipeline.training.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.training.kl import Accuracy, Adaptive, ExploreExploit
+from othink_pipeline.training.parameters import RL, SFT, Lora
 from othink_pipeline.training.resume import SavedState, newest_checkpoint, update_of
 from othink_pipeline.training.rows import rl_rows, sft_rows
 from othink_pipeline.training.sft import ResumableSFTTrainer

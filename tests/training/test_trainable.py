@@ -11,7 +11,6 @@ from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText
 
-from othink_pipeline.cells.parameters import RL, SFT
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.evaluation.predictions import predict
 from othink_pipeline.models.load import load_model, save_model
@@ -20,6 +19,7 @@ from othink_pipeline.training import loop as training
 from othink_pipeline.training import rl as rl_training
 from othink_pipeline.training import sft as sft_training
 from othink_pipeline.training.loop import OPTIMIZERS, Job, Trained, train, trainer_settings
+from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.trainable import choose_weights
 from tests.conftest import PROMPT, MiniModel, shipped, shipped_health
 from tests.support import families

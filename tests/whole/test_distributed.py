@@ -29,7 +29,7 @@ from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.job import CellJob
 from othink_pipeline.cells.keys import Settings, arithmetic, training_key
 from othink_pipeline.cells.manifests import Checkpoint
-from othink_pipeline.cells.parameters import RL, SFT, Evaluation, Folders, Lora
+from othink_pipeline.cells.parameters import Evaluation, Folders
 from othink_pipeline.cells.processes import work as train
 from othink_pipeline.cells.train import train_cell
 from othink_pipeline.core.blocks import ConfigurationError
@@ -39,6 +39,7 @@ from othink_pipeline.data.preparation import CELL_SPLITS, prepare_splits
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.tracking import records, runs
+from othink_pipeline.training.parameters import RL, SFT, Lora
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped_health
 from tests.support.manifests import examples_of
 

@@ -12,7 +12,6 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageColumn
 from PIL import Image
 
-from othink_pipeline.cells.parameters import RL, SFT
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.models import load
 from othink_pipeline.models.load import complete, load_model, render_prompt, save_model
@@ -23,6 +22,7 @@ from othink_pipeline.training import rl as rl_training
 from othink_pipeline.training import sft as sft_training
 from othink_pipeline.training.kl import Linear
 from othink_pipeline.training.loop import Job, train
+from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rewards import ACCURACY_REWARDS
 from othink_pipeline.training.rows import rl_rows, sft_rows
 from tests.conftest import shipped, shipped_health

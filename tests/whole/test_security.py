@@ -18,7 +18,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 import othink_pipeline
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.data.examples import decode, draw_examples, find_fault
+from othink_pipeline.data.examples import draw_examples, find_fault, read_pixels
 from othink_pipeline.models.load import load_model
 from othink_pipeline.preflight.environment import check_runner, move_credentials
 from othink_pipeline.scoring.r1v import judge
@@ -296,8 +296,7 @@ def test_a_picture_too_large_is_refused_by_its_header(
 
 def test_a_picture_that_holds_more_than_it_claims_stays_small(example: dict[str, Any]) -> None:
     picture = png_that_claims(64, 64)
-    assert find_fault({**example, "image": picture}) is None
-    assert decode(picture).size == (64, 64)
+    assert len(read_pixels({**example, "image": picture})) == 64 * 64 * 3
 
 
 @pytest.mark.parametrize("kind", ["EPS", "GIF", "TIFF", "PDF", "PPM", "ICO", "BMP"])
@@ -308,8 +307,6 @@ def test_nothing_but_png_jpeg_and_webp_is_opened(kind: str, example: dict[str, A
     fault = find_fault({**example, "image": file.getvalue()})
     assert fault is not None
     assert fault.startswith("the image does not decode: ")
-    with pytest.raises(OSError, match="cannot identify"):
-        decode(file.getvalue())
 
 
 @pytest.mark.parametrize("which", ["geometry", "reward"])

@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from othink_pipeline.cells.parameters import RL, SFT, Health
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.models.parameters import Compute
+from othink_pipeline.training.parameters import RL, SFT, Health
 
 SHARDED = ("DEEPSPEED", "FSDP")
 KINDS = ("MULTI_GPU", *SHARDED)

@@ -20,7 +20,6 @@ from othink_pipeline.cells.keys import (
     training_code,
 )
 from othink_pipeline.cells.manifests import Training
-from othink_pipeline.cells.parameters import RL, SFT
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import MANIFEST, digest_folder, publish
 from othink_pipeline.data.examples import read_examples
@@ -28,6 +27,7 @@ from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.tracking.journal import Checkpoint, Journal
 from othink_pipeline.tracking.recorder import Recorder
+from othink_pipeline.training.parameters import RL, SFT
 
 if TYPE_CHECKING:
     import torch

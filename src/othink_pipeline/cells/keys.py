@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from othink_pipeline.cells.accelerate_config import read_launcher
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.manifests import Training
-from othink_pipeline.cells.parameters import RL, SFT, Evaluation, Folders, Health, Parameters
+from othink_pipeline.cells.parameters import Evaluation, Folders, Parameters
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest, library_versions
 from othink_pipeline.core.files import MANIFEST, content_key, digest_folder
@@ -23,6 +23,7 @@ from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.base_models import digest_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.tracking.journal import DatasetRef
+from othink_pipeline.training.parameters import RL, SFT, Health
 
 logger = logging.getLogger(__name__)
 

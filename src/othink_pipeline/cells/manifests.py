@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from othink_pipeline.cells.parameters import RL, SFT, Health
 from othink_pipeline.core.blocks import Count, Positive
 from othink_pipeline.core.manifests import Manifest
+from othink_pipeline.training.parameters import RL, SFT, Health
 
 
 class Training(Manifest):

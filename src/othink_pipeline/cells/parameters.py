@@ -1,36 +1,36 @@
-"""Every parameter block: typed, frozen, closed, with units and bounds.
+"""The whole of the parameters: typed, frozen, closed, with units and bounds.
 
-The YAML files in ``conf/`` hold the only defaults; the models here say what is allowed. A method's
-parameters are *resolved* by laying three blocks over one another: ``training`` (the budget that
-all methods share), the algorithm's own block (``sft`` or ``rl``), and the method's block; and over
-these what the method says of the task that is trained on (``trained_on``).
+The YAML files in ``conf/`` hold the only defaults; the models here say what is allowed. Rooms that
+work by themselves have their own blocks (``data``, ``models``, ``training``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
+from othink_pipeline.cells.methods import (
+    TRAINED_ON,
+    methods_on_tasks,
+    resolve_method,
+    resolve_methods,
+    tasks_named,
+)
 from othink_pipeline.core.blocks import (
     BadParametersError,
     Block,
     Count,
-    LearningRate,
     Name,
     Place,
     Positive,
-    Share,
-    Weight,
     validate,
 )
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.data.tasks import available_tasks
 from othink_pipeline.models.parameters import BaseModel, Compute, ModelSettings, Rebuild
-from othink_pipeline.training.kl import KLSchedule
-
-FaultPolicy = Literal["stop", "skip_batch", "go_on"]
+from othink_pipeline.training.parameters import RL, SFT, Health, Training
 
 MAX_SEEDS = 1000
 """A larger count is a mistake, and its grid would not fit into memory."""
@@ -86,105 +86,6 @@ class Folders(Block):
     predictions: Place
 
 
-class Lora(Block):
-    """Train low-rank adapters (arXiv 2106.09685) in place of the weights themselves."""
-
-    rank: Positive
-    alpha: Annotated[float, Field(gt=0)]
-    """The adapters' output is scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    modules: tuple[str, ...] | Literal["all-linear"]
-    """Names of the layers that get one: ``[q_proj, v_proj]``; or all but the output layer."""
-    merge: bool
-    """Checkpoints hold whole models with the adapters in them, not the adapters alone."""
-
-    @field_validator("modules", mode="before")
-    @classmethod
-    def _check_modules(cls, modules: Any) -> Any:
-        if modules == "all-linear":
-            return modules
-        named = isinstance(modules, list | tuple) and modules
-        if not named or not all(isinstance(name, str) for name in modules):
-            raise ValueError("must be all-linear, or a list of names of layers: [q_proj, v_proj]")
-        return tuple(modules)
-
-
-class Training(Block):
-    """What every method gets: the same prompts, in the same order, as often; the same weights."""
-
-    updates: Positive
-    """Optimizer steps."""
-    prompts_per_update: Positive
-    checkpoint_every_updates: Positive
-    validation_examples: Positive
-    """Validation examples of *each* task that every checkpoint is scored on."""
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
-    """The 8-bit ones (bitsandbytes) keep Adam's moments in a quarter of the memory, on a GPU."""
-    freeze_vision: bool
-    """The vision tower is not trained."""
-    lora: Lora | None
-    """null: all weights are trained."""
-
-
-class Method(Training):
-    """What both algorithms need."""
-
-    learning_rate: LearningRate
-    lr_schedule: Literal["constant", "linear", "cosine"]
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
-    max_grad_norm: Annotated[float, Field(gt=0)]
-    weight_decay: Weight
-
-
-class SFT(Method):
-    """Supervised fine-tuning."""
-
-    algorithm: Literal["sft"]
-    target: Literal["answer", "steps"]
-    """``<answer> n </answer>`` as in the paper's data, or the worked steps before it."""
-
-    @property
-    def rows_per_update(self) -> int:
-        """Sequences that an update's loss is taken over."""
-        return self.prompts_per_update
-
-
-class Rewards(Block):
-    """Weights of the rewards; a reward with weight 0 is not given."""
-
-    accuracy: Weight
-    format: Weight
-    answer: Literal["tagged", "any"]
-    """Where the accuracy reward looks: in the one answer tag, or without it at the last number.
-    With ``tagged`` accuracy pays for the format too."""
-
-    @model_validator(mode="after")
-    def _check_any(self) -> Rewards:
-        if self.accuracy + self.format == 0:
-            raise ValueError("all rewards have weight 0: there is nothing to learn from")
-        return self
-
-
-class RL(Method):
-    """GRPO; with a dynamic ``kl`` it is GRPO-D."""
-
-    algorithm: Literal["rl"]
-    completions_per_prompt: Annotated[int, Field(ge=2)]
-    max_completion_tokens: Positive
-    temperature: Annotated[float, Field(gt=0)]
-    rewards: Rewards
-    unbiased_kl: bool
-    """Multiply the KL's estimator by the policy's ratio to itself: its gradient is then that of the
-    KL (DeepSeek-V3.2, arXiv 2512.02556; TRL's default). false: the estimator alone, as GRPO and
-    R1-V have it."""
-    kl: KLSchedule = Field(discriminator="schedule")
-
-    @property
-    def rows_per_update(self) -> int:
-        """Sequences that an update's loss is taken over."""
-        return self.prompts_per_update * self.completions_per_prompt
-
-
 class Evaluation(Block):
     """Greedy generation, and what else the test split is used for."""
 
@@ -231,37 +132,6 @@ class Published(Block):
     improvements: tuple[Improvement, ...] = Field(strict=False)
 
 
-class Health(Block):
-    """What is done about numbers that go wrong; each fault has its policy."""
-
-    loss_not_finite: FaultPolicy
-    gradient_not_finite: FaultPolicy
-    kl_overflow: FaultPolicy
-    reward_failed: FaultPolicy
-    reward_timeout: FaultPolicy
-    reward_timeout_s: Annotated[float, Field(gt=0, le=86400)]
-    patience_updates: Positive
-    """Updates in a row that make a lasting fault; so many skipped ones in a row are borne."""
-    no_advantage: FaultPolicy
-    endless_completions: FaultPolicy
-    endless_share: Annotated[float, Field(gt=0, le=1)]
-    """Completions that reach the most tokens, from which on they are endless."""
-    format_collapse: FaultPolicy
-    format_learnt: Share
-    """Mean format reward that once reached can be lost."""
-    format_lost: Share
-    """Mean format reward below which it is."""
-
-    @model_validator(mode="after")
-    def _check_format(self) -> Health:
-        if self.format_lost > self.format_learnt:
-            raise ValueError(
-                f"format_lost <= format_learnt is asked, got format_lost = {self.format_lost}, "
-                f"format_learnt = {self.format_learnt}"
-            )
-        return self
-
-
 class Parameters(Block):
     """All of ``conf/<env>/parameters*.yml``; ``methods`` holds each method's own block."""
 
@@ -296,7 +166,7 @@ class Parameters(Block):
             faults += error.faults
         else:
             faults += parameters._find_faults()
-        for name, task in _methods_on_tasks(raw):
+        for name, task in methods_on_tasks(raw):
             try:
                 resolved = resolve_method(raw, name, task)
             except BadParametersError as error:
@@ -306,6 +176,11 @@ class Parameters(Block):
         if faults or parameters is None:
             raise BadParametersError(faults)
         return parameters
+
+    def resolve(self) -> dict[tuple[str, str], SFT | RL]:
+        """The full parameters of each (task, method) of the grid."""
+        blocks = self.model_dump(include={"training", "sft", "rl", "methods"})
+        return resolve_methods(blocks, self.experiment.tasks, self.experiment.methods)
 
     def _find_faults(self) -> Iterator[str]:
         """What is right in each block and wrong between them, methods' own keys aside."""
@@ -341,7 +216,7 @@ class Parameters(Block):
             "data_preparation.train_examples": self.data_preparation.train_examples,
         }
         for method, block in self.methods.items():
-            named[f"methods.{method}.{TRAINED_ON}"] = tuple(_of_tasks(block))
+            named[f"methods.{method}.{TRAINED_ON}"] = tuple(tasks_named(block))
         for key, names in named.items():
             for task in names:
                 if task not in tasks:
@@ -376,114 +251,3 @@ class Parameters(Block):
                     "worked steps. Set target: answer, or name their column in "
                     f"data_preparation.sources.{task}.train.columns.steps."
                 )
-
-
-TRAINED_ON = "trained_on"
-"""Key of a method's block: task -> the method's keys that are others when it is trained on it."""
-
-
-def _of_tasks(block: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a method's block says of tasks that it is trained on; nothing where that is wrong."""
-    of_tasks = block.get(TRAINED_ON, {})
-    return of_tasks if isinstance(of_tasks, Mapping) else {}
-
-
-def _methods_on_tasks(raw: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Each method with each task of the grid, and with those that it names; none of bad blocks."""
-    blocks = {key: raw.get(key) for key in ("training", "sft", "rl", "methods", "experiment")}
-    if not all(isinstance(block, Mapping) for block in blocks.values()):
-        return []
-    tasks = raw["experiment"].get("tasks")
-    grid = tasks if isinstance(tasks, list | tuple) else []
-    return [
-        (name, str(task))
-        for name, block in raw["methods"].items()
-        if isinstance(block, Mapping)
-        for task in dict.fromkeys([*map(str, grid), *_of_tasks(block)])
-    ]
-
-
-def resolve_method(raw: Mapping[str, Any], name: str, task: str) -> SFT | RL:
-    """The full parameters of a method that is trained on ``task``.
-
-    ``training``, then ``sft`` or ``rl``, then the method's own block, then what stands there under
-    ``trained_on`` for the task. A key of one layer replaces that of the layers before as a whole.
-
-    Args:
-        raw: a mapping that holds at least ``training``, ``sft``, ``rl`` and ``methods``.
-        name: a key of ``methods``.
-        task: what is trained on.
-
-    Raises:
-        BadParametersError: as ``Parameters.read``.
-    """
-    block = dict(raw["methods"][name])
-    of_tasks = block.pop(TRAINED_ON, {})
-    algorithm = block.get("algorithm")
-    if algorithm not in list(ALGORITHMS):
-        raise BadParametersError(
-            [
-                f"methods.{name}.algorithm = {algorithm!r}: not allowed. "
-                f"Allowed: {', '.join(ALGORITHMS)}. The block holds: {', '.join(map(str, block))}"
-            ]
-        )
-    if not isinstance(of_tasks, Mapping) or not isinstance(of_tasks.get(task, {}), Mapping):
-        raise BadParametersError(
-            [
-                f"methods.{name}.{TRAINED_ON} = {of_tasks!r}: must be a block of tasks, and each "
-                "task a block of the method's keys: {geometry: {learning_rate: 1.0e-5}}"
-            ]
-        )
-    own, of_task = f"methods.{name}.{TRAINED_ON}.{task}", of_tasks.get(task, {})
-    if "algorithm" in of_task:
-        raise BadParametersError(
-            [
-                f"{own}.algorithm: a method runs one algorithm on every task; call the other a "
-                "method of its own"
-            ]
-        )
-    layers = {
-        "training": raw["training"],
-        algorithm: raw[algorithm],
-        f"methods.{name}": block,
-        own: of_task,
-    }
-    homes = {key: home for home, layer in layers.items() for key in layer}
-    merged = {key: value for layer in layers.values() for key, value in layer.items()}
-    resolved: SFT | RL = validate(ALGORITHMS[algorithm], merged, homes, f"methods.{name}")
-    return resolved
-
-
-def resolve_methods(
-    raw: Mapping[str, Any], experiment: Experiment
-) -> dict[tuple[str, str], SFT | RL]:
-    """``resolve_method`` for each (task, method) of the grid.
-
-    Raises:
-        BadParametersError: as ``resolve_method``.
-    """
-    return {
-        (task, method): resolve_method(raw, method, task)
-        for method in experiment.methods
-        for task in experiment.tasks
-    }
-
-
-def distinct_sizes(resolved: Mapping[tuple[str, str], SFT | RL]) -> dict[str, SFT | RL]:
-    """What differs in what it computes: ``method`` where that is the same on all tasks.
-
-    KL weights do not count, they cost nothing. Others are called ``method.trained_on.task``, as
-    their own keys stand in the YAML.
-    """
-    found: dict[str, SFT | RL] = {}
-    for name in dict.fromkeys(method for _, method in resolved):
-        by_task = {task: each for (task, method), each in resolved.items() if method == name}
-        first, *others = (each.model_dump(exclude={"kl"}) for each in by_task.values())
-        if all(other == first for other in others):
-            found[name] = next(iter(by_task.values()))
-        else:
-            found |= {f"{name}.{TRAINED_ON}.{task}": each for task, each in by_task.items()}
-    return found
-
-
-ALGORITHMS: dict[str, type[SFT | RL]] = {"sft": SFT, "rl": RL}

@@ -30,7 +30,6 @@ from othink_pipeline.cells.keys import (
     training_key,
 )
 from othink_pipeline.cells.manifests import Checkpoint, FailedCell, Training
-from othink_pipeline.cells.parameters import RL, SFT
 from othink_pipeline.cells.processes import train_in_processes
 from othink_pipeline.core.code import library_versions
 from othink_pipeline.core.files import MANIFEST
@@ -39,6 +38,7 @@ from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.tracking import runs
 from othink_pipeline.tracking.journal import HISTORY_COLUMNS, Journal
+from othink_pipeline.training.parameters import RL, SFT
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,6 +6,7 @@
 - ``locks``: one process at a time, and who it is
 - ``presence``: which runs are at work in a folder
 - ``code``: which of our code a result depends on
+- ``units``: sizes and times as people read them
 - ``redaction``: addresses and errors without credentials
 - ``safetensors``: how large a model is, from the headers of its files
 - ``hub``: models and data sets of the Hugging Face hub

@@ -8,34 +8,33 @@ module.
 
 from __future__ import annotations
 
+import errno
 import logging
-import shutil
-from collections.abc import Sequence
+import shlex
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.core.files import read_json
-from othink_pipeline.core.hub_repository import (
-    DATA_FILES,
-    MODEL_FILES,
-    NO_MODEL_FILES,
-    Repository,
-    explain,
-    find_cause,
-    is_offline,
-    is_refused,
-    refuse_offline,
-)
 from othink_pipeline.core.redaction import redact_uri
 from othink_pipeline.core.safetensors import read_weights
+from othink_pipeline.core.units import describe_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from huggingface_hub import DryRunFileInfo
 
 logger = logging.getLogger(__name__)
+
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+"""Weights, settings, chat template, and what tokenizers are made of."""
+
+NO_MODEL_FILES = ("*/*", "consolidated*")
+"""Other formats of the same weights, in folders of their own or, with some vendors, beside them."""
+
+DATA_FILES = ("*.parquet", "*.jsonl", "*.json", "*.csv", "*.png", "*.jpg", "*.jpeg", "README.md")
+"""What needs no code to be read; the README names splits and columns."""
+
+_AGAIN = "Run again later: files that are there as a whole are not downloaded again."
 
 
 def fetch_model(id: str, revision: str) -> tuple[str, str]:
@@ -48,15 +47,15 @@ def fetch_model(id: str, revision: str) -> tuple[str, str]:
 
     Raises:
         ConfigurationError: no such model or revision, no access to it, no weights as safetensors,
-            a model that runs code of its own, no network, no room.
+            no network, no room.
     """
-    folder = _fetch(Repository("model", id, revision))
+    folder = _fetch(_Repository("model", id, revision))
     return str(folder), folder.name
 
 
 def find_model(id: str, revision: str) -> tuple[str, str] | None:
     """As ``fetch_model``, from the cache alone; None where it is not there as a whole."""
-    folder = _find(Repository("model", id, revision))
+    folder = _find(_Repository("model", id, revision))
     return None if folder is None else (str(folder), folder.name)
 
 
@@ -66,14 +65,13 @@ def measure_model(id: str, revision: str) -> int:
     Raises:
         ConfigurationError: as ``fetch_model``.
     """
-    repository = Repository("model", id, revision)
-    refuse_offline(repository)
+    repository = _Repository("model", id, revision)
     try:
-        files = repository.snapshot(dry_run=True)
+        return repository.missing_bytes()
+    except ConfigurationError:
+        raise
     except Exception as error:  # whatever the many layers below raise
-        raise explain(repository, find_cause(error)) from error
-    _check_files(repository, files)
-    return _missing_bytes(files)
+        raise _explain(repository, _find_cause(error)) from error
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -103,15 +101,16 @@ def load_hub_dataset(id: str, revision: str, split: str) -> tuple[Dataset, str]:
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
-    repository = Repository("dataset", id, revision)
+    repository = _Repository("dataset", id, revision)
     folder = _fetch(repository)
     try:
         splits = load_dataset(str(folder), keep_in_memory=False)
     except Exception as error:  # whatever the many readers raise
         raise ConfigurationError(
-            f"{repository}: does not load: {redact_uri(str(error))}. A data set with several "
-            "subsets, or one that needs code of its own, has to be saved as a folder "
-            "(Dataset.save_to_disk): then write kind: folder for its source."
+            f"{repository}: does not load: {redact_uri(str(error))}. What is read without running "
+            f"code of the repository: {', '.join(DATA_FILES[:-1])}. Many data sets have a copy as "
+            "parquet: set revision: refs/convert/parquet. One with several subsets has to be saved "
+            "as a folder (Dataset.save_to_disk): then write kind: folder for its source."
         ) from error
     if split not in splits:
         raise ConfigurationError(
@@ -121,32 +120,97 @@ def load_hub_dataset(id: str, revision: str, split: str) -> tuple[Dataset, str]:
     return splits[split], folder.name
 
 
-def _fetch(repository: Repository) -> Path:
+class _Repository(NamedTuple):
+    """What is fetched, and which of its files."""
+
+    kind: Literal["model", "dataset"]
+    id: str
+    revision: str
+
+    def __str__(self) -> str:
+        return f"{'model' if self.kind == 'model' else 'data set'} {self.id}"
+
+    @property
+    def page(self) -> str:
+        """Where a browser finds it."""
+        return f"{_address()}/{'' if self.kind == 'model' else 'datasets/'}{self.id}"
+
+    @property
+    def command(self) -> str:
+        """What downloads the same files anywhere else."""
+        wanted, unwanted = self._patterns()
+        kind = [] if self.kind == "model" else ["--repo-type=dataset"]
+        options = [f"--include={each}" for each in wanted] + [f"--exclude={x}" for x in unwanted]
+        command = ["hf", "download", self.id, f"--revision={self.revision}", *kind, *options]
+        return shlex.join(command)
+
+    def snapshot(self, bars: bool = False, **options: Any) -> Any:
+        """Call ``snapshot_download`` for the files that are wanted; bars on a terminal alone."""
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.utils.tqdm import tqdm
+
+        class Bar(tqdm):
+            def __init__(self, *args: Any, **settings: Any) -> None:
+                settings["disable"] = None if bars else True
+                super().__init__(*args, **settings)  # type: ignore[no-untyped-call]
+
+        wanted, unwanted = self._patterns()
+        return snapshot_download(
+            self.id,
+            repo_type=self.kind,
+            revision=self.revision,
+            allow_patterns=list(wanted),
+            ignore_patterns=list(unwanted),
+            tqdm_class=Bar,
+            **options,
+        )
+
+    def missing_bytes(self) -> int:
+        """What would be downloaded, as the hub says.
+
+        Raises:
+            ConfigurationError: a model without weights as safetensors.
+        """
+        files = self.snapshot(dry_run=True)
+        if self.kind == "model" and not any(f.filename.endswith(".safetensors") for f in files):
+            raise ConfigurationError(
+                f"{self}: no weights as safetensors at revision {self.revision}; pickles, which "
+                "can run code, are not read. Set base_model.hub.revision to one that has them "
+                f"(look at {self.page}/discussions), or convert the model with save_pretrained "
+                "and set base_model.path to its folder."
+            )
+        return sum(file.file_size or 0 for file in files if file.will_download)
+
+    def _patterns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return (MODEL_FILES, NO_MODEL_FILES) if self.kind == "model" else (DATA_FILES, ())
+
+
+def _fetch(repository: _Repository) -> Path:
     """The snapshot folder, after the download of what was missing."""
-    if is_offline() and (folder := _find(repository)) is not None:
-        return folder
-    refuse_offline(repository)
+    from huggingface_hub import constants
+
     try:
-        files = repository.snapshot(dry_run=True)
-    except Exception as error:
-        cause = find_cause(error)
-        if is_refused(cause) or (folder := _find(repository)) is None:
-            raise explain(repository, cause) from error
+        if missing := repository.missing_bytes():
+            logger.info(
+                "%s: downloading %s to %s (set HF_HOME for another place)",
+                *(repository, describe_bytes(missing), constants.HF_HUB_CACHE),
+            )
+        return Path(repository.snapshot(bars=missing > 0))
+    except ConfigurationError:
+        raise
+    except Exception as error:  # whatever the many layers below raise
+        cause = _find_cause(error)
+        if _is_refused(cause) or (folder := _find(repository)) is None:
+            raise _explain(repository, cause) from error
+    if not constants.is_offline_mode():
         logger.warning(
             "%s: the hub does not answer (%s); revision %s is taken as it was fetched before: %s",
             *(repository, type(cause).__name__, repository.revision, folder.name),
         )
-        return folder
-    _check_files(repository, files)
-    if missing := _missing_bytes(files):
-        _check_room(repository, missing)
-    try:
-        return Path(repository.snapshot(bars=missing > 0))
-    except Exception as error:
-        raise explain(repository, find_cause(error)) from error
+    return folder
 
 
-def _find(repository: Repository) -> Path | None:
+def _find(repository: _Repository) -> Path | None:
     """The snapshot folder, if all that is wanted is in the cache."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import (
@@ -169,74 +233,83 @@ def _find(repository: Repository) -> Path | None:
     return folder
 
 
-def _check_files(repository: Repository, files: Sequence[DryRunFileInfo]) -> None:
-    """Refuse a repository without what is needed, before the large files are downloaded."""
-    names = [file.filename for file in files]
-    if repository.kind == "dataset":
-        if not set(names) - {"README.md", "dataset_infos.json"}:
-            raise ConfigurationError(
-                f"{repository}: no file that can be read without running code of the repository: "
-                f"{', '.join(DATA_FILES[:-1])}. Many data sets have a copy as parquet: set "
-                "revision: refs/convert/parquet. Else save it as a folder and write kind: folder "
-                "for its source."
-            )
-        return
-    if not any(name.endswith(".safetensors") for name in names):
-        raise ConfigurationError(
-            f"{repository}: no weights as safetensors at revision {repository.revision}; pickles, "
-            "which can run code, are not read. Set base_model.hub.revision to one that has them "
-            f"(look at {repository.page}/discussions), or convert the model with "
-            "save_pretrained and set base_model.path to its folder."
+def _find_cause(error: BaseException) -> BaseException:
+    """What was wrong, of an error that only says that nothing was found locally instead."""
+    from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
+
+    while isinstance(error, DryRunError | LocalEntryNotFoundError) and error.__cause__:
+        error = error.__cause__
+    return error
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Whether the hub did answer, and will answer the same again."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not isinstance(error, HfHubHTTPError):
+        return False
+    status = error.response.status_code
+    return status < 500 and status != 429
+
+
+def _explain(repository: _Repository, error: BaseException) -> ConfigurationError:
+    """What to do about an error of the hub's client; its own words may hold a signed address."""
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    login = "log in (hf auth login) or set HF_TOKEN"
+    elsewhere = (
+        f"where there is a network, run\n  {repository.command}\nand copy the HF_HOME of there "
+        f"(~/.cache/huggingface) to the one of here ({constants.HF_HOME})."
+    )
+    if constants.is_offline_mode():
+        text = (
+            f"revision {repository.revision} is not in the local cache as a whole, and "
+            "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids to download it. Unset it; or "
+            f"{elsewhere}"
         )
-    if "config.json" not in names:
-        raise ConfigurationError(
-            f"{repository}: no config.json at revision {repository.revision}: no model that "
-            "transformers loads. Set base_model.hub to one that is."
+    elif isinstance(error, GatedRepoError):
+        token = "the token in use may not read it" if get_token() else f"no token is set: {login}"
+        text = (
+            f"gated, and {token}. Accept its terms on {repository.page} with the account that the "
+            "token belongs to; some are then granted by hand."
         )
-    _refuse_own_code(repository, files[names.index("config.json")].commit_hash)
-
-
-def _refuse_own_code(repository: Repository, commit: str) -> None:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        file = hf_hub_download(repository.id, "config.json", revision=commit)
-    except Exception as error:
-        raise explain(repository, find_cause(error)) from error
-    config = read_json(Path(file)) or {}
-    if "auto_map" not in config:
-        return
-    from transformers import CONFIG_MAPPING
-
-    if config.get("model_type") not in CONFIG_MAPPING:
-        raise ConfigurationError(
-            f"{repository}: model_type = {config.get('model_type')!r} runs code of its own "
-            "(auto_map in config.json), which is never run here. Set base_model.hub to a model of "
-            "a type that transformers has itself; many have a copy whose name ends in -hf."
+    elif isinstance(error, RevisionNotFoundError):
+        text = (
+            f"revision = {repository.revision!r}: there is none. Allowed: a whole commit, tag or "
+            f"branch of {repository.page}/commits/main"
         )
+    elif isinstance(error, RepositoryNotFoundError):
+        text = (
+            f"{_address()} has none with this id, or it is private. Correct the id; if it is "
+            f"private, {login} of an account that may read it."
+        )
+    elif isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        text = f"{_address()} answers with HTTP status {status}. "
+        text += f"The token is not accepted: {login}." if status in (401, 403) else _AGAIN
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        text = (
+            f"no room left on the disk of {constants.HF_HOME}. Free some space, or set HF_HOME to "
+            f"a folder on another disk. {_AGAIN}"
+        )
+    elif isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}. Set HF_HOME to a folder that can be written."
+    else:
+        said = redact_uri(str(error)).partition("\n")[0]
+        text = (
+            f"the download from {_address()} failed ({type(error).__name__}: {said}). Check the "
+            f"network, HF_ENDPOINT and HTTPS_PROXY. {_AGAIN} Or {elsewhere}"
+        )
+    return ConfigurationError(f"{repository}: {text}")
 
 
-def _missing_bytes(files: Sequence[DryRunFileInfo]) -> int:
-    return sum(file.file_size or 0 for file in files if file.will_download)
-
-
-def _check_room(repository: Repository, missing: int) -> None:
+def _address() -> str:
     from huggingface_hub import constants
 
-    cache = Path(constants.HF_HUB_CACHE).absolute()
-    logger.info(
-        "%s: downloading %s to %s (set HF_HOME for another place)",
-        *(repository, _size(missing), cache),
-    )
-    # A data set is laid out anew beside what was downloaded, to be mapped into memory.
-    needed = missing if repository.kind == "model" else 2 * missing
-    free = shutil.disk_usage(next(each for each in (cache, *cache.parents) if each.exists())).free
-    if free < needed:
-        raise ConfigurationError(
-            f"{repository}: needs {_size(needed)} on the disk of {cache}, which has {_size(free)} "
-            "free. Free some space, or set HF_HOME to a folder on another disk."
-        )
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+    return redact_uri(constants.ENDPOINT)

@@ -20,7 +20,7 @@ from othink_pipeline.core.blocks import ConfigurationError
 
 
 @contextmanager
-def lock(file: Path, busy: Callable[[str], None]) -> Iterator[None]:
+def lock(file: Path, busy: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Hold ``file`` against all other processes and threads; wait until it is free.
 
     Args:

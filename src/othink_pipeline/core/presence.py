@@ -29,7 +29,7 @@ def at_work(folder: Path, parameters: str) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / f"{parameters}-{socket.gethostname()}-{os.getpid()}.lock"
-    with lock(folder / "door.lock", lambda _: None):  # held for as long as it takes to look around
+    with lock(folder / "door.lock"):  # held for as long as it takes to look around
         for other in folder.glob("*-*.lock"):
             if not is_locked(other):
                 other.unlink(missing_ok=True)  # nobody waits for a mark, and its process is gone
@@ -42,7 +42,7 @@ def at_work(folder: Path, parameters: str) -> Iterator[None]:
                     "conf/<name>/globals.yml: 'data: data/<name>', then --env=<name>"
                 )
         holding = ExitStack()
-        holding.enter_context(lock(mark, lambda _: None))
+        holding.enter_context(lock(mark))
     with holding:
         yield
     mark.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -174,12 +174,6 @@ def picture_size(picture: bytes) -> tuple[int, int]:
         return image.size
 
 
-def decode(picture: bytes) -> Image.Image:
-    """Decode image bytes fully, as RGB."""
-    with _open(picture) as image:
-        return image.convert("RGB")
-
-
 def update_digest(digest: hashlib._Hash, example: Mapping[str, Any], pixels: bytes) -> None:
     """Feed one example's fields and decoded pixels to ``digest``."""
     fields = [example[name].encode() for name in TEXT_FIELDS]
@@ -219,13 +213,6 @@ def open_split(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         yield add
         if batch:
             write_batch()
-
-
-def write_examples(examples: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Write one split; see ``open_split``."""
-    with open_split(path) as add:
-        for example in examples:
-            add(example)
 
 
 def read_examples(path: str | Path) -> Dataset:

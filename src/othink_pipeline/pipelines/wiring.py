@@ -12,11 +12,13 @@ from othink_pipeline.cells.evaluate import Tested, evaluate
 from othink_pipeline.cells.grid import Cell, Grid
 from othink_pipeline.cells.keys import Settings
 from othink_pipeline.cells.manifests import Checkpoint, FailedCell
-from othink_pipeline.cells.parameters import Evaluation, Folders, Health, resolve_method
+from othink_pipeline.cells.methods import resolve_method
+from othink_pipeline.cells.parameters import Evaluation, Folders
 from othink_pipeline.cells.train import train_cell
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.training.parameters import Health
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,5 +1,6 @@
 """What would stop a run later stops it before it starts.
 
+- ``rows``: what came of a check
 - ``plan``: which cells are finished, half done, still to do
 - ``environment``: folders, store, inputs, runner
 - ``disk``: room on the disk

@@ -14,9 +14,10 @@ import torch
 from datasets import Dataset, Features, Image, Value
 
 from othink_pipeline.cells.accelerate_config import find_device_fault, read_sharing
-from othink_pipeline.cells.parameters import RL, SFT, Evaluation
+from othink_pipeline.cells.parameters import Evaluation
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.safetensors import read_weights
+from othink_pipeline.core.units import describe_bytes
 from othink_pipeline.data.examples import TEXT_FIELDS, draw_examples, find_fault
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.data.source_splits import peek
@@ -24,18 +25,19 @@ from othink_pipeline.models.load import load_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.models.prompts import collate
 from othink_pipeline.preflight.device import find_device, has_bfloat16
-from othink_pipeline.preflight.environment import Row
 from othink_pipeline.preflight.lengths import (
     Lengths,
-    Prompts,
     Splits,
+    TaskExamples,
     check_context,
     encode_example,
     measure_lengths,
 )
-from othink_pipeline.preflight.needs import Plan, check_held, gigabytes
+from othink_pipeline.preflight.needs import Plan, check_held
 from othink_pipeline.preflight.optional_libraries import check_libraries
+from othink_pipeline.preflight.rows import Row, failed
 from othink_pipeline.scoring.strict import score
+from othink_pipeline.training.parameters import RL, SFT
 
 DRAWN = {"train": 16, "validation": 16, "test": 16}
 """Examples that stand for those of a task that is not prepared yet."""
@@ -82,12 +84,12 @@ def check_examples(task: str, splits: Splits) -> list[Row]:
     return rows
 
 
-def check_overlap(tasks: Mapping[str, Splits]) -> list[Row]:
+def check_overlap(tasks: Mapping[str, TaskExamples]) -> list[Row]:
     """Check that no task is trained or validated on what another one is tested on: a row a pair."""
     rows = []
-    for task, splits in tasks.items():
+    for task, (splits, _) in tasks.items():
         tested = set(splits["test"]["key"])
-        for other, parts in tasks.items():
+        for other, (parts, _) in tasks.items():
             used = {key for split in parts if split != "test" for key in parts[split]["key"]}
             if shared := tested & used:
                 detail = f"{len(shared)} pictures of its test split are used to train {other}."
@@ -98,8 +100,7 @@ def check_overlap(tasks: Mapping[str, Splits]) -> list[Row]:
 
 def check_model(
     path: str,
-    tasks: Mapping[str, Splits],
-    prompts: Prompts,
+    tasks: Mapping[str, TaskExamples],
     methods: Mapping[str, SFT | RL],
     evaluation: Evaluation,
     settings: ModelSettings,
@@ -111,8 +112,7 @@ def check_model(
 
     Args:
         path: the model's folder.
-        tasks: examples of every task, sound ones alone: see ``check_examples``.
-        prompts: of every task and split.
+        tasks: every one's examples, sound ones alone: see ``check_examples``.
         methods: what the grid trains it by.
         settings: how it is loaded.
         compute: how it is trained.
@@ -134,26 +134,22 @@ def check_model(
     )
     plans = {name: Plan(method, settings, compute, sharing) for name, method in methods.items()}
     rows += check_held(path, weights, plans, device)
-    if _failed(rows):
+    if failed(rows):
         return rows, None  # it may not even load
     try:
         model, processor = load_model(path, settings)
     except ConfigurationError as error:
         return [*rows, Row(name, "FAILED", error.message)], None
-    detail = f"loads: {weights.parameters:,} parameters, {gigabytes(weights.stored_bytes)}"
+    detail = f"loads: {weights.parameters:,} parameters, {describe_bytes(weights.stored_bytes)}"
     rows += [Row(name, "ok", detail), *_check_tokens(path, model, processor)]
-    if _failed(rows):
+    if failed(rows):
         return rows, None  # a token without an embedding would break all that follows
-    for task, splits in tasks.items():
-        rows.append(_check_forward(path, model, processor, task, splits, prompts[task]))
-    if not tasks or _failed(rows):
+    for task, examples in tasks.items():
+        rows.append(_check_forward(path, model, processor, task, examples))
+    if not tasks or failed(rows):
         return rows, None
-    lengths = measure_lengths(processor, tasks, prompts, methods)
+    lengths = measure_lengths(processor, tasks.values(), methods)
     return [*rows, *check_context(path, model, lengths, methods, evaluation)], lengths
-
-
-def _failed(rows: list[Row]) -> bool:
-    return any(row.outcome == "FAILED" for row in rows)
 
 
 def _find_split_fault(examples: Dataset) -> str | None:
@@ -201,9 +197,7 @@ def _check_tokens(path: str, model: Any, processor: Any) -> list[Row]:
     return [Row(f"tokens {path}", "ok", f"{tokens:,} tokens, {embeddings:,} embeddings")]
 
 
-def _check_forward(
-    path: str, model: Any, processor: Any, task: str, splits: Splits, prompts: Mapping[str, str]
-) -> Row:
+def _check_forward(path: str, model: Any, processor: Any, task: str, examples: TaskExamples) -> Row:
     """Run the model once on an example: do picture and image tokens match?"""
     name = f"{task} through {path}"
     remedy = (
@@ -211,9 +205,9 @@ def _check_forward(
         "same place as the weights: patch_size, merge_size and temporal_patch_size must be those "
         "of config.json."
     )
-    split, examples = next(iter(splits.items()))
+    split, rows = next(iter(examples.splits.items()))
     try:
-        made = encode_example(processor, examples, 0, prompts[split])
+        made = encode_example(processor, rows, 0, examples.prompts[split])
         inputs = collate([made], processor.tokenizer.pad_token_id, model.device)
         with torch.inference_mode():
             logits = model(**inputs).logits

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from othink_pipeline.cells.parameters import Parameters
-from othink_pipeline.preflight.environment import Row
-from othink_pipeline.preflight.plan import Planned, duration
+from othink_pipeline.core.units import describe_seconds
+from othink_pipeline.preflight.plan import Planned
+from othink_pipeline.preflight.rows import Row
 
 
 class Speed(NamedTuple):
@@ -42,8 +43,9 @@ def hours_left(planned: Sequence[Planned], parameters: Parameters, speed: Speed)
     if math.isnan(training + answering):
         return Row(name, "note", f"{what}; how long they take was not measured")
     detail = (
-        f"{what} take at most about {duration(training + answering)}: {duration(training)} to "
-        f"train, {duration(answering)} to validate and to test"
+        f"{what} take at most about {describe_seconds(training + answering)}: "
+        f"{describe_seconds(training)} to train, {describe_seconds(answering)} to validate and to "
+        "test"
     )
     return Row(name, "note", detail)
 

@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from othink_pipeline.cells.parameters import RL, SFT
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.safetensors import Weights
+from othink_pipeline.core.units import describe_bytes
 from othink_pipeline.data.parameters import Hub, Jsonl, SplitSource, TaskSource
 from othink_pipeline.models.parameters import ModelSettings
 from othink_pipeline.preflight.weights import checkpoint_bytes, state_bytes
+from othink_pipeline.training.parameters import RL, SFT
 
 OTHER_BYTES = 2 * 1024**3
 """Drawn examples, predictions, reports and MLflow's records."""
@@ -46,7 +47,7 @@ def source_bytes(sources: Mapping[str, TaskSource], tasks: Sequence[str]) -> int
     A data set of the hub counts nothing: its size is not known before it is there.
     """
     splits = [split for task in tasks if task in sources for _, split in sources[task]]
-    return sum(_size(place) for place in {_pictures(split) for split in splits} - {None})
+    return sum(_folder_bytes(place) for place in {_pictures(split) for split in splits} - {None})
 
 
 def check_disk(folder: Path, needed_bytes: int = OTHER_BYTES) -> None:
@@ -58,8 +59,8 @@ def check_disk(folder: Path, needed_bytes: int = OTHER_BYTES) -> None:
     free_bytes = shutil.disk_usage(nearest(folder.absolute())).free
     if free_bytes < needed_bytes:
         raise ConfigurationError(
-            f"{folder}: {free_bytes / 1024**3:.1f} GiB free, a run needs "
-            f"{needed_bytes / 1024**3:.1f} GiB. Free some space, move "
+            f"{folder}: {describe_bytes(free_bytes)} free, a run needs "
+            f"{describe_bytes(needed_bytes)}. Free some space, move "
             "the project or the folder, or take fewer checkpoints "
             "(training.checkpoint_every_updates), smaller ones (model.dtype: bfloat16) or adapters "
             "alone (training.lora with merge: false)."
@@ -78,6 +79,6 @@ def _pictures(split: SplitSource) -> Path | None:
     return Path(source.images if isinstance(source, Jsonl) else source.path)
 
 
-def _size(folder: Path | None) -> int:
+def _folder_bytes(folder: Path | None) -> int:
     files = folder.rglob("*") if folder else ()
     return sum(file.stat().st_size for file in files if file.is_file())

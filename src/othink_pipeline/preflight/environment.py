@@ -9,10 +9,9 @@ import os
 import socket
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -22,32 +21,12 @@ from kedro.pipeline import Pipeline
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.preflight.disk import nearest
+from othink_pipeline.preflight.rows import Row, refuse
 
 _SQLITE = "sqlite:///"
 _URI_KEY = "mlflow.yml: server.mlflow_tracking_uri"
 _ARTIFACTS_KEY = "mlflow.yml: tracking.experiment.create_experiment_kwargs.artifact_location"
 _OR_ELSEWHERE = "or name another place (conf/local/mlflow.yml overrides conf/base)."
-
-
-class Row(NamedTuple):
-    """What came of one check; what failed says how to mend it."""
-
-    check: str
-    outcome: Literal["ok", "note", "FAILED"]
-    detail: str
-    remedy: str = ""
-
-
-def refuse(rows: Iterable[Row]) -> None:
-    """Stop where a check failed.
-
-    Raises:
-        ConfigurationError: with every failed check.
-    """
-    failed = [row for row in rows if row.outcome == "FAILED"]
-    if failed:
-        lines = [f"  {row.check}: {row.detail} {row.remedy}".rstrip() for row in failed]
-        raise ConfigurationError(f"checks that failed: {len(failed)}\n" + "\n".join(lines))
 
 
 def check_folders(places: Mapping[str, Path]) -> list[Row]:

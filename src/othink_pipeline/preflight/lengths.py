@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
 from datasets import Dataset, Image
 
-from othink_pipeline.cells.parameters import RL, SFT, Evaluation
+from othink_pipeline.cells.parameters import Evaluation
 from othink_pipeline.data.examples import picture_size
 from othink_pipeline.models.load import render_prompt, user_message
 from othink_pipeline.models.prompts import Prompt, encode
-from othink_pipeline.preflight.environment import Row
+from othink_pipeline.preflight.rows import Row
+from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rows import sft_rows
 
 Splits = Mapping[str, Dataset]
 """The examples of a task by split."""
-
-Prompts = Mapping[str, Mapping[str, str]]
-"""Task -> split -> template with ``{question}``."""
 
 LOOKED_AT = 64
 """Pictures of a split whose sizes are looked at."""
 
 LARGEST = 4
 """Of these so many go through the processor: those with the most pixels."""
+
+
+class TaskExamples(NamedTuple):
+    """The examples of a task, and how the model is asked them."""
+
+    splits: Splits
+    prompts: Mapping[str, str]
+    """Split -> template with ``{question}``."""
 
 
 class Longest(NamedTuple):
@@ -51,20 +57,20 @@ class Lengths(NamedTuple):
 
 
 def measure_lengths(
-    processor: Any, tasks: Mapping[str, Splits], prompts: Prompts, methods: Mapping[str, SFT | RL]
+    processor: Any, tasks: Iterable[TaskExamples], methods: Mapping[str, SFT | RL]
 ) -> Lengths:
     """The longest prompts and targets, behind the largest of ``LOOKED_AT`` pictures of a split."""
     supervised = {name: method for name, method in methods.items() if isinstance(method, SFT)}
     images: list[int] = []
     asked: list[Longest] = []
     taught: dict[str, list[Longest]] = {name: [] for name in supervised}
-    for task, splits in tasks.items():
+    for splits, prompts in tasks:
         picture = _largest_picture(processor, splits)
         images.append(picture.tokens)
         for split, examples in splits.items():
-            asked += _measure_prompts(processor, picture, prompts[task][split], examples)
+            asked += _measure_prompts(processor, picture, prompts[split], examples)
         for name, method in supervised.items():
-            prompt, examples = prompts[task]["train"], splits["train"]
+            prompt, examples = prompts["train"], splits["train"]
             taught[name] += _measure_targets(processor, picture, prompt, examples, method)
     # The template holds one token for the picture already.
     sft = {name: max(found, key=_by_tokens) for name, found in taught.items()}

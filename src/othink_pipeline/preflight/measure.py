@@ -22,17 +22,19 @@ from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset, Features, Image, Value
 
 from othink_pipeline.cells.accelerate_config import read_sharing
-from othink_pipeline.cells.parameters import RL, SFT, Parameters
+from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.core.redaction import failure
 from othink_pipeline.core.safetensors import read_weights
+from othink_pipeline.core.units import describe_bytes
 from othink_pipeline.data.examples import TEXT_FIELDS
 from othink_pipeline.models.load import complete, load_model
 from othink_pipeline.preflight.costs import Speed
 from othink_pipeline.preflight.device import find_device, peak_bytes, reset_peak
-from othink_pipeline.preflight.environment import Row
 from othink_pipeline.preflight.lengths import Lengths, Longest
-from othink_pipeline.preflight.needs import Device, Plan, gigabytes, remedies
+from othink_pipeline.preflight.needs import Device, Plan, remedies
+from othink_pipeline.preflight.rows import Row
 from othink_pipeline.training.loop import Job, train
+from othink_pipeline.training.parameters import RL, SFT
 
 logger = logging.getLogger(__name__)
 
@@ -197,16 +199,17 @@ def _find_obstacle(path: str, parameters: Parameters, device: Device) -> str | N
 def _try(
     check: str, what: str, measure: Callable[[], Measured], remedy: str, device: Device
 ) -> tuple[Row, Measured | None]:
-    has = f"{device.name} has {gigabytes(device.memory)}"
     try:
         measured = measure()
     except Exception as error:  # what would stop a run, whatever it is, is a row beside the others
         if isinstance(error, MemoryError) or should_reduce_batch_size(error):
-            return Row(check, "FAILED", f"out of memory: {what}; {has}.", remedy), None
+            return Row(check, "FAILED", f"out of memory: {what}; {device}.", remedy), None
         known = isinstance(error, click.ClickException)  # its message says it all
         logger.error("%s failed", check, exc_info=None if known else error)
         return Row(check, "FAILED", f"{failure(error)} ({what})."), None
-    detail = f"{measured.seconds:.2g} s, {gigabytes(measured.peak)} at the peak; {has}. {what}"
+    detail = (
+        f"{measured.seconds:.2g} s, {describe_bytes(measured.peak)} at the peak; {device}. {what}"
+    )
     return Row(check, "note", detail), measured
 
 

@@ -9,16 +9,17 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from othink_pipeline.cells.accelerate_config import Sharing
-from othink_pipeline.cells.parameters import RL, SFT, Lora
 from othink_pipeline.core.safetensors import Weights
+from othink_pipeline.core.units import describe_bytes
 from othink_pipeline.models.parameters import Compute, ModelSettings, VLLMColocate
-from othink_pipeline.preflight.environment import Row
+from othink_pipeline.preflight.rows import Row
 from othink_pipeline.preflight.weights import (
     DTYPE_BYTES,
     FLOAT32,
     MOMENT_BYTES,
     count_trained,
 )
+from othink_pipeline.training.parameters import RL, SFT, Lora
 
 WORTH_SAVING = 0.05
 """What lowers the need by a smaller share than this is no remedy."""
@@ -31,6 +32,9 @@ class Device(NamedTuple):
     memory: int
     """Bytes, of the first GPU, else of the process."""
     gpu: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} has {describe_bytes(self.memory)}"
 
 
 class Plan(NamedTuple):
@@ -79,7 +83,7 @@ def check_held(path: str, weights: Weights, plans: Mapping[str, Plan], device: D
     for name, plan in plans.items():
         parts = held(plan, weights, device)
         check, size = f"memory of {path} for {name}", sum(parts.values())
-        detail = f"{gigabytes(size)} all the time ({_parts(parts)}); {_has(device)}"
+        detail = f"{describe_bytes(size)} all the time ({_parts(parts)}); {device}"
         if size <= device.memory:
             rows.append(Row(check, "ok", detail))
             continue
@@ -117,24 +121,17 @@ def remedies(plan: Plan) -> dict[str, Plan]:
     return tried
 
 
-def gigabytes(size_bytes: float) -> str:
-    """``1.23 GB``."""
-    return f"{size_bytes / 1e9:.3g} GB"
-
-
 def _advise(saved: Mapping[str, float], size: float) -> str:
     """The remedies that are worth it, what helps most first."""
     best = sorted(saved.items(), key=lambda item: -item[1])
     listed = [
-        f"{remedy} (saves {gigabytes(less)})" for remedy, less in best if less > WORTH_SAVING * size
+        f"{remedy} (saves {describe_bytes(less)})"
+        for remedy, less in best
+        if less > WORTH_SAVING * size
     ]
     return "; ".join([*listed, "or take a smaller base model, or a device with more memory."])
 
 
-def _has(device: Device) -> str:
-    return f"{device.name} has {gigabytes(device.memory)}"
-
-
 def _parts(parts: Mapping[str, float]) -> str:
     shown = sorted(parts.items(), key=lambda part: -part[1])
-    return ", ".join(f"{name} {gigabytes(size)}" for name, size in shown if size)
+    return ", ".join(f"{name} {describe_bytes(size)}" for name, size in shown if size)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 
 from othink_pipeline.cells.accelerate_config import INSTALL_DEEPSPEED, Sharing, has_deepspeed
-from othink_pipeline.cells.parameters import RL, SFT
 from othink_pipeline.models.parameters import Compute, ModelSettings, VLLMServer
-from othink_pipeline.preflight.environment import Row
+from othink_pipeline.preflight.rows import Row
+from othink_pipeline.training.parameters import RL, SFT
 
 TIMEOUT_S = 3.0
 """How long a vLLM server may take to answer."""

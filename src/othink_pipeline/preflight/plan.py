@@ -26,15 +26,17 @@ from othink_pipeline.cells.keys import (
     training_key,
 )
 from othink_pipeline.cells.manifests import Training
-from othink_pipeline.cells.parameters import RL, SFT, Parameters, resolve_methods
+from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import MANIFEST
 from othink_pipeline.core.safetensors import read_weights
+from othink_pipeline.core.units import describe_seconds
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.models.base_models import base_model_folders, locate_base_model
 from othink_pipeline.models.manifests import FoundModel
 from othink_pipeline.preflight.disk import check_disk, needed_disk_bytes
+from othink_pipeline.training.parameters import RL, SFT
 
 State = Literal["train", "resume", "reuse"]
 LISTED = 12
@@ -63,18 +65,16 @@ class Planned(NamedTuple):
         return self.updates - self.done
 
 
-def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog) -> list[Planned]:
+def plan_cells(pipeline: Pipeline, parameters: Parameters, catalog: DataCatalog) -> list[Planned]:
     """What will happen to each cell that a pipeline trains, in the order of its nodes.
 
     Args:
-        raw: the parameters of the environment.
         catalog: where the nodes' inputs are, but for those that the pipeline itself makes.
 
     Raises:
-        ConfigurationError: bad parameters, or a launcher that cannot work.
+        ConfigurationError: a launcher that cannot work.
     """
-    parameters = Parameters.read(raw)
-    methods = resolve_methods(raw, parameters.experiment)
+    methods = parameters.resolve()
     check_launcher(parameters.compute, parameters.health, methods.values())
     made = pipeline.all_outputs()
     costs = measured_costs(Path(parameters.folders.checkpoints))
@@ -95,20 +95,15 @@ def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog)
     return planned
 
 
-def plan_grid(raw: Mapping[str, Any]) -> list[Planned]:
-    """The same of every cell of the grid, from the base models and examples that are there.
-
-    Raises:
-        ConfigurationError: bad parameters.
-    """
-    parameters = Parameters.read(raw)
+def plan_grid(parameters: Parameters) -> list[Planned]:
+    """The same of every cell of the grid, from the base models and examples that are there."""
     experiment, count = parameters.experiment, parameters.base_model.count
     bases = [locate_base_model(parameters.base_model, number) for number in range(count)]
     examples = [_read_examples(task, parameters) for task in experiment.tasks]
     costs = measured_costs(Path(parameters.folders.checkpoints))
     return [
         _plan_cell(Cell(task, name, seed), method, parameters, bases[seed % count], examples, costs)
-        for (task, name), method in resolve_methods(raw, experiment).items()
+        for (task, name), method in parameters.resolve().items()
         for seed in experiment.seeds
     ]
 
@@ -150,12 +145,12 @@ def describe_plan(planned: Sequence[Planned]) -> str:
     known = [item.seconds for item in left if not math.isnan(item.seconds)]
     if known:
         # Cells of an unknown kind are taken to cost as much as the others on average.
-        text += f"; training takes about {duration(sum(known) / len(known) * len(left))}"
+        text += f"; training takes about {describe_seconds(sum(known) / len(known) * len(left))}"
     else:
         text += "; no earlier training tells how long it takes"
     lines = [
         f"  {item.state:<7} {item.cell.name:<32} {item.left} of {item.updates} "
-        f"updates{'' if math.isnan(item.seconds) else f', about {duration(item.seconds)}'}"
+        f"updates{'' if math.isnan(item.seconds) else f', about {describe_seconds(item.seconds)}'}"
         for item in left[:LISTED]
     ]
     if len(left) > LISTED:
@@ -163,24 +158,31 @@ def describe_plan(planned: Sequence[Planned]) -> str:
     return "\n".join([text, *lines])
 
 
-def check_room(planned: Sequence[Planned], raw: Mapping[str, Any]) -> None:
+def check_room(planned: Sequence[Planned], parameters: Parameters) -> None:
     """Check that the disk has room for what the cells that are not finished will write.
 
     Raises:
         ConfigurationError: with the folder, what is free and what is needed.
     """
-    parameters = Parameters.read(raw)
     left = [item.method for item in planned if item.state != "reuse"]
     if not left:
         return
     try:
-        models = [read_weights(folder) for folder in base_model_folders(parameters.base_model)]
+        needed = needed_bytes(parameters, left)
     except ConfigurationError:
         return  # told, with a better remedy, when the model itself is looked at
-    if not models:
-        return  # not downloaded yet
-    needed = needed_disk_bytes(max(models), left, parameters.model)
-    check_disk(Path(parameters.folders.checkpoints), needed)
+    if needed is not None:
+        check_disk(Path(parameters.folders.checkpoints), needed)
+
+
+def needed_bytes(parameters: Parameters, cells: Sequence[SFT | RL]) -> int | None:
+    """What trainings of these cells write at most; None while the model is not downloaded.
+
+    Raises:
+        ConfigurationError: a base model whose size cannot be told.
+    """
+    models = [read_weights(folder) for folder in base_model_folders(parameters.base_model)]
+    return needed_disk_bytes(max(models), cells, parameters.model) if models else None
 
 
 def _manifest(
@@ -216,10 +218,3 @@ def measured_costs(checkpoints: Path) -> dict[tuple[str, str], float]:
         kind = (training.parameters.algorithm, training.base_model)
         seconds.setdefault(kind, []).append(training.seconds / training.updates)
     return {kind: median(values) for kind, values in seconds.items()}
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from othink_pipeline.cells.parameters import Lora, Training
 from othink_pipeline.core.safetensors import Weights
 from othink_pipeline.models.parameters import VISION, ModelSettings
+from othink_pipeline.training.parameters import Lora, Training
 
 FLOAT32 = 4
 """Bytes of a number; what is trained is kept in it."""

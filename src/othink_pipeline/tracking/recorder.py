@@ -19,7 +19,7 @@ from typing import Self
 
 import click
 
-from othink_pipeline.core.redaction import redact_uri
+from othink_pipeline.core.redaction import failure, redact_uri
 from othink_pipeline.tracking.journal import (
     Checkpoint,
     Context,
@@ -363,7 +363,4 @@ def _address() -> str:
 
 
 def _brief(error: Exception | None) -> str:
-    """The first line of an error, without credentials."""
-    if error is None:
-        return "it is slow"
-    return redact_uri(f"{type(error).__name__}: {error}").partition("\n")[0][:300]
+    return "it is slow" if error is None else failure(error)

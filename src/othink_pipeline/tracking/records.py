@@ -59,7 +59,7 @@ def log_scores(
     dataset: DatasetRef | None = None,
 ) -> None:
     """Log those of ``scores`` whose latest value on the run is another: repeats leave no trace."""
-    with lock(Path(STORE_LOCK), lambda _: None):  # else two `kedro run`s could both find it missing
+    with lock(Path(STORE_LOCK)):  # else two `kedro run`s could both find it missing
         known = mlflow_client().get_run(run_id).data.metrics
         new = {
             name: float(value)

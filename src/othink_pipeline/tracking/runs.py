@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_tags
 from othink_pipeline.core.files import write_json
-from othink_pipeline.core.redaction import failure, redact_uri
+from othink_pipeline.core.redaction import failure
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -212,7 +212,7 @@ def last_words(run_id: str) -> Iterator[None]:
             "MLflow does not take the end of run %s (%s): it stays RUNNING there until the next "
             "`kedro run` on this machine marks it as KILLED",
             run_id,
-            redact_uri(str(error)).partition("\n")[0][:200],
+            failure(error),
         )
     finally:
         for name, value in before.items():

@@ -1,5 +1,6 @@
 """One model trained: SFT, or GRPO with a KL weight of every update.
 
+- ``parameters``: blocks: methods, rewards, health
 - ``loop``: what every training shares
 - ``sft``: supervised fine-tuning
 - ``rl``: GRPO

@@ -11,7 +11,7 @@ from transformers import Trainer
 from othink_pipeline.training.health import Monitor, Report
 
 if TYPE_CHECKING:
-    from othink_pipeline.cells.parameters import Health
+    from othink_pipeline.training.parameters import Health
 
 MAX_KL_EXPONENT = 20.0
 """Bound of ``reference - policy`` in TRL's KL, ``exp(x) - x - 1``: float32 overflows at 88, and at

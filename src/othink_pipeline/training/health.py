@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from othink_pipeline.cells.parameters import Health
+    from othink_pipeline.training.parameters import Health
 
 Report = Callable[[str, int, str], None]
 """Told a fault's name, the update and the figures, the first time that the fault is there."""

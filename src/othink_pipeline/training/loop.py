@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftConfig
 
-    from othink_pipeline.cells.parameters import RL, SFT, Health, Method
     from othink_pipeline.models.parameters import Compute, ModelSettings
     from othink_pipeline.training.health import Report
+    from othink_pipeline.training.parameters import RL, SFT, Health, Method
 
 logger = logging.getLogger(__name__)
 

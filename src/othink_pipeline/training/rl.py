@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import TrainerCallback
 
-    from othink_pipeline.cells.parameters import RL
     from othink_pipeline.models.parameters import Compute
     from othink_pipeline.training.health import Report
+    from othink_pipeline.training.parameters import RL
 
 
 class GuardedGRPOTrainer(GuardedRL, DynamicKLTrainer):

@@ -12,7 +12,7 @@ from othink_pipeline.models.prompts import Prompt, encode
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from othink_pipeline.cells.parameters import SFT
+    from othink_pipeline.training.parameters import SFT
 
 
 def prompt_order(examples: int, prompts: int, seed: int) -> list[int]:

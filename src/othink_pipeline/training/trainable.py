@@ -12,7 +12,7 @@ from othink_pipeline.models.parameters import VISION
 from othink_pipeline.models.prompts import base_of
 
 if TYPE_CHECKING:
-    from othink_pipeline.cells.parameters import Method
+    from othink_pipeline.training.parameters import Method
 
 
 def choose_weights(model: Any, parameters: Method) -> LoraConfig | None:

@@ -10,15 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from othink_pipeline.cells.keys import SAME_ENV, arithmetic
-from othink_pipeline.cells.parameters import (
-    RL,
-    SFT,
-    Evaluation,
-    Experiment,
-    Folders,
-    distinct_sizes,
-    resolve_methods,
-)
+from othink_pipeline.cells.methods import distinct_sizes, resolve_methods
+from othink_pipeline.cells.parameters import Evaluation, Experiment, Folders
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest, code_tags, library_versions
 from othink_pipeline.core.files import content_key, publish
@@ -36,8 +29,9 @@ from othink_pipeline.models.parameters import (
     ModelSettings,
     Rebuild,
 )
-from othink_pipeline.preflight.environment import refuse
+from othink_pipeline.preflight.rows import refuse
 from othink_pipeline.tracking import records, runs
+from othink_pipeline.training.parameters import RL, SFT
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +75,7 @@ def check_base_model(
         f"one: kedro run --pipelines=base_model --params=rebuild.path=FOLDER {SAME_ENV}",
     )
     blocks = {"training": training, "sft": sft, "rl": rl, "methods": methods}
-    resolved = distinct_sizes(resolve_methods(blocks, experiment))
+    resolved = distinct_sizes(resolve_methods(blocks, experiment.tasks, experiment.methods))
     home = Path(folders.checkpoints) / "base" / f"b{number}" / found.digest[:16]
     _check_fit(found, resolved, evaluation, model, compute, examples, home / CHECKED)
     return _open_run(found, number, home)
@@ -133,22 +127,23 @@ def _check_fit(
     if checked.is_file() and checked.read_bytes() == record:
         return
     from othink_pipeline.preflight import compatibility
+    from othink_pipeline.preflight.lengths import TaskExamples
 
     tasks = {
-        each.task: {split: read_examples(part.path) for split, part in each.splits.items()}
+        each.task: TaskExamples(
+            {split: read_examples(part.path) for split, part in each.splits.items()},
+            {split: part.prompt for split, part in each.splits.items()},
+        )
         for each in examples
     }
     rows = [
-        row for task, splits in tasks.items() for row in compatibility.check_examples(task, splits)
+        row
+        for task, found in tasks.items()
+        for row in compatibility.check_examples(task, found.splits)
     ]
     rows += compatibility.check_overlap(tasks)
     refuse(rows)  # the model is run on sound examples only
-    prompts = {
-        each.task: {split: part.prompt for split, part in each.splits.items()} for each in examples
-    }
-    rows, _ = compatibility.check_model(
-        base_model.path, tasks, prompts, methods, evaluation, model, compute
-    )
+    rows, _ = compatibility.check_model(base_model.path, tasks, methods, evaluation, model, compute)
     refuse(rows)
     for row in rows:
         if row.outcome == "note":

@@ -8,32 +8,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from othink_pipeline.cells.parameters import (
-    RL,
-    SFT,
-    Experiment,
-    Parameters,
-    distinct_sizes,
-    resolve_methods,
-)
+from othink_pipeline.cells.methods import distinct_sizes
+from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.hub import measure_model
 from othink_pipeline.core.safetensors import read_weights
+from othink_pipeline.core.units import describe_bytes
 from othink_pipeline.data.examples import read_examples
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.models.base_models import (
-    base_model_folders,
     find_base_model,
     locate_base_model,
 )
 from othink_pipeline.models.manifests import FoundModel
 from othink_pipeline.models.parameters import BaseModel
 from othink_pipeline.preflight.costs import hours_left
-from othink_pipeline.preflight.disk import check_disk, needed_disk_bytes, source_bytes
-from othink_pipeline.preflight.environment import Row, check_folders, check_store, refuse
-from othink_pipeline.preflight.plan import plan_grid
+from othink_pipeline.preflight.disk import check_disk, source_bytes
+from othink_pipeline.preflight.environment import check_folders, check_store
+from othink_pipeline.preflight.plan import needed_bytes, plan_grid
+from othink_pipeline.preflight.rows import Row, failed, refuse
+from othink_pipeline.training.parameters import RL
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,8 +50,7 @@ def check_places(parameters: dict[str, Any]) -> list[Row]:
     from mlflow import get_tracking_uri
 
     blocks = Parameters.read(parameters)
-    methods = resolve_methods(parameters, blocks.experiment)
-    rows = _count_work(blocks.experiment, methods)
+    rows = _count_work(blocks)
     try:
         check_store(get_tracking_uri(), None, Path.cwd())
     except ConfigurationError as error:
@@ -64,56 +59,45 @@ def check_places(parameters: dict[str, Any]) -> list[Row]:
         rows.append(Row("MLflow store", "ok", "can be written"))
     places = {f"folders.{key}": Path(folder) for key, folder in blocks.folders}
     rows += check_folders({**places, "project folder": Path.cwd()})
-    rows.append(_check_room(blocks, methods))
+    rows.append(_check_room(blocks))
     return rows
 
 
 def check_fit(parameters: dict[str, Any]) -> Fit:
-    """Check examples and base models; see ``fit``."""
-    from othink_pipeline.preflight import compatibility as fit
+    """Check examples and base models; see ``compatibility``."""
+    from othink_pipeline.preflight import compatibility
     from othink_pipeline.preflight.device import find_device
+    from othink_pipeline.preflight.lengths import TaskExamples
 
     blocks = Parameters.read(parameters)
     data_preparation = blocks.data_preparation
-    device = find_device()
-    rows = [Row("device", "note", f"{device.name}, {device.memory:,} bytes")]
-    tasks: dict[str, Mapping[str, Dataset]] = {}
+    rows = [Row("device", "note", str(find_device()))]
+    tasks: dict[str, TaskExamples] = {}
     for task in blocks.experiment.tasks:
         found, splits = _read_task(task, data_preparation, Path(blocks.folders.examples) / task)
         if splits is None:
             try:
-                splits = fit.draw_splits(task, data_preparation)
+                splits = compatibility.draw_splits(task, data_preparation)
             except ConfigurationError as error:
                 found.append(Row(f"{task} examples", "FAILED", error.message))
                 splits = {}
-        found += fit.check_examples(task, splits)
-        if splits and all(row.outcome != "FAILED" for row in found):
-            tasks[task] = splits
+        found += compatibility.check_examples(task, splits)
+        if splits and not failed(found):
+            prompts = {split: data_preparation.prompt_of(task, split) for split in CELL_SPLITS}
+            tasks[task] = TaskExamples(splits, prompts)
         rows += found
-    rows += fit.check_overlap(tasks)
-    prompts = {
-        task: {split: data_preparation.prompt_of(task, split) for split in CELL_SPLITS}
-        for task in tasks
-    }
-    methods = distinct_sizes(resolve_methods(parameters, blocks.experiment))
+    rows += compatibility.check_overlap(tasks)
+    methods = distinct_sizes(blocks.resolve())
     lengths: dict[str, Lengths] = {}
     for number in range(blocks.base_model.count):
         found, model = _find_model(blocks.base_model, number)
+        if model is not None:
+            found, longest = compatibility.check_model(
+                model.path, tasks, methods, blocks.evaluation, blocks.model, blocks.compute
+            )
+            if longest and not failed(found):
+                lengths[model.path] = longest
         rows += found
-        if model is None:
-            continue
-        found, longest = fit.check_model(
-            model.path,
-            tasks,
-            prompts,
-            methods,
-            blocks.evaluation,
-            blocks.model,
-            blocks.compute,
-        )
-        rows += found
-        if longest and all(row.outcome != "FAILED" for row in found):
-            lengths[model.path] = longest
     return Fit(rows, lengths)
 
 
@@ -122,15 +106,14 @@ def measure_costs(parameters: dict[str, Any], fit: Fit) -> list[Row]:
 
     Nothing is measured as long as a check fails: what was found is mended first.
     """
-    if not fit.lengths or any(row.outcome == "FAILED" for row in fit.rows):
+    if not fit.lengths or failed(fit.rows):
         return []
     from othink_pipeline.preflight.measure import measure_grid
 
     blocks = Parameters.read(parameters)
     path = max(fit.lengths, key=lambda folder: read_weights(Path(folder)))
-    methods = distinct_sizes(resolve_methods(parameters, blocks.experiment))
-    rows, speed = measure_grid(path, fit.lengths[path], methods, blocks)
-    return [*rows, hours_left(plan_grid(parameters), blocks, speed)]
+    rows, speed = measure_grid(path, fit.lengths[path], distinct_sizes(blocks.resolve()), blocks)
+    return [*rows, hours_left(plan_grid(blocks), blocks, speed)]
 
 
 def report_checks(places: list[Row], fit: Fit, costs: list[Row]) -> None:
@@ -146,13 +129,9 @@ def report_checks(places: list[Row], fit: Fit, costs: list[Row]) -> None:
     refuse(rows)
 
 
-def _count_work(experiment: Experiment, methods: Mapping[tuple[str, str], SFT | RL]) -> list[Row]:
-    """What each method's cells, and the whole grid, are given and make, without any model.
-
-    Args:
-        methods: by task and method.
-    """
-    seeds = len(experiment.seeds)
+def _count_work(blocks: Parameters) -> list[Row]:
+    """What each method's cells, and the whole grid, are given and make, without any model."""
+    seeds, methods = len(blocks.experiment.seeds), blocks.resolve()
     rows, updates, completions, tokens = [], 0, 0, 0
     for (task, name), method in methods.items():
         prompts = method.updates * method.prompts_per_update
@@ -173,22 +152,21 @@ def _count_work(experiment: Experiment, methods: Mapping[tuple[str, str], SFT | 
     return [*rows, Row("grid", "note", whole)]
 
 
-def _check_room(blocks: Parameters, methods: Mapping[tuple[str, str], SFT | RL]) -> Row:
+def _check_room(blocks: Parameters) -> Row:
     """Is there room for the whole grid, nothing of it prepared or trained yet?"""
     experiment, folders = blocks.experiment, blocks.folders
-    cells = list(methods.values()) * len(experiment.seeds)
+    cells = list(blocks.resolve().values()) * len(experiment.seeds)
     place = Path(folders.checkpoints)
     unread = [task for task in experiment.tasks if not (Path(folders.examples) / task).exists()]
     try:
-        models = [read_weights(folder) for folder in base_model_folders(blocks.base_model)]
-        if not models:
+        needed = needed_bytes(blocks, cells)
+        if needed is None:
             return Row("disk", "note", "not known before the model is downloaded")
-        needed = needed_disk_bytes(max(models), cells, blocks.model)
         needed += source_bytes(blocks.data_preparation.sources, unread)
         check_disk(place, needed)
     except ConfigurationError as error:
         return Row("disk", "FAILED", error.message)
-    return Row("disk", "ok", f"{place}: room for {needed / 1024**3:.1f} GiB, the whole grid")
+    return Row("disk", "ok", f"{place}: room for {describe_bytes(needed)}, the whole grid")
 
 
 def _find_model(base_model: BaseModel, number: int) -> tuple[list[Row], FoundModel | None]:
@@ -204,7 +182,7 @@ def _find_model(base_model: BaseModel, number: int) -> tuple[list[Row], FoundMod
         missing = measure_model(**hub.model_dump())
     except ConfigurationError as error:
         return [Row(f"model {name}", "FAILED", error.message)], None
-    detail = f"on the hub, a run downloads {missing / 1e9:.2f} GB and checks it"
+    detail = f"on the hub, a run downloads {describe_bytes(missing)} and checks it"
     return [Row(f"model {name}", "note", detail)], None
 
 
@@ -218,9 +196,6 @@ def _read_task(
         return [Row(name, "note", f"not prepared yet, {instead}. {remedy}")], None
     try:
         examples = Examples.read_folder(folder, f"{remedy} (it replaces them).")
-    except ConfigurationError as error:
-        return [Row(name, "FAILED", error.message)], None
-    try:
         key = examples_key(settings, task, CELL_SPLITS)
     except ConfigurationError as error:
         return [Row(name, "FAILED", error.message)], None

@@ -1,0 +1,142 @@
+"""The blocks that say how a model is trained; free of torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from othink_pipeline.core.blocks import Block, LearningRate, Positive, Share, Weight
+from othink_pipeline.training.kl import KLSchedule
+
+FaultPolicy = Literal["stop", "skip_batch", "go_on"]
+
+
+class Lora(Block):
+    """Train low-rank adapters (arXiv 2106.09685) in place of the weights themselves."""
+
+    rank: Positive
+    alpha: Annotated[float, Field(gt=0)]
+    """The adapters' output is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    modules: tuple[str, ...] | Literal["all-linear"]
+    """Names of the layers that get one: ``[q_proj, v_proj]``; or all but the output layer."""
+    merge: bool
+    """Checkpoints hold whole models with the adapters in them, not the adapters alone."""
+
+    @field_validator("modules", mode="before")
+    @classmethod
+    def _check_modules(cls, modules: Any) -> Any:
+        if modules == "all-linear":
+            return modules
+        named = isinstance(modules, list | tuple) and modules
+        if not named or not all(isinstance(name, str) for name in modules):
+            raise ValueError("must be all-linear, or a list of names of layers: [q_proj, v_proj]")
+        return tuple(modules)
+
+
+class Training(Block):
+    """What every method gets: the same prompts, in the same order, as often; the same weights."""
+
+    updates: Positive
+    """Optimizer steps."""
+    prompts_per_update: Positive
+    checkpoint_every_updates: Positive
+    validation_examples: Positive
+    """Validation examples of *each* task that every checkpoint is scored on."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+    """The 8-bit ones (bitsandbytes) keep Adam's moments in a quarter of the memory, on a GPU."""
+    freeze_vision: bool
+    """The vision tower is not trained."""
+    lora: Lora | None
+    """null: all weights are trained."""
+
+
+class Method(Training):
+    """What both algorithms need."""
+
+    learning_rate: LearningRate
+    lr_schedule: Literal["constant", "linear", "cosine"]
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    weight_decay: Weight
+
+
+class SFT(Method):
+    """Supervised fine-tuning."""
+
+    algorithm: Literal["sft"]
+    target: Literal["answer", "steps"]
+    """``<answer> n </answer>`` as in the paper's data, or the worked steps before it."""
+
+    @property
+    def rows_per_update(self) -> int:
+        """Sequences that an update's loss is taken over."""
+        return self.prompts_per_update
+
+
+class Rewards(Block):
+    """Weights of the rewards; a reward with weight 0 is not given."""
+
+    accuracy: Weight
+    format: Weight
+    answer: Literal["tagged", "any"]
+    """Where the accuracy reward looks: in the one answer tag, or without it at the last number.
+    With ``tagged`` accuracy pays for the format too."""
+
+    @model_validator(mode="after")
+    def _check_any(self) -> Rewards:
+        if self.accuracy + self.format == 0:
+            raise ValueError("all rewards have weight 0: there is nothing to learn from")
+        return self
+
+
+class RL(Method):
+    """GRPO; with a dynamic ``kl`` it is GRPO-D."""
+
+    algorithm: Literal["rl"]
+    completions_per_prompt: Annotated[int, Field(ge=2)]
+    max_completion_tokens: Positive
+    temperature: Annotated[float, Field(gt=0)]
+    rewards: Rewards
+    unbiased_kl: bool
+    """Multiply the KL's estimator by the policy's ratio to itself: its gradient is then that of the
+    KL (DeepSeek-V3.2, arXiv 2512.02556; TRL's default). false: the estimator alone, as GRPO and
+    R1-V have it."""
+    kl: KLSchedule = Field(discriminator="schedule")
+
+    @property
+    def rows_per_update(self) -> int:
+        """Sequences that an update's loss is taken over."""
+        return self.prompts_per_update * self.completions_per_prompt
+
+
+class Health(Block):
+    """What is done about numbers that go wrong; each fault has its policy."""
+
+    loss_not_finite: FaultPolicy
+    gradient_not_finite: FaultPolicy
+    kl_overflow: FaultPolicy
+    reward_failed: FaultPolicy
+    reward_timeout: FaultPolicy
+    reward_timeout_s: Annotated[float, Field(gt=0, le=86400)]
+    patience_updates: Positive
+    """Updates in a row that make a lasting fault; so many skipped ones in a row are borne."""
+    no_advantage: FaultPolicy
+    endless_completions: FaultPolicy
+    endless_share: Annotated[float, Field(gt=0, le=1)]
+    """Completions that reach the most tokens, from which on they are endless."""
+    format_collapse: FaultPolicy
+    format_learnt: Share
+    """Mean format reward that once reached can be lost."""
+    format_lost: Share
+    """Mean format reward below which it is."""
+
+    @model_validator(mode="after")
+    def _check_format(self) -> Health:
+        if self.format_lost > self.format_learnt:
+            raise ValueError(
+                f"format_lost <= format_learnt is asked, got format_lost = {self.format_lost}, "
+                f"format_learnt = {self.format_learnt}"
+            )
+        return self

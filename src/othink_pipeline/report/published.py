@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 
+from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.comparison import compare
-from othink_pipeline.report.matrix import BASE, HOLE
+from othink_pipeline.report.matrix import HOLE
+from othink_pipeline.report.parameters import Published
 from othink_pipeline.report.scores import accuracy_text
 from othink_pipeline.report.tables import signed, table
 
-if TYPE_CHECKING:
-    from othink_pipeline.cells.parameters import Published
 
-
-def published_section(
-    matrix: pd.DataFrame, predictions: pd.DataFrame, published: Published | None
-) -> str:
+def published_section(matrix: pd.DataFrame, predictions: pd.DataFrame, published: Published) -> str:
     """Same-task accuracies, then cross-task improvements by direction; empty without a common cell.
 
     Args:
@@ -26,7 +21,7 @@ def published_section(
         published: the figures of others.
     """
     trained = set(predictions["method"]) - {BASE}
-    if published is None or not any(
+    if not any(
         trained & figures.keys()
         for task, models in published.accuracy.items()
         for figures in models.values()

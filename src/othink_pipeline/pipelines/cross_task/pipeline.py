@@ -5,8 +5,6 @@ from kedro.pipeline import Node, Pipeline
 from othink_pipeline.cells.grid import Grid, bind, evaluation_node
 from othink_pipeline.pipelines.cross_task.nodes import (
     build_transfer_matrix,
-    collect_method,
-    collect_task,
     draw_figures,
     evaluate_base_model,
     gather_training,
@@ -14,29 +12,13 @@ from othink_pipeline.pipelines.cross_task.nodes import (
 )
 from othink_pipeline.pipelines.same_task_eval.nodes import evaluate_cell
 
-TABLES = ("predictions", "history", "training", "failures")
-
 
 def create_pipeline(grid: Grid) -> Pipeline:
-    """The rest of the matrix; tables collected by method, then by task; the report."""
+    """The rest of the matrix, and the report on all of it."""
     return Pipeline(
         [
             *(
-                Node(
-                    bind(evaluate_base_model, base_model=number),
-                    inputs=[
-                        f"base.b{number}.checkpoint",
-                        f"{task}.examples",
-                        "params:evaluation",
-                        "params:folders",
-                        "params:model",
-                        "params:compute",
-                    ],
-                    outputs=f"base.b{number}.{task}.predictions",
-                    name=f"evaluate_on_{task}",
-                    namespace=f"base.b{number}",
-                    tags=["evaluation"],
-                )
+                _evaluate_base_model(number, task)
                 for number in grid.base_models
                 for task in grid.tasks
             ),
@@ -46,76 +28,72 @@ def create_pipeline(grid: Grid) -> Pipeline:
                 for task in grid.tasks
                 if task != cell.task
             ),
-            *(_collect_method(grid, task, m) for task in grid.tasks for m in grid.algorithms),
-            *(_collect_task(grid, task) for task in grid.tasks),
-            Node(
-                build_transfer_matrix,
-                inputs=[
-                    "failures",
-                    *(
-                        f"base.b{number}.{task}.predictions"
-                        for number in grid.base_models
-                        for task in grid.tasks
-                    ),
-                    *(f"{task}.predictions" for task in grid.tasks),
-                ],
-                outputs=["predictions", "transfer_matrix"],
-                name="build_transfer_matrix",
-                namespace="report",
-            ),
-            Node(
-                gather_training,
-                inputs=[f"{task}.{table}" for table in TABLES[1:] for task in grid.tasks],
-                outputs=list(TABLES[1:]),
-                name="gather_training",
-                namespace="report",
-            ),
-            Node(
-                draw_figures,
-                inputs=["transfer_matrix", "history"],
-                outputs=["heat_map", "heat_map_png", "training_curves", "training_curves_png"],
-                name="draw_figures",
-                namespace="report",
-            ),
-            Node(
-                write_report,
-                inputs=[
-                    "transfer_matrix",
-                    "predictions",
-                    "training",
-                    "failures",
-                    "params:report",
-                    "params:published",
-                    *(f"base.b{number}.checkpoint" for number in grid.base_models),
-                ],
-                outputs="report",
-                name="write_report",
-                namespace="report",
-            ),
+            *_report(grid),
         ]
     )
 
 
-def _collect_method(grid: Grid, task: str, method: str) -> Node:
-    cells = tuple(cell for cell in grid.cells if (cell.task, cell.method) == (task, method))
-    inputs = []
-    for cell in cells:
-        inputs += [f"{cell.name}.checkpoint", f"{cell.name}.history"]
-        inputs += [f"{cell.name}.{eval_task}.predictions" for eval_task in grid.tasks]
+def _evaluate_base_model(number: int, task: str) -> Node:
     return Node(
-        bind(collect_method, cells=cells, eval_tasks=grid.tasks),
-        inputs=inputs,
-        outputs=[f"{task}.{method}.{table}" for table in TABLES],
-        name="collect_method",
-        namespace=f"{task}.{method}",
+        bind(evaluate_base_model, base_model=number),
+        inputs=[
+            f"base.b{number}.checkpoint",
+            f"{task}.examples",
+            "params:evaluation",
+            "params:folders",
+            "params:model",
+            "params:compute",
+        ],
+        outputs=f"base.b{number}.{task}.predictions",
+        name=f"evaluate_on_{task}",
+        namespace=f"base.b{number}",
+        tags=["evaluation"],
     )
 
 
-def _collect_task(grid: Grid, task: str) -> Node:
-    return Node(
-        collect_task,
-        inputs=[f"{task}.{method}.{table}" for table in TABLES for method in grid.algorithms],
-        outputs=[f"{task}.{table}" for table in TABLES],
-        name="collect_task",
-        namespace=task,
-    )
+def _report(grid: Grid) -> list[Node]:
+    """What gathers from many models takes its datasets by name, so that none is mistaken."""
+    methods = tuple(grid.algorithms)
+    cells = tuple(cell.name for cell in grid.cells)
+    models = (*(f"base.b{number}" for number in grid.base_models), *cells)
+    predictions = [f"{model}.{task}.predictions" for model in models for task in grid.tasks]
+    manifests = [*(f"{model}.checkpoint" for model in models), *predictions]
+    trainings = [f"{cell}.{kind}" for cell in cells for kind in ("checkpoint", "history")]
+    return [
+        Node(
+            bind(build_transfer_matrix, models=models, tasks=grid.tasks, methods=methods),
+            inputs={name: name for name in manifests},
+            outputs=["predictions", "transfer_matrix", "failures"],
+            name="build_transfer_matrix",
+            namespace="report",
+        ),
+        Node(
+            bind(gather_training, cells=grid.cells),
+            inputs={name: name for name in trainings},
+            outputs=["history", "training"],
+            name="gather_training",
+            namespace="report",
+        ),
+        Node(
+            bind(draw_figures, methods=methods),
+            inputs=["transfer_matrix", "history", "params:known_methods"],
+            outputs=["heat_map", "training_curves"],
+            name="draw_figures",
+            namespace="report",
+        ),
+        Node(
+            bind(write_report, methods=methods),
+            inputs=[
+                "transfer_matrix",
+                "predictions",
+                "training",
+                "failures",
+                "params:report",
+                "params:known_methods",
+                "params:published",
+            ],
+            outputs="report",
+            name="write_report",
+            namespace="report",
+        ),
+    ]

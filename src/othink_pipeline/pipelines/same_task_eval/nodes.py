@@ -44,12 +44,12 @@ def evaluate_cell(
     )
 
 
-def tabulate_same_task(*predictions: dict[str, Any]) -> pd.DataFrame:
-    """The diagonal of the transfer matrix."""
+def tabulate_same_task(*predictions: dict[str, Any], methods: tuple[str, ...]) -> pd.DataFrame:
+    """The diagonal of the transfer matrix; ``methods``: their order."""
     tables = [read_predictions(manifest) for manifest in predictions if FAILED not in manifest]
     failures = pd.DataFrame([manifest for manifest in predictions if FAILED in manifest])
     if not tables:
         return failures
-    matrix = transfer_matrix(pd.concat(tables, ignore_index=True), failures)
+    matrix = transfer_matrix(pd.concat(tables, ignore_index=True), failures, methods)
     logger.info("same-task accuracy\n%s", matrix_text(matrix))
     return matrix

@@ -2,7 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from othink_pipeline.cells.grid import Grid, evaluation_node
+from othink_pipeline.cells.grid import Grid, bind, evaluation_node
 from othink_pipeline.pipelines.same_task_eval.nodes import evaluate_cell, tabulate_same_task
 
 
@@ -16,7 +16,7 @@ def create_table(grid: Grid) -> Pipeline:
     return Pipeline(
         [
             Node(
-                tabulate_same_task,
+                bind(tabulate_same_task, methods=tuple(grid.algorithms)),
                 inputs=[f"{cell.name}.{cell.task}.predictions" for cell in grid.cells],
                 outputs="same_task_scores",
                 name="tabulate_same_task",

@@ -118,7 +118,7 @@ def time_kedro(environment: str) -> dict[str, float]:
     from kedro.runner import SequentialRunner
 
     from othink_pipeline import pipeline_registry
-    from othink_pipeline.cells.grid import GridConfigLoader
+    from othink_pipeline.config_loader import GridConfigLoader
 
     bootstrap_project(Path.cwd())
     logging.disable()

@@ -17,8 +17,8 @@ from pandas import DataFrame
 from benchmarks import __main__ as command
 from benchmarks import gpu_step, harness, orchestration, plain_grid
 from benchmarks.inputs import PROMPT
-from othink_pipeline.cells.grid import GridConfigLoader
 from othink_pipeline.cells.parameters import resolve_method
+from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.training.kl import Constant, KLController
 
 

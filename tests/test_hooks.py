@@ -26,7 +26,7 @@ from kedro_mlflow.framework.hooks.mlflow_hook import mlflow_hook
 from mlflow import MlflowClient
 from pandas import DataFrame
 
-from othink_pipeline.cells.grid import GridConfigLoader
+from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core import code
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.hooks import CellsFailedError, FailureHooks, PreflightHooks, TrackingHooks

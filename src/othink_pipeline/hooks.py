@@ -29,8 +29,8 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from pydantic import ValidationError
 
-from othink_pipeline.cells.grid import GridConfigLoader, read_grid
-from othink_pipeline.cells.keys import FAILED
+from othink_pipeline.cells.manifests import FailedCell, FailedTest
+from othink_pipeline.config_loader import GridConfigLoader, read_grid
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_tags
 from othink_pipeline.core.files import content_key
@@ -234,8 +234,8 @@ class FailureHooks:
     def after_node_run(self, node: Node, outputs: dict[str, Any]) -> None:
         """Take note of a failed cell, by the first of its nodes."""
         for output in outputs.values():
-            if isinstance(output, dict) and FAILED in output:
-                self._failures.setdefault(str(node.namespace), output[FAILED])
+            if isinstance(output, FailedCell | FailedTest):
+                self._failures.setdefault(str(node.namespace), output.failed)
 
     @hook_impl(trylast=True)
     def after_pipeline_run(self) -> None:

@@ -6,7 +6,7 @@ checkpoints that are there, and tests them again; ``preflight`` makes nothing.
 
 from kedro.pipeline import Pipeline
 
-from othink_pipeline.cells.grid import read_grid
+from othink_pipeline.config_loader import read_grid
 from othink_pipeline.pipelines import (
     base_model,
     cross_task,

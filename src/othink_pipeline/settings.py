@@ -2,7 +2,7 @@
 
 import warnings
 
-from othink_pipeline.cells.grid import GridConfigLoader
+from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.hooks import FailureHooks, PreflightHooks, StoreHooks, TrackingHooks
 
 # Dots in data set names are meant: they nest the grid in kedro viz.

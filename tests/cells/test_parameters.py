@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from othink_pipeline.cells.grid import GridConfigLoader
 from othink_pipeline.cells.parameters import (
     MAX_SEEDS,
     RL,
@@ -18,6 +17,7 @@ from othink_pipeline.cells.parameters import (
     resolve_method,
     resolve_methods,
 )
+from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.training.kl import Constant, ExploreExploit, KLController
 

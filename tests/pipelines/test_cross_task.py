@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -10,7 +11,9 @@ import pytest
 
 from othink_pipeline.cells.evaluate import write_predictions
 from othink_pipeline.cells.grid import Cell
+from othink_pipeline.cells.manifests import Checkpoint, FailedCell, FailedTest, Predictions
 from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.pipelines.cross_task.nodes import (
     build_transfer_matrix,
     draw_figures,
@@ -23,17 +26,27 @@ from othink_pipeline.report.parameters import Report
 from tests.support.handmade import KNOWN, NOTHING_PUBLISHED
 
 CELL = Cell("counting", "grpo", 0)
-CHECKPOINT: dict[str, Any] = {
-    "digest": "new",
-    "run_id": "r",
-    "path": "p",
-    "updates": 2,
-    "prompts": 8,
-    "completion_tokens": 90,
-    "seconds": 1.0,
-    "weights_changed": 0.1,
-    "parameters": {"learning_rate": 0.5},
-}
+BASE = BaseModelCheckpoint(path="p", digest="new", run_id="base", model_id="m")
+GONE = FailedCell(task="counting", method="grpo", seed=0, failed="RuntimeError: a | b")
+
+
+def checkpoint(**changes: Any) -> Checkpoint:
+    """What is read of it here, and no more."""
+    content = {
+        "digest": "new",
+        "run_id": "r",
+        "path": "p",
+        "updates": 2,
+        "prompts": 8,
+        "completion_tokens": 90,
+        "seconds": 1.0,
+        "weights_changed": 0.1,
+        "parameters": SimpleNamespace(learning_rate=0.5),
+    }
+    return Checkpoint.model_construct(**{**content, **changes})
+
+
+CHECKPOINT = checkpoint()
 CURVES = {"train/kl": [0.1, 0.3], "train/kl_weight": [1.0, 2.0], "train/loss": [5.0, 7.0]}
 HISTORY = pd.DataFrame(
     [
@@ -68,24 +81,25 @@ def predictions(eval_task: str = "counting", **columns: Any) -> pd.DataFrame:
 ABOUT = ["train_task", "method", "seed", "base_model", "eval_task"]
 METHODS = ("sft", "grpo")
 
-Publish = Callable[..., dict[str, Any]]
+Publish = Callable[..., Predictions]
 
 
 @pytest.fixture
 def publish(tmp_path: Path) -> Publish:
     """A table of predictions as a file, and its manifest as an evaluation returns it."""
 
-    def write(eval_task: str = "counting", **columns: Any) -> dict[str, Any]:
+    def write(eval_task: str = "counting", **columns: Any) -> Predictions:
         file = tmp_path / f"{len(list(tmp_path.iterdir()))}.parquet"
         table = predictions(eval_task, **columns)
         write_predictions(table, file)
         about = table.iloc[0][[*ABOUT, "checkpoint"]].to_dict()
-        return {**about, "path": str(file)}
+        about["seed"] = None if pd.isna(about["seed"]) else int(about["seed"])
+        return Predictions(**about, key="k", path=str(file))
 
     return write
 
 
-Models = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]
+Models = dict[str, tuple[Any, list[Any]]]
 """By namespace: a checkpoint, and its predictions on each task in turn."""
 
 
@@ -93,14 +107,14 @@ Models = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]
 def base(publish: Publish) -> Models:
     """The base model, right on half of the items."""
     manifest = publish(train_task="none", method="base", seed=None)
-    return {"base.b0": ({"digest": "new", "run_id": "base"}, [manifest])}
+    return {"base.b0": (BASE, [manifest])}
 
 
 def build(
     models: Models, tasks: tuple[str, ...] = ("counting",)
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Predictions, matrix and failures of ``models``."""
-    manifests = {f"{name}.checkpoint": checkpoint for name, (checkpoint, _) in models.items()}
+    manifests = {f"{name}.checkpoint": tested for name, (tested, _) in models.items()}
     for name, (_, made) in models.items():
         for task, manifest in zip(tasks, made, strict=True):
             manifests[f"{name}.{task}.predictions"] = manifest
@@ -143,10 +157,10 @@ def test_trainings_are_gathered_by_name() -> None:
         cells=cells,
         **{
             "geometry.sft.s0.history": HISTORY[:0],
-            "geometry.sft.s0.checkpoint": {"failed": "RuntimeError: a | b"},
+            "geometry.sft.s0.checkpoint": GONE,
             "counting.sft.s1.history": HISTORY[HISTORY["metric"] == "train/loss"],
             "counting.grpo.s0.history": longer,
-            "counting.sft.s1.checkpoint": {**CHECKPOINT, "run_id": "of sft"},
+            "counting.sft.s1.checkpoint": checkpoint(run_id="of sft"),
             "counting.grpo.s0.checkpoint": CHECKPOINT,
         },
     )
@@ -163,9 +177,9 @@ def test_trainings_are_gathered_by_name() -> None:
 def test_predictions_of_another_checkpoint_are_refused(
     logged: list[tuple[Any, ...]], publish: Publish, base: Models
 ) -> None:
-    for checkpoint in ({**CHECKPOINT, "digest": "newer"}, {"failed": "RuntimeError: a | b"}):
+    for other in (checkpoint(digest="newer"), GONE):
         with pytest.raises(ConfigurationError, match=r"counting\.grpo\.s0: its.*--namespaces="):
-            build({**base, CELL.name: (checkpoint, [publish()])})
+            build({**base, CELL.name: (other, [publish()])})
     assert not logged
 
 
@@ -173,7 +187,7 @@ def test_predictions_that_are_gone_or_damaged_are_named(
     logged: list[tuple[Any, ...]], publish: Publish
 ) -> None:
     manifest = publish()
-    file = Path(manifest["path"])
+    file = Path(manifest.path)
     file.write_bytes(file.read_bytes()[:-20])
     for _ in range(2):
         with pytest.raises(
@@ -184,10 +198,9 @@ def test_predictions_that_are_gone_or_damaged_are_named(
     assert not logged
 
 
-def failed(eval_task: str, reason: str = "RuntimeError: a | b", **about: Any) -> dict[str, Any]:
-    """The manifest of predictions that are not there."""
+def failed(eval_task: str, reason: str = "RuntimeError: a | b", **about: Any) -> FailedTest:
     cell = {"train_task": "counting", "method": "grpo", "seed": 0, "base_model": 0}
-    return {**cell, "eval_task": eval_task, **about, "failed": reason}
+    return FailedTest(**{**cell, "eval_task": eval_task, **about, "failed": reason})
 
 
 def test_a_cell_that_failed_is_a_hole_beside_those_that_did_not(
@@ -200,12 +213,9 @@ def test_a_cell_that_failed_is_a_hole_beside_those_that_did_not(
     together, matrix, failures = build(
         {
             **base,
-            "counting.grpo.s0": (
-                {"failed": "RuntimeError: a | b"},
-                [failed(task) for task in tasks],
-            ),
+            "counting.grpo.s0": (GONE, [failed(task) for task in tasks]),
             "counting.grpo.s1": (CHECKPOINT, [publish(task, seed=1) for task in tasks]),
-            "counting.grpo.s2": ({**CHECKPOINT, "run_id": "of s2"}, half),
+            "counting.grpo.s2": (checkpoint(run_id="of s2"), half),
         },
         tasks,
     )
@@ -240,9 +250,8 @@ def test_a_method_of_which_nothing_is_left_does_not_stop_the_others(
     left: bool,
 ) -> None:
     lost = Cell("counting", "sft", 0)
-    gone = {"failed": "RuntimeError: a | b"}
-    models = {**base, lost.name: (gone, [failed("counting", method="sft")])}
-    named = {f"{lost.name}.checkpoint": gone, f"{lost.name}.history": HISTORY[:0]}
+    models = {**base, lost.name: (GONE, [failed("counting", method="sft")])}
+    named: dict[str, Any] = {f"{lost.name}.checkpoint": GONE, f"{lost.name}.history": HISTORY[:0]}
     cells = (lost,)
     if left:
         models[CELL.name] = (CHECKPOINT, [publish()])
@@ -290,7 +299,7 @@ def test_cells_trained_from_another_base_model_are_refused(
     logged: list[tuple[Any, ...]], publish: Publish, base: Models
 ) -> None:
     second = publish(train_task="none", method="base", seed=None, base_model=1, base_digest="c")
-    both = {**base, "base.b1": ({"digest": "new", "run_id": "b1"}, [second])}
+    both = {**base, "base.b1": (BASE, [second])}
     grpo = {CELL.name: (CHECKPOINT, [publish()])}
 
     def ours(base_digest: str) -> Models:
@@ -356,5 +365,5 @@ def test_scores_on_shuffled_pictures_are_logged_under_a_name_of_their_own(
     logged: list[tuple[Any, ...]], publish: Publish
 ) -> None:
     about = {"train_task": "none", "method": "base", "seed": None, "image_of": "another"}
-    build({"base.b0": ({"digest": "new", "run_id": "base"}, [publish(**about)])})
+    build({"base.b0": (BASE, [publish(**about)])})
     assert logged == [("base", {"eval_shuffled/mean": 0.5}, 0)]

@@ -15,7 +15,7 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 from safetensors.numpy import save, save_file
 
-from othink_pipeline.cells.grid import Cell, Grid, training_nodes
+from othink_pipeline.cells.grid import Cell, Grid
 from othink_pipeline.cells.keys import RESUME, cell_folder, training_key
 from othink_pipeline.cells.parameters import Parameters, resolve_method
 from othink_pipeline.core.blocks import ConfigurationError
@@ -25,6 +25,7 @@ from othink_pipeline.models import base_models
 from othink_pipeline.models.base_models import find_base_model
 from othink_pipeline.pipelines.rl.nodes import train_rl
 from othink_pipeline.pipelines.sft.nodes import train_sft
+from othink_pipeline.pipelines.wiring import training_nodes
 from othink_pipeline.preflight.plan import Planned, check_room, describe_plan, plan_cells, plan_grid
 from tests.conftest import PROMPT, TASKS
 from tests.preflight.test_memory import method

@@ -1,7 +1,7 @@
 """Bad input stops `kedro run` before any training: one message, exit code 1, nothing half-made.
 
 The commands themselves, in a project of their own. Faults of single keys and files are tested where
-they are found (test_parameters, test_grid, test_reuse, test_hooks).
+they are found (test_parameters, test_config_loader, test_hooks).
 """
 
 import os

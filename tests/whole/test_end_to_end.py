@@ -20,7 +20,7 @@ from mlflow.entities import Run
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from othink_pipeline.__main__ import main
-from othink_pipeline.cells.grid import GridConfigLoader
+from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import digest_folder, read_manifest
 from othink_pipeline.data.examples import read_examples

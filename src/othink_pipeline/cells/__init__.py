@@ -1,7 +1,7 @@
 """The grid, and one cell of it trained or tested; what makes it be made again.
 
 - ``parameters``: all blocks of parameters; a method's, resolved
-- ``grid``: tasks x methods x seeds, read from the configuration
+- ``grid``: tasks x methods x seeds
 - ``keys``: content keys: what makes a cell be trained again
 - ``train``: a cell trained, once
 - ``job``: what one process of it does

@@ -6,26 +6,28 @@ torch is imported inside the functions: the registry imports this module.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import click
-
+from othink_pipeline.cells.failures import explain
 from othink_pipeline.cells.keys import (
-    FAILED,
     SAME_ENV,
+    check_base_model,
     check_code,
     check_examples,
-    check_files,
+    check_model,
     dataset_ref,
 )
+from othink_pipeline.cells.manifests import Checkpoint, FailedCell, FailedTest, Predictions
 from othink_pipeline.cells.parameters import Evaluation, Folders
 from othink_pipeline.core.blocks import BASE, ConfigurationError
 from othink_pipeline.core.code import code_digest, library_versions
 from othink_pipeline.core.files import content_key, publish_file
 from othink_pipeline.core.locks import lock
-from othink_pipeline.core.redaction import failure
 from othink_pipeline.data.examples import read_examples
+from othink_pipeline.data.manifests import Examples
+from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.tracking import records
 from othink_pipeline.tracking.recorder import raise_if_away
@@ -39,88 +41,76 @@ EVALUATION = "othink_pipeline.evaluation.predictions"
 """The module whose code, and all that it imports, makes predictions."""
 
 
-def evaluate_model(
-    checkpoint: dict[str, Any],
-    examples: dict[str, Any],
+class Tested(NamedTuple):
+    """What is tested: a cell's checkpoint, or a base model (``none``, ``base``, None)."""
+
+    train_task: str
+    method: str
+    seed: int | None
+    base_model: int
+    """The number of the base model that it started from, or is."""
+
+    @property
+    def name(self) -> str:
+        """The namespace of its nodes."""
+        return ".".join(self._parts)
+
+    @property
+    def place(self) -> str:
+        """The folder of its predictions, within that of all."""
+        return "/".join(self._parts)
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        if self.seed is None:
+            return BASE, f"b{self.base_model}"
+        return self.train_task, self.method, f"s{self.seed}"
+
+
+def evaluate(
+    checkpoint: Checkpoint | BaseModelCheckpoint | FailedCell,
+    examples: Examples,
     evaluation: Evaluation,
     folders: Folders,
     model: ModelSettings,
     compute: Compute,
     *,
-    task: str,
-    method: str,
-    seed: int | None,
-    base_model: int,
-) -> dict[str, Any]:
+    tested: Tested,
+) -> Predictions | FailedTest:
     """Score a checkpoint, or a base model, on a test split, unless that was done before.
 
+    Each block comes by itself: for Kedro it is an edge of the lineage.
+
     Args:
-        checkpoint: manifest with path, digest, run_id; or of a cell that failed.
-        examples: manifest of the task to test on.
-        task, method, seed: what the checkpoint is: ``none``, ``base``, None for a base model.
-        base_model: the number of the base model that it started from, or is.
+        examples: of the task to test on.
 
     Returns:
-        The manifest of the predictions, a table with a row for each test example: its path, and
-        what it is about. Where a cell failed here or before, why it did (``failed``).
+        Where the predictions are, a table with a row for each test example; or, where a cell failed
+        here or before, why it did.
 
     Raises:
         ConfigurationError: the checkpoint is not the one that its manifest speaks of.
     """
-    eval_task = examples["task"]
-    about = {
-        "train_task": task,
-        "method": method,
-        "seed": seed,
-        "base_model": base_model,
-        "eval_task": eval_task,
-    }
-    if FAILED in checkpoint:
-        return {**about, FAILED: checkpoint[FAILED]}
-    origin = f"b{base_model}" if seed is None else f"{task}/{method}/s{seed}"
-    name = f"{BASE}.{origin}" if seed is None else origin.replace("/", ".")
-    place = f"{BASE}/{origin}" if seed is None else origin
-    adapters = "base_path" in checkpoint
-    key = content_key(
-        {
-            "checkpoint": checkpoint["digest"],
-            **({"base_model": checkpoint["base_model"]} if adapters else {}),
-            "test": examples["splits"]["test"]["digest"],
-            "prompt": examples["splits"]["test"]["prompt"],
-            "evaluation": _settings(evaluation, model),
-            "model": model.model_dump(),
-            "about": about,
-            "code": code_digest(EVALUATION),
-            "libraries": library_versions(),
-        }
-    )
-    file = Path(folders.predictions) / place / eval_task / f"{key}.parquet"
+    about = {**tested._asdict(), "eval_task": examples.task}
+    if isinstance(checkpoint, FailedCell):
+        return FailedTest(**about, failed=checkpoint.failed)
+    key = _content_key(checkpoint, examples, evaluation, model, about)
+    file = Path(folders.predictions) / tested.place / examples.task / f"{key}.parquet"
     file.parent.mkdir(parents=True, exist_ok=True)
-
-    def busy(holder: str) -> None:
-        logger.info("%s -> %s: another run is at it (%s): waiting", name, eval_task, holder)
-
-    with lock(file.with_suffix(".lock"), busy):
+    what = f"{tested.name} -> {examples.task}"
+    with lock(file.with_suffix(".lock"), partial(_say_busy, what)):
         predictions = None if compute.fresh else _read(file)
-        reused = predictions is not None
+        said = "" if predictions is None else ", scored before"
         if predictions is None:
-            remedy = f"Make it again: kedro run --namespaces={name} {SAME_ENV}"
             check_examples(examples)
             try:
-                check_files(checkpoint, remedy)
+                _check_checkpoint(checkpoint, tested)
                 predictions = _predict(checkpoint, examples, evaluation, model, about)
             except Exception as error:
-                if seed is None:
+                if tested.seed is None:
                     raise  # without the base model's score there is nothing to compare with
-                known = isinstance(error, click.ClickException)  # its message says it all
-                logger.error(
-                    "%s -> %s failed, the rest goes on: %s",
-                    name,
-                    eval_task,
-                    failure(error),
-                    exc_info=None if known else error,
-                )
-                return {**about, FAILED: failure(error)}
+                reason = explain(error, f"{what} failed, the rest goes on")
+                return FailedTest(**about, failed=reason)
             with publish_file(file) as scratch:
                 write_predictions(predictions, scratch)
         try:
@@ -128,27 +118,21 @@ def evaluate_model(
         except Exception as error:
             raise_if_away(error)
             raise
-    logger.info(
-        "%s -> %s: %.1f %% right (%d items)%s",
-        name,
-        eval_task,
-        100 * predictions["correct"].mean(),
-        len(predictions),
-        ", scored before" if reused else "",
-    )
-    return {**about, "key": key, "path": str(file), "checkpoint": checkpoint["digest"]}
+    right, items = 100 * predictions["correct"].mean(), len(predictions)
+    logger.info("%s: %.1f %% right (%d items)%s", what, right, items, said)
+    return Predictions(**about, key=key, path=str(file), checkpoint=checkpoint.digest)
 
 
-def read_predictions(manifest: dict[str, Any]) -> pd.DataFrame:
-    """The table of a manifest.
+def read_predictions(predictions: Predictions) -> pd.DataFrame:
+    """The table of a finished test.
 
     Raises:
         ConfigurationError: the file is missing or damaged.
     """
-    table = _read(Path(manifest["path"]))
+    table = _read(Path(predictions.path))
     if table is None:
         raise ConfigurationError(
-            f"{manifest['path']}: missing or damaged. Make it again: "
+            f"{predictions.path}: missing or damaged. Make it again: "
             f"kedro run --pipelines=evaluation {SAME_ENV}"
         )
     return table
@@ -164,6 +148,31 @@ def eval_stage(predictions: pd.DataFrame) -> str:
     return "eval_shuffled" if "image_of" in predictions else "eval"
 
 
+def _content_key(
+    checkpoint: Checkpoint | BaseModelCheckpoint,
+    examples: Examples,
+    evaluation: Evaluation,
+    model: ModelSettings,
+    about: dict[str, Any],
+) -> str:
+    """The same key, the same predictions."""
+    test = examples.splits["test"]
+    adapters = checkpoint.base_path is not None
+    return content_key(
+        {
+            "checkpoint": checkpoint.digest,
+            **({"base_model": checkpoint.base_digest} if adapters else {}),
+            "test": test.digest,
+            "prompt": test.prompt,
+            "evaluation": _settings(evaluation, model),
+            "model": model.model_dump(),
+            "about": about,
+            "code": code_digest(EVALUATION),
+            "libraries": library_versions(),
+        }
+    )
+
+
 def _settings(evaluation: Evaluation, model: ModelSettings) -> dict[str, Any]:
     """What the predictions depend on: greedy ones on no seed, and on no batch size in float32."""
     settings = evaluation.model_dump()
@@ -174,6 +183,22 @@ def _settings(evaluation: Evaluation, model: ModelSettings) -> dict[str, Any]:
         if not evaluation.shuffle_images:
             del settings["seed"]
     return settings
+
+
+def _say_busy(what: str, holder: str) -> None:
+    logger.info("%s: another run is at it (%s): waiting", what, holder)
+
+
+def _check_checkpoint(checkpoint: Checkpoint | BaseModelCheckpoint, tested: Tested) -> None:
+    """Refuse files that are not those of the manifest."""
+    if isinstance(checkpoint, BaseModelCheckpoint):
+        check_base_model(checkpoint)
+        return
+    remedy = f"Make it again: kedro run --namespaces={tested.name} {SAME_ENV}"
+    check_model(checkpoint.path, checkpoint.digest, remedy)
+    if checkpoint.base_path is not None:
+        remedy = f"Check it: kedro run --pipelines=data_preparation {SAME_ENV}"
+        check_model(checkpoint.base_path, checkpoint.base_model, remedy)
 
 
 def _read(file: Path) -> pd.DataFrame | None:
@@ -190,8 +215,8 @@ def _read(file: Path) -> pd.DataFrame | None:
 
 
 def _predict(
-    checkpoint: dict[str, Any],
-    examples: dict[str, Any],
+    checkpoint: Checkpoint | BaseModelCheckpoint,
+    examples: Examples,
     evaluation: Evaluation,
     settings: ModelSettings,
     about: dict[str, Any],
@@ -200,32 +225,29 @@ def _predict(
     from othink_pipeline.models.load import load_model
 
     check_code(EVALUATION)
-    base_path = checkpoint.get("base_path")
-    if base_path is not None:  # adapters alone
-        base = {"path": base_path, "digest": checkpoint["base_model"]}
-        check_files(base, f"Check it: kedro run --pipelines=data_preparation {SAME_ENV}")
-    model, processor = load_model(checkpoint["path"], settings, base_path)
-    test = examples["splits"]["test"]
+    model, processor = load_model(checkpoint.path, settings, checkpoint.base_path)
+    test = examples.splits["test"]
     predictions = predict(
         model,
         processor,
-        read_examples(test["path"]),
-        prompt=test["prompt"],
+        read_examples(test.path),
+        prompt=test.prompt,
         **evaluation.model_dump(),
     )
     for position, (column, value) in enumerate(about.items()):
         predictions.insert(position, column, value)
     predictions["seed"] = predictions["seed"].astype("Int64")
-    predictions["checkpoint"] = checkpoint["digest"]
-    predictions["test_data"] = test["digest"]
-    # A base model's manifest speaks of none but itself.
-    predictions["base_digest"] = checkpoint.get("base_model", checkpoint["digest"])
+    predictions["checkpoint"] = checkpoint.digest
+    predictions["test_data"] = test.digest
+    predictions["base_digest"] = checkpoint.base_digest
     return predictions
 
 
-def _log(checkpoint: dict[str, Any], examples: dict[str, Any], predictions: pd.DataFrame) -> None:
+def _log(
+    checkpoint: Checkpoint | BaseModelCheckpoint, examples: Examples, predictions: pd.DataFrame
+) -> None:
     """Put the scores on the run that made the checkpoint, once."""
-    stage, eval_task = eval_stage(predictions), examples["task"]
+    stage, eval_task = eval_stage(predictions), examples.task
     metrics = {
         f"{stage}/{eval_task}": predictions["correct"].mean(),
         f"{stage}/accuracy_any/{eval_task}": predictions["correct_any"].mean(),
@@ -233,7 +255,12 @@ def _log(checkpoint: dict[str, Any], examples: dict[str, Any], predictions: pd.D
         f"{stage}/think_rate/{eval_task}": predictions["thought"].mean(),
         f"{stage}/unparseable_rate/{eval_task}": predictions["unparseable"].mean(),
     }
-    run_id, updates = checkpoint["run_id"], int(checkpoint.get("updates", 0))
     dataset = dataset_ref(examples, "test")
-    records.log_dataset(run_id, dataset, "test")
-    records.log_scores(run_id, metrics, updates, model_id=checkpoint["model_id"], dataset=dataset)
+    records.log_dataset(checkpoint.run_id, dataset, "test")
+    records.log_scores(
+        checkpoint.run_id,
+        metrics,
+        checkpoint.updates,
+        model_id=checkpoint.model_id,
+        dataset=dataset,
+    )

@@ -4,187 +4,242 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from othink_pipeline.cells.accelerate_config import find_device_fault
 from othink_pipeline.cells.grid import Cell
-from othink_pipeline.cells.keys import RESUME, check_code, dataset_ref, training_code
-from othink_pipeline.cells.parameters import RL, SFT, Evaluation, Health
-from othink_pipeline.core.blocks import Block, ConfigurationError
-from othink_pipeline.core.files import MANIFEST, digest_folder, publish, write_json
+from othink_pipeline.cells.keys import (
+    RESUME,
+    Settings,
+    check_code,
+    dataset_ref,
+    examples_of,
+    training_code,
+)
+from othink_pipeline.cells.manifests import Training
+from othink_pipeline.cells.parameters import RL, SFT
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.files import MANIFEST, digest_folder, publish
 from othink_pipeline.data.examples import read_examples
-from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.data.manifests import Examples
+from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.tracking.journal import Checkpoint, Journal
 from othink_pipeline.tracking.recorder import Recorder
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Dataset
+
+    from othink_pipeline.training.loop import Trained
+
+    State = dict[str, torch.Tensor] | None
+    """All weights, where the model does not hold them whole itself."""
 
 logger = logging.getLogger(__name__)
 
+COSTS = (
+    *("updates", "prompts", "completion_tokens", "seconds"),
+    *("skipped_batches", "weights_changed"),
+)
+"""What of a training goes to MLflow as ``cost/…``."""
 
-class CellJob(Block):
-    """All that the training of a cell needs; fit for JSON."""
+Digests = Mapping[int, str]
+"""Update -> digest of the checkpoint after it."""
+
+
+class CellJob(NamedTuple):
+    """All that the training of a cell needs; it can be pickled."""
 
     cell: Cell
-    parameters: Annotated[SFT | RL, Field(discriminator="algorithm")]
-    base_model: dict[str, Any]
-    """Its manifest."""
-    examples: tuple[dict[str, Any], ...]
-    """The manifests of all tasks."""
-    evaluation: Evaluation
-    model: ModelSettings
-    compute: Compute
-    health: Health
+    parameters: SFT | RL
+    base_model: BaseModelCheckpoint
+    examples: tuple[Examples, ...]
+    """Of all tasks."""
+    settings: Settings
     key: str
     """The content key."""
     folder: str
     """The cell's own, relative to the project."""
-    run_id: str
-    """Of the MLflow run."""
+
+    @property
+    def name(self) -> str:
+        """The cell's, as runs are named."""
+        return f"{self.cell.task}/{self.cell.method}/s{self.cell.seed}"
 
 
-def record_job(job: CellJob, journal: Journal, manifest: dict[str, Any] | None) -> dict[str, Any]:
-    """Train a cell, unless it has a manifest, and deliver its records; returns its manifest.
+class Records(NamedTuple):
+    """Where a training writes: its main process alone has them."""
+
+    journal: Journal
+    recorder: Recorder
+
+
+def record_job(job: CellJob, run_id: str, journal: Journal, finished: Training | None) -> Training:
+    """Train a cell, unless it is finished, and deliver its records to its MLflow run.
 
     Raises:
         TrackingUnavailableError, TrackingRefusedError: as of ``Recorder``.
     """
-    name = f"{job.cell.task}/{job.cell.method}/s{job.cell.seed}"
-    recorder = Recorder(job.run_id, name, journal, base_model_id=job.base_model["model_id"])
-    with recorder:
+    with Recorder(run_id, job.name, journal, base_model_id=job.base_model.model_id) as recorder:
         # Where it goes on with other policies, MLflow's parameters show the first.
-        recorder.tag("health", json.dumps(job.health.model_dump()))
-        return manifest or train_job(job, journal, recorder)
+        recorder.tag("health", json.dumps(job.settings.health.model_dump()))
+        if finished:
+            return finished
+        training = _describe(job, *train_job(job, Records(journal, recorder)))
+        costs = {f"cost/{name}": float(getattr(training, name)) for name in COSTS}
+        recorder.metrics(training.updates, costs)
+        training.write(Path(job.folder, MANIFEST))
+    return training
 
 
-def train_job(job: CellJob, journal: Journal | None, recorder: Recorder | None) -> dict[str, Any]:
-    """Train a cell in its folder, from where it was left, and write its manifest last of all.
+def train_job(job: CellJob, records: Records | None) -> tuple[Trained, Digests]:
+    """Train a cell in its folder, from where it was left.
 
     Args:
-        journal, recorder: None on all processes of a training but the main one, which alone writes
-            records, checkpoints and the manifest.
+        records: None on all processes of a training but the main one.
+
+    Returns:
+        What it came to, and the digests of its checkpoints, which the main process alone writes.
 
     Raises:
         ConfigurationError: the GPUs that can be seen and ``compute`` do not go together; the code
             was edited.
     """
     import torch
-    from accelerate.utils import broadcast_object_list
 
-    from othink_pipeline.evaluation.predictions import predict_together
-    from othink_pipeline.models.load import save_model
     from othink_pipeline.training.loop import Job, train
 
-    cell, parameters, folder = job.cell, job.parameters, Path(job.folder)
-    algorithm = import_module(f"othink_pipeline.training.{parameters.algorithm}")
-    check_code(*training_code(parameters.algorithm))
-    if fault := find_device_fault(job.compute, torch.cuda.device_count()):
+    settings = job.settings
+    algorithm = import_module(f"othink_pipeline.training.{job.parameters.algorithm}")
+    check_code(*training_code(job.parameters.algorithm))
+    if fault := find_device_fault(settings.compute, torch.cuda.device_count()):
         raise ConfigurationError(". ".join(fault))
-    own = next(manifest for manifest in job.examples if manifest["task"] == cell.task)
-    validation = {
-        manifest["task"]: read_examples(manifest["splits"]["validation"]["path"]).take(
-            parameters.validation_examples
-        )
-        for manifest in job.examples
-    }
-    if recorder:
-        recorder.dataset(dataset_ref(own, "train"), "train")
-        for manifest in job.examples:
-            recorder.dataset(dataset_ref(manifest, "validation"), "validation")
-    known: dict[tuple[int, str], float] = {}
-    digests: dict[int, str] = {}
-    if journal:
-        for step, metric, value in journal.history().itertuples(index=False, name=None):
-            known[step, metric] = value
-        for entry in journal.entries:
-            if isinstance(entry, Checkpoint):
-                digests[entry.checkpoint] = entry.digest
-    dtype = getattr(torch, job.model.dtype)
-    merge = parameters.lora is None or parameters.lora.merge
-
-    def keep(step: int, model: Any, processor: Any, state: dict[str, torch.Tensor] | None) -> None:
-        path = folder / f"update-{step:06d}"
-        if not path.is_dir() or digest_folder(path) != digests.get(step):
-            with publish(path) as scratch:
-                save_model(model, processor, scratch, dtype, merge, state)
-            digests[step] = digest_folder(path)
-        if recorder:
-            recorder.checkpoint(step, path, digests[step])
-
-    def checkpoint(
-        step: int, model: Any, processor: Any, state: dict[str, torch.Tensor] | None
-    ) -> dict[str, float]:
-        """Keep and score a checkpoint; what was kept or scored before a crash stays as it is."""
-        if step and recorder:  # else it is the base model itself: where every curve starts
-            keep(step, model, processor, state)
-        scores: dict[str, float] = {}
-        # The main process has the records: it says what is left to score.
-        left = [m["task"] for m in job.examples if (step, f"val/{m['task']}") not in known]
-        (left,) = broadcast_object_list([left])
-        for manifest in job.examples:
-            task = manifest["task"]
-            if task in left:
-                predictions = predict_together(
-                    model,
-                    processor,
-                    validation[task],
-                    prompt=manifest["splits"]["validation"]["prompt"],
-                    **job.evaluation.generation,
-                )
-                metrics = {
-                    f"val/{task}": float(predictions["correct"].mean()),
-                    f"val/think_rate/{task}": float(predictions["thought"].mean()),
-                    f"val/format_rate/{task}": float(predictions["format_ok"].mean()),
-                }
-                if recorder:
-                    recorder.metrics(step, metrics, step, dataset_ref(manifest, "validation"))
-                known[step, f"val/{task}"] = metrics[f"val/{task}"]
-            if recorder:
-                scores[task] = known[step, f"val/{task}"]
-        return scores
-
-    def log(update: int, metrics: dict[str, float]) -> None:
-        if recorder:
-            recorder.metrics(update, metrics)
-
-    def report(fault: str, update: int, figures: str) -> None:
-        logger.warning("%s  update %d: %s: %s", cell.name, update, fault, figures)
-        if recorder:
-            recorder.tag(f"fault/{fault}", f"update {update}: {figures}")
-
+    own = examples_of(job.cell.task, job.examples)
+    watch = _Watch(job, records)
+    if records:
+        records.recorder.dataset(dataset_ref(own, "train"), "train")
+        for examples in job.examples:
+            records.recorder.dataset(dataset_ref(examples, "validation"), "validation")
     training = Job(
-        name=cell.name,
-        model_path=job.base_model["path"],
-        model=job.model,
-        examples=read_examples(own["splits"]["train"]["path"]),
-        prompt=own["splits"]["train"]["prompt"],
-        parameters=parameters,
-        compute=job.compute,
-        health=job.health,
-        seed=cell.seed,
-        folder=folder / RESUME,
+        name=job.cell.name,
+        model_path=job.base_model.path,
+        model=settings.model,
+        examples=read_examples(own.splits["train"].path),
+        prompt=own.splits["train"].prompt,
+        parameters=job.parameters,
+        compute=settings.compute,
+        health=settings.health,
+        seed=job.cell.seed,
+        folder=Path(job.folder, RESUME),
     )
-    trained = train(algorithm, training, log, checkpoint, report)
-    costs = trained._asdict()
-    faults = costs.pop("faults")
-    manifest = {
-        **cell._asdict(),
-        "checkpoint": f"update-{trained.updates:06d}",
-        "digest": digests.get(trained.updates),
-        "parameters": parameters.model_dump(),
-        "health": job.health.model_dump(),
-        "faults": faults,
-        "data": own["splits"]["train"]["digest"],
-        "base_model": job.base_model["digest"],
-        **costs,
-    }
-    if recorder:
-        values = {f"cost/{name}": value for name, value in costs.items()}
-        recorder.metrics(trained.updates, values)
-        write_json(folder / MANIFEST, manifest)
-    return {**manifest, "path": str(folder / manifest["checkpoint"])}
+    trained = train(algorithm, training, watch.log, watch.checkpoint, watch.report)
+    return trained, watch.digests
+
+
+def _describe(job: CellJob, trained: Trained, digests: Digests) -> Training:
+    """The manifest of a training."""
+    return Training(
+        **job.cell._asdict(),
+        checkpoint=_checkpoint_name(trained.updates),
+        digest=digests[trained.updates],
+        parameters=job.parameters,
+        health=job.settings.health,
+        data=examples_of(job.cell.task, job.examples).splits["train"].digest,
+        base_model=job.base_model.digest,
+        **trained._asdict(),
+    )
+
+
+def _checkpoint_name(update: int) -> str:
+    return f"update-{update:06d}"
+
+
+class _Watch:
+    """What is done beside a training's updates: figures are logged, checkpoints kept and scored.
+
+    All processes take part in the scoring; the main one alone, which has the records, writes. What
+    was kept or scored before a crash stays as it is.
+    """
+
+    def __init__(self, job: CellJob, records: Records | None) -> None:
+        self._job, self._recorder = job, records and records.recorder
+        self._folder = Path(job.folder)
+        self._scores: dict[tuple[int, str], float] = {}
+        self.digests: dict[int, str] = {}
+        if records:
+            history = records.journal.history().itertuples(index=False, name=None)
+            self._scores = {(step, metric): value for step, metric, value in history}
+            kept = (entry for entry in records.journal.entries if isinstance(entry, Checkpoint))
+            self.digests = {entry.checkpoint: entry.digest for entry in kept}
+
+    def log(self, update: int, metrics: dict[str, float]) -> None:
+        """Take note of an update's figures."""
+        if self._recorder:
+            self._recorder.metrics(update, metrics)
+
+    def report(self, fault: str, update: int, figures: str) -> None:
+        """Say that something went wrong."""
+        logger.warning("%s  update %d: %s: %s", self._job.cell.name, update, fault, figures)
+        if self._recorder:
+            self._recorder.tag(f"fault/{fault}", f"update {update}: {figures}")
+
+    def checkpoint(self, update: int, model: Any, processor: Any, state: State) -> dict[str, float]:
+        """Keep a checkpoint and score it on each task's validation split.
+
+        Returns:
+            Task -> accuracy; nothing on processes without records.
+        """
+        from accelerate.utils import broadcast_object_list
+
+        if update and self._recorder:  # else it is the base model itself: where all curves start
+            self._keep(update, model, processor, state)
+        tasks = [each.task for each in self._job.examples]
+        left = [task for task in tasks if (update, f"val/{task}") not in self._scores]
+        (left,) = broadcast_object_list([left])  # the main process has the records
+        for task in left:
+            self._score(update, task, model, processor)
+        if not self._recorder:
+            return {}
+        return {task: self._scores[update, f"val/{task}"] for task in tasks}
+
+    def _keep(self, update: int, model: Any, processor: Any, state: State) -> None:
+        import torch
+
+        from othink_pipeline.models.load import save_model
+
+        assert self._recorder
+        path = self._folder / _checkpoint_name(update)
+        if not path.is_dir() or digest_folder(path) != self.digests.get(update):
+            lora = self._job.parameters.lora
+            dtype = getattr(torch, self._job.settings.model.dtype)
+            with publish(path) as scratch:
+                save_model(model, processor, scratch, dtype, lora is None or lora.merge, state)
+            self.digests[update] = digest_folder(path)
+        self._recorder.checkpoint(update, path, self.digests[update])
+
+    def _score(self, update: int, task: str, model: Any, processor: Any) -> None:
+        from othink_pipeline.evaluation.predictions import predict_together
+
+        examples = examples_of(task, self._job.examples)
+        validation = examples.splits["validation"]
+        rows: Dataset = read_examples(validation.path).take(
+            self._job.parameters.validation_examples
+        )
+        predictions = predict_together(
+            model,
+            processor,
+            rows,
+            prompt=validation.prompt,
+            **self._job.settings.evaluation.generation,
+        )
+        metrics = {
+            f"val/{task}": float(predictions["correct"].mean()),
+            f"val/think_rate/{task}": float(predictions["thought"].mean()),
+            f"val/format_rate/{task}": float(predictions["format_ok"].mean()),
+        }
+        self._scores[update, f"val/{task}"] = metrics[f"val/{task}"]
+        if self._recorder:
+            self._recorder.metrics(update, metrics, update, dataset_ref(examples, "validation"))

@@ -9,15 +9,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from othink_pipeline.cells.accelerate_config import read_launcher
 from othink_pipeline.cells.grid import Cell
-from othink_pipeline.cells.parameters import RL, SFT, Evaluation, Folders, Health
+from othink_pipeline.cells.manifests import Training
+from othink_pipeline.cells.parameters import RL, SFT, Evaluation, Folders, Health, Parameters
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest, library_versions
-from othink_pipeline.core.files import MANIFEST, content_key, digest_folder, read_json
+from othink_pipeline.core.files import MANIFEST, content_key, digest_folder
+from othink_pipeline.core.manifests import OtherVersionError
+from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.base_models import digest_model
+from othink_pipeline.models.manifests import FoundModel
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.tracking.journal import DatasetRef
 
@@ -29,13 +33,11 @@ SAME_ENV = "(with the --env of this run)"
 RESUME = "resume"
 """The folder, within a cell's, with the states that an interrupted training goes on from."""
 
-FAILED = "failed"
-"""Key of a manifest that holds why there is nothing else in it."""
+JOURNAL = "journal.jsonl"
+"""The file, within a cell's folder, with all that its training recorded."""
 
 RL_ONLY = ("share_prompts", "vllm")
 """Keys of ``compute`` that supervised fine-tuning does not look at."""
-
-_NEEDED = {"checkpoint", "digest", "updates", "faults", "health"}
 
 
 def training_code(algorithm: str) -> tuple[str, ...]:
@@ -43,14 +45,27 @@ def training_code(algorithm: str) -> tuple[str, ...]:
     return f"othink_pipeline.training.{algorithm}", "othink_pipeline.evaluation.predictions"
 
 
+class Settings(NamedTuple):
+    """The parameter blocks that cells share."""
+
+    evaluation: Evaluation
+    folders: Folders
+    model: ModelSettings
+    compute: Compute
+    health: Health
+
+    @classmethod
+    def of(cls, parameters: Parameters) -> Settings:
+        """Those of an environment."""
+        return cls(*(getattr(parameters, name) for name in cls._fields))
+
+
 def training_key(
     cell: Cell,
     parameters: SFT | RL,
     base_digest: str,
-    examples: Sequence[dict[str, Any]],
-    evaluation: Evaluation,
-    model: ModelSettings,
-    compute: Compute,
+    examples: Sequence[Examples],
+    settings: Settings,
 ) -> str:
     """The content key of a cell's training: the same key, the same weights and curves.
 
@@ -58,35 +73,35 @@ def training_key(
     state is saved.
 
     Args:
-        examples: the manifests of all tasks, the cell's own among them.
+        examples: of all tasks, the cell's own among them.
     """
-    own = next(manifest for manifest in examples if manifest["task"] == cell.task)
+    train = examples_of(cell.task, examples).splits["train"]
+    validation = {each.task: each.splits["validation"] for each in examples}
     return content_key(
         {
             "parameters": parameters.model_dump(),
             "seed": cell.seed,
             "base_model": base_digest,
-            "train": own["splits"]["train"]["digest"],
-            "prompt": own["splits"]["train"]["prompt"],
-            "prompts": {
-                manifest["task"]: manifest["splits"]["validation"]["prompt"]
-                for manifest in examples
-            },
-            "validation": {
-                manifest["task"]: manifest["splits"]["validation"]["digest"]
-                for manifest in examples
-            },
-            "max_completion_tokens": evaluation.max_completion_tokens,
-            "model": model.model_dump(),
+            "train": train.digest,
+            "prompt": train.prompt,
+            "prompts": {task: split.prompt for task, split in validation.items()},
+            "validation": {task: split.digest for task, split in validation.items()},
+            "max_completion_tokens": settings.evaluation.max_completion_tokens,
+            "model": settings.model.model_dump(),
             "compute": {
                 name: value
-                for name, value in arithmetic(compute).items()
+                for name, value in arithmetic(settings.compute).items()
                 if parameters.algorithm == "rl" or name not in RL_ONLY
             },
             "code": code_digest(*training_code(parameters.algorithm)),
             "libraries": library_versions(),
         }
     )
+
+
+def examples_of(task: str, examples: Sequence[Examples]) -> Examples:
+    """Those of one task."""
+    return next(each for each in examples if each.task == task)
 
 
 def arithmetic(compute: Compute) -> dict[str, Any]:
@@ -107,7 +122,7 @@ def cell_folder(folders: Folders, cell: Cell, key: str) -> Path:
     return Path(folders.checkpoints) / cell.task / cell.method / f"s{cell.seed}" / key
 
 
-def find_finished(folder: Path, health: Health, whole: bool = True) -> dict[str, Any] | None:
+def find_finished(folder: Path, health: Health, whole: bool = True) -> Training | None:
     """The manifest of a finished training that is still what it says, else None.
 
     The policies for numbers that go wrong are not in the content key, for mostly nothing does.
@@ -115,23 +130,33 @@ def find_finished(folder: Path, health: Health, whole: bool = True) -> dict[str,
 
     Args:
         whole: look at every byte of the checkpoint, not just whether it is there.
+
+    Raises:
+        OtherVersionError: its manifest was written by other code; it is not made again unasked.
     """
     file = folder / MANIFEST
     if not file.exists():
         return None
-    manifest = read_json(file)
-    if manifest is None or not manifest.keys() >= _NEEDED:
-        logger.warning("%s: no manifest of a finished training", file)
+    try:
+        training = Training.read(
+            file,
+            "Go on with the code that wrote it, or train the cell again: "
+            f"--params=compute.fresh=true {SAME_ENV}",
+        )
+    except OtherVersionError:
+        raise
+    except ConfigurationError as error:
+        logger.warning("no manifest of a finished training: %s", error.message)
         return None
-    for fault in manifest["faults"]:
-        if manifest["health"][fault] != (policy := getattr(health, fault)):
+    for fault in training.faults:
+        if getattr(training.health, fault) != (policy := getattr(health, fault)):
             logger.warning("%s: not made with health.%s = %s", folder, fault, policy)
             return None
-    checkpoint = folder / manifest["checkpoint"]
-    if not checkpoint.is_dir() or (whole and digest_folder(checkpoint) != manifest["digest"]):
+    checkpoint = folder / training.checkpoint
+    if not checkpoint.is_dir() or (whole and digest_folder(checkpoint) != training.digest):
         logger.warning("%s: missing, or changed since it was finished", checkpoint)
         return None
-    return {**manifest, "path": str(checkpoint)}
+    return training
 
 
 def resume_state(folder: Path) -> int:
@@ -140,31 +165,37 @@ def resume_state(folder: Path) -> int:
     return max(updates, default=0)
 
 
-def check_files(model: dict[str, Any], remedy: str) -> None:
-    """Refuse a base model whose files are not those of its manifest.
+def check_model(path: str, digest: str, remedy: str, is_hubs: bool = False) -> None:
+    """Refuse a model whose files are not those of its manifest.
+
+    Args:
+        is_hubs: see ``digest_model``.
 
     Raises:
         ConfigurationError: missing or changed files.
     """
-    folder = Path(model["path"])
-    if not folder.is_dir() or digest_model(model) != model["digest"]:
+    if not Path(path).is_dir() or digest_model(path, is_hubs) != digest:
         raise ConfigurationError(
-            f"{folder}: missing, or changed since its manifest was written. {remedy}"
+            f"{path}: missing, or changed since its manifest was written. {remedy}"
         )
 
 
-def check_examples(manifest: dict[str, Any]) -> None:
-    """Refuse examples that have been made anew since the manifest was read.
+def check_base_model(base_model: FoundModel) -> None:
+    """Refuse a base model whose files are not those of its manifest; as ``check_model``."""
+    remedy = f"Check it: kedro run --pipelines=data_preparation {SAME_ENV}"
+    check_model(base_model.path, base_model.digest, remedy, is_hubs=base_model.commit is not None)
+
+
+def check_examples(examples: Examples) -> None:
+    """Refuse examples that have been made anew since their manifest was read.
 
     Raises:
         ConfigurationError: other examples are there.
     """
-    folder = Path(manifest["splits"]["train"]["path"]).parent
-    if read_json(folder / MANIFEST) != manifest:
-        raise ConfigurationError(
-            f"{folder}: not the examples that the catalog speaks of. "
-            f"Prepare them again: kedro run --pipelines=data_preparation {SAME_ENV}"
-        )
+    folder = Path(next(iter(examples.splits.values())).path).parent
+    remedy = f"Prepare them again: kedro run --pipelines=data_preparation {SAME_ENV}"
+    if Examples.read(folder / MANIFEST, remedy) != examples:
+        raise ConfigurationError(f"{folder}: not the examples that the catalog speaks of. {remedy}")
 
 
 def check_code(*modules: str) -> None:
@@ -182,7 +213,7 @@ def check_code(*modules: str) -> None:
         )
 
 
-def dataset_ref(manifest: dict[str, Any], split: str) -> DatasetRef:
+def dataset_ref(examples: Examples, split: str) -> DatasetRef:
     """A split of a task's examples, as tracking names it."""
-    part = manifest["splits"][split]
-    return DatasetRef(f"{manifest['task']}_{split}", part["digest"], part["path"], part["examples"])
+    part = examples.splits[split]
+    return DatasetRef(f"{examples.task}_{split}", part.digest, part.path, part.examples)

@@ -21,7 +21,8 @@ import click
 
 from othink_pipeline.cells.accelerate_config import launcher_environment
 from othink_pipeline.cells.job import CellJob, record_job, train_job
-from othink_pipeline.cells.keys import find_finished, training_key
+from othink_pipeline.cells.keys import JOURNAL, find_finished, training_key
+from othink_pipeline.cells.manifests import Training
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import read_json
 from othink_pipeline.tracking.journal import Journal
@@ -48,8 +49,11 @@ class ProcessFailedError(click.ClickException):
     """A process of a training failed; its log lines, traceback included, have been shown."""
 
 
-def train_in_processes(job: CellJob) -> dict[str, Any]:
+def train_in_processes(job: CellJob, run_id: str) -> Training:
     """Train a cell in ``compute.num_processes`` processes; returns its manifest.
+
+    Args:
+        run_id: the MLflow run that the records go to.
 
     Raises:
         ConfigurationError, TrainingFault, TrackingRefusedError, TrackingUnavailableError: raised
@@ -63,7 +67,7 @@ def train_in_processes(job: CellJob) -> dict[str, Any]:
 
     from othink_pipeline.models.load import release_memory
 
-    folder, count = Path(job.folder), job.compute.num_processes
+    folder, count = Path(job.folder), job.settings.compute.num_processes
     (folder / FAILURE).unlink(missing_ok=True)
     release_memory()
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):  # say it in more words
@@ -86,7 +90,7 @@ def train_in_processes(job: CellJob) -> dict[str, Any]:
     )
     others = active_children()
     try:
-        elastic_launch(config, work)(job, mlflow.get_tracking_uri())
+        elastic_launch(config, work)(job, run_id, mlflow.get_tracking_uri())
     except ChildFailedError as error:
         raise _reason(read_json(folder / FAILURE), error, count) from None
     finally:
@@ -94,13 +98,13 @@ def train_in_processes(job: CellJob) -> dict[str, Any]:
             if process not in others:
                 process.kill()
                 process.join()
-    manifest = find_finished(folder, job.health, whole=False)
+    manifest = find_finished(folder, job.settings.health, whole=False)
     if manifest is None:
         raise ProcessFailedError(f"{folder}: the processes ended well and left no manifest")
     return manifest
 
 
-def work(job: CellJob, tracking_uri: str) -> None:
+def work(job: CellJob, run_id: str, tracking_uri: str) -> None:
     """Train a cell as one of its processes.
 
     What goes wrong first in any of them is kept in the cell's folder.
@@ -120,7 +124,7 @@ def work(job: CellJob, tracking_uri: str) -> None:
     logging.getLogger("othink_pipeline").setLevel(logging.WARNING if rank else logging.INFO)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # records are delivered at the end
     try:
-        _train(job, rank, tracking_uri)
+        _train(job, rank, run_id, tracking_uri)
     except Exception as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is about to be said is wanted
         message = error.message if isinstance(error, click.ClickException) else str(error)
@@ -134,7 +138,7 @@ def work(job: CellJob, tracking_uri: str) -> None:
         raise
 
 
-def _train(job: CellJob, rank: int, tracking_uri: str) -> None:
+def _train(job: CellJob, rank: int, run_id: str, tracking_uri: str) -> None:
     """Train as process ``rank``.
 
     Raises:
@@ -144,10 +148,7 @@ def _train(job: CellJob, rank: int, tracking_uri: str) -> None:
     import torch
     import torch.distributed as dist
 
-    key = training_key(
-        *(job.cell, job.parameters, job.base_model["digest"], job.examples),
-        *(job.evaluation, job.model, job.compute),
-    )
+    key = training_key(job.cell, job.parameters, job.base_model.digest, job.examples, job.settings)
     if key != job.key:
         raise ConfigurationError(
             "the code in src/othink_pipeline, or the file compute.launcher, was edited after this "
@@ -155,17 +156,17 @@ def _train(job: CellJob, rank: int, tracking_uri: str) -> None:
             "there now."
         )
     mlflow.set_tracking_uri(tracking_uri)
-    os.environ.update(launcher_environment(job.compute))
+    os.environ.update(launcher_environment(job.settings.compute))
     threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    share = max(1, threads // job.compute.num_processes)
+    share = max(1, threads // job.settings.compute.num_processes)
     os.environ["OMP_NUM_THREADS"] = str(share)  # else Accelerate takes a number of its own
     torch.set_num_threads(share)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if rank:
-        train_job(job, None, None)
+        train_job(job, None)
     else:
-        record_job(job, Journal(Path(job.folder, "journal.jsonl")), None)
+        record_job(job, run_id, Journal(Path(job.folder, JOURNAL)), None)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from othink_pipeline.core.blocks import ConfigurationError
-
 MANIFEST = "manifest.json"
 
 
@@ -86,35 +84,3 @@ def read_json(file: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Write ``manifest`` with the folder's digest, last of all files; returns what was written."""
-    manifest = {**manifest, "digest": digest_folder(folder)}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    return manifest
-
-
-def read_manifest(folder: Path, remedy: str) -> dict[str, Any]:
-    """The manifest of a published folder, after checking that the folder still matches it.
-
-    Args:
-        remedy: what to do when it does not; ends the error message.
-
-    Raises:
-        ConfigurationError: no folder, no manifest, or files that differ from the manifest's digest.
-    """
-    file = folder / MANIFEST
-    if not file.is_file():
-        raise ConfigurationError(f"{folder}: no {MANIFEST} there. {remedy}")
-    try:
-        manifest: dict[str, Any] = json.loads(file.read_text())
-        recorded = manifest["digest"]
-    except (ValueError, KeyError, TypeError):
-        raise ConfigurationError(f"{file}: not a manifest with a digest. {remedy}") from None
-    if recorded != digest_folder(folder):
-        raise ConfigurationError(
-            f"{folder}: its files differ from the digest in {MANIFEST} (corrupt or edited). "
-            f"{remedy}"
-        )
-    return manifest

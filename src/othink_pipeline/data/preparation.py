@@ -14,7 +14,7 @@ import pandas as pd
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest
-from othink_pipeline.core.files import content_key, publish, read_manifest, write_manifest
+from othink_pipeline.core.files import content_key, publish
 from othink_pipeline.core.locks import lock
 from othink_pipeline.data.examples import (
     UnusableError,
@@ -23,6 +23,7 @@ from othink_pipeline.data.examples import (
     read_pixels,
     update_digest,
 )
+from othink_pipeline.data.manifests import Examples, Split
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.data.source_splits import read_splits, split_rows, survey_sources
 from othink_pipeline.data.sources import fingerprint
@@ -38,15 +39,11 @@ PROGRESS_EXAMPLES = 10_000
 
 def prepare_splits(
     data_preparation: DataPreparation, task: str, splits: tuple[str, ...], folder: Path
-) -> dict[str, Any]:
+) -> Examples:
     """Publish some splits of a task in ``folder``, unless they stand there already.
 
     Examples go to their files as they are drawn or read: memory does not grow with their number,
     but for what ``draw_examples`` and ``survey_sources`` must remember of each.
-
-    Returns:
-        The manifest: task, seed, content key, and for each split its path, size, digest and prompt;
-        of a data set also where it was read from.
 
     Raises:
         ConfigurationError: too few distinct problems or pictures, data sets that cannot be read,
@@ -64,7 +61,7 @@ def prepare_splits(
     with lock(folder.with_name(f".{folder.name}.lock"), partial(_say_busy, task)):
         finished = _find_finished(folder, key)
         if finished:
-            count = sum(split["examples"] for split in finished["splits"].values())
+            count = sum(split.examples for split in finished.splits.values())
             logger.info("%s: %s examples reused from %s", task, count, folder)
             return finished
         return _make_splits(data_preparation, task, sizes, folder, key)
@@ -72,11 +69,11 @@ def prepare_splits(
 
 def _make_splits(
     data_preparation: DataPreparation, task: str, sizes: dict[str, int], folder: Path, key: str
-) -> dict[str, Any]:
+) -> Examples:
     source = data_preparation.sources.get(task)
     with publish(folder) as scratch:
         if source is None:
-            facts = {}
+            facts: dict[str, Any] = {}
             rejected: list[dict[str, str]] = []
             drawn = _draw(task, sizes, data_preparation.seed, rejected)
             parts = _write_splits(task, drawn, sizes, scratch)
@@ -101,25 +98,24 @@ def _make_splits(
                 "overlapping": len(survey.overlapping),
                 "sources": {name: part.facts for name, part in survey.sources.items()},
             }
-        manifest = write_manifest(
+        manifest = Examples.write_folder(
             scratch,
-            {
-                "task": task,
-                "seed": data_preparation.seed,
-                "key": key,
-                "rejected": len(rejected),
-                **facts,
-                "splits": {
-                    split: {
-                        "path": str(folder / f"{split}.arrow"),
-                        **part,
-                        "prompt": data_preparation.prompt_of(task, split),
-                    }
-                    for split, part in parts.items()
-                },
+            task=task,
+            seed=data_preparation.seed,
+            key=key,
+            rejected=len(rejected),
+            splits={
+                split: Split(
+                    path=str(folder / f"{split}.arrow"),
+                    examples=count,
+                    digest=digest,
+                    prompt=data_preparation.prompt_of(task, split),
+                )
+                for split, (count, digest) in parts.items()
             },
+            **facts,
         )
-    count = sum(part["examples"] for part in parts.values())
+    count = sum(split.examples for split in manifest.splits.values())
     logger.info("%s: %s examples, %s rejected -> %s", task, count, len(rejected), folder)
     return manifest
 
@@ -184,8 +180,8 @@ def _write_splits(
     examples: Iterable[tuple[dict[str, Any], bytes]],
     sizes: dict[str, int],
     folder: Path,
-) -> dict[str, dict[str, Any]]:
-    """Write examples into a file a split; returns its size and digest.
+) -> dict[str, tuple[int, str]]:
+    """Write examples into a file a split; returns how many they are, and their digest.
 
     Args:
         examples: each with its decoded pixels, or nothing where its key stands for them.
@@ -201,17 +197,15 @@ def _write_splits(
             update_digest(digests[split], example, pixels)
             add[split](example)
             counts[split] += 1
-    return {
-        split: {"examples": counts[split], "digest": digests[split].hexdigest()} for split in sizes
-    }
+    return {split: (counts[split], digests[split].hexdigest()) for split in sizes}
 
 
-def _find_finished(folder: Path, key: str) -> dict[str, Any] | None:
+def _find_finished(folder: Path, key: str) -> Examples | None:
     """The manifest in ``folder`` if it is whole and made from the same content."""
     try:
-        manifest = read_manifest(folder, "It is made anew.")
+        manifest = Examples.read_folder(folder, "It is made anew.")
     except ConfigurationError as error:
         if folder.exists():
             logger.warning("%s", error.message)
         return None
-    return manifest if manifest.get("key") == key else None
+    return manifest if manifest.key == key else None

@@ -20,7 +20,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from othink_pipeline.models.parameters import Rebuild
+from othink_pipeline.models.parameters import MiniModel
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -101,7 +101,7 @@ def build_processor(
     )
 
 
-def build_model(processor: Qwen2VLProcessor, rebuild: Rebuild) -> Qwen2VLForConditionalGeneration:
+def build_model(processor: Qwen2VLProcessor, rebuild: MiniModel) -> Qwen2VLForConditionalGeneration:
     """A model with random weights that fits ``processor``."""
     tokenizer = processor.tokenizer
     token_id = tokenizer.convert_tokens_to_ids

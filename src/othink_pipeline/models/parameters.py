@@ -67,10 +67,9 @@ class ModelSettings(Block):
         return self
 
 
-class Rebuild(Block):
-    """Making the mini Qwen2-VL: its size and its supervised training."""
+class MiniModel(Block):
+    """A mini Qwen2-VL: its size and its supervised training."""
 
-    path: Place
     seed: Count
     vocab_size: Annotated[int, Field(ge=300)]
     context_tokens: Positive
@@ -88,6 +87,13 @@ class Rebuild(Block):
     last_phase_updates: Count
     last_phase_worked_rate: Share
     """Share of targets with worked steps in the last phase: how often the base model thinks."""
+
+
+class Rebuild(MiniModel):
+    """Making the mini Qwen2-VL."""
+
+    path: Place
+    """The folder that it goes to."""
 
 
 class VLLMColocate(Block):

@@ -18,7 +18,7 @@ import torch
 
 from othink_pipeline.models.load import render_prompt, user_message
 from othink_pipeline.models.mini_qwen2_vl import build_model, build_processor
-from othink_pipeline.models.parameters import Rebuild
+from othink_pipeline.models.parameters import MiniModel
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +34,7 @@ IGNORED = -100  # label of a token that the loss skips
 def pretrain(
     examples: Mapping[str, Dataset],
     prompt: str,
-    rebuild: Rebuild,
+    rebuild: MiniModel,
     log: Callable[[int, dict[str, float]], None],
 ) -> tuple[Any, Any, dict[str, float]]:
     """Train tokenizer and model on the base splits of all tasks, mixed evenly.

@@ -18,13 +18,22 @@ from kedro.pipeline import Pipeline
 
 from othink_pipeline.cells.accelerate_config import check_launcher
 from othink_pipeline.cells.grid import Cell
-from othink_pipeline.cells.keys import cell_folder, find_finished, resume_state, training_key
+from othink_pipeline.cells.keys import (
+    Settings,
+    cell_folder,
+    find_finished,
+    resume_state,
+    training_key,
+)
+from othink_pipeline.cells.manifests import Training
 from othink_pipeline.cells.parameters import RL, SFT, Parameters, resolve_methods
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.core.files import MANIFEST, read_json
+from othink_pipeline.core.files import MANIFEST
 from othink_pipeline.core.safetensors import read_weights
+from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.models.base_models import base_model_folders, locate_base_model
+from othink_pipeline.models.manifests import FoundModel
 from othink_pipeline.preflight.disk import check_disk, needed_disk_bytes
 
 State = Literal["train", "resume", "reuse"]
@@ -72,15 +81,15 @@ def plan_cells(pipeline: Pipeline, raw: Mapping[str, Any], catalog: DataCatalog)
     planned = []
 
     @cache  # the same for all cells, and a large model takes seconds
-    def manifest(name: str) -> dict[str, Any] | None:
+    def manifest(name: str) -> FoundModel | Examples | None:
         return _manifest(name, name in made, parameters, catalog)
 
     for node in pipeline.nodes:
         if not node.tags & {"sft", "rl"}:
             continue
-        cell: Cell = cast(Any, node.func).keywords["cell"]  # see `grid.bind`
+        cell: Cell = cast(Any, node.func).keywords["cell"]  # see `pipelines.wiring.bind`
         manifests = {name: manifest(name) for name in node.inputs if name[:7] != "params:"}
-        base, *examples = manifests.values()  # in the order of the node's arguments
+        base, *examples = cast(Any, manifests.values())  # in the order of the node's arguments
         method = methods[cell.task, cell.method]
         planned.append(_plan_cell(cell, method, parameters, base, examples, costs))
     return planned
@@ -108,30 +117,23 @@ def _plan_cell(
     cell: Cell,
     method: SFT | RL,
     parameters: Parameters,
-    base: dict[str, Any] | None,
-    examples: Sequence[dict[str, Any] | None],
+    base: FoundModel | None,
+    examples: Sequence[Examples | None],
     costs: Mapping[tuple[str, str], float],
 ) -> Planned:
     """What will happen to a cell; a manifest that is not known yet is None."""
     state: State = "train"
     done = 0
-    known = [manifest for manifest in examples if manifest]
+    known = [each for each in examples if each]
     if base and len(known) == len(examples) and not parameters.compute.fresh:
-        key = training_key(
-            cell,
-            method,
-            base["digest"],
-            known,
-            parameters.evaluation,
-            parameters.model,
-            parameters.compute,
-        )
+        settings = Settings.of(parameters)
+        key = training_key(cell, method, base.digest, known, settings)
         folder = cell_folder(parameters.folders, cell, key)
         if find_finished(folder, parameters.health, whole=False):
             state, done = "reuse", method.updates
         elif checkpoint := resume_state(folder):
             state, done = "resume", checkpoint
-    each = costs.get((method.algorithm, base["digest"] if base else ""), math.nan)
+    each = costs.get((method.algorithm, base.digest if base else ""), math.nan)
     return Planned(cell, method, state, done, each * (method.updates - done))
 
 
@@ -183,35 +185,36 @@ def check_room(planned: Sequence[Planned], raw: Mapping[str, Any]) -> None:
 
 def _manifest(
     name: str, made: bool, parameters: Parameters, catalog: DataCatalog
-) -> dict[str, Any] | None:
+) -> FoundModel | Examples | None:
     """The manifest that a training node will read; None if it cannot be known yet."""
     if not made:
-        loaded: dict[str, Any] | None = catalog.load(name) if catalog.exists(name) else None
-        return loaded
+        return catalog.load(name) if catalog.exists(name) else None
     if name.startswith("base."):
         number = int(name.split(".")[1].removeprefix("b"))
         return locate_base_model(parameters.base_model, number)
     return _read_examples(name.split(".")[0], parameters)
 
 
-def _read_examples(task: str, parameters: Parameters) -> dict[str, Any] | None:
+def _read_examples(task: str, parameters: Parameters) -> Examples | None:
     """The manifest of a task's examples, if they are those that the parameters speak of."""
-    manifest = read_json(Path(parameters.folders.examples) / task / MANIFEST)
+    try:
+        examples = Examples.read(Path(parameters.folders.examples) / task / MANIFEST, "")
+    except ConfigurationError:
+        return None  # they are made anew
     key = examples_key(parameters.data_preparation, task, CELL_SPLITS)
-    return manifest if manifest and manifest.get("key") == key else None
+    return examples if examples.key == key else None
 
 
 def measured_costs(checkpoints: Path) -> dict[tuple[str, str], float]:
     """Seconds an update took in the finished trainings, the median by algorithm and base model."""
     seconds: dict[tuple[str, str], list[float]] = {}
     for file in checkpoints.glob(f"*/*/s*/*/{MANIFEST}"):
-        manifest = read_json(file) or {}
         try:
-            kind = (manifest["parameters"]["algorithm"], manifest["base_model"])
-            each = manifest["seconds"] / manifest["updates"]
-        except (KeyError, TypeError, ZeroDivisionError):
+            training = Training.read(file, "")
+        except ConfigurationError:
             continue  # no finished training's: who looks for it there will be told
-        seconds.setdefault(kind, []).append(each)
+        kind = (training.parameters.algorithm, training.base_model)
+        seconds.setdefault(kind, []).append(training.seconds / training.updates)
     return {kind: median(values) for kind, values in seconds.items()}
 
 

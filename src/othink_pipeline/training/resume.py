@@ -25,12 +25,19 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.core.files import publish, read_manifest, write_manifest
+from othink_pipeline.core.files import publish
+from othink_pipeline.core.manifests import FolderManifest
 
 logger = logging.getLogger(__name__)
 
 KEPT = 2
 """How many checkpoints stay: should the newest be damaged, there is the one before."""
+
+
+class SavedState(FolderManifest):
+    """The manifest of a checkpoint to go on from."""
+
+    update: int
 
 
 class Part(Protocol):
@@ -88,7 +95,7 @@ class Resumable(Trainer):
             self._write_state(scratch)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                write_manifest(scratch, {"update": update})
+                SavedState.write_folder(scratch, update=update)
         if self.args.should_save:
             _keep(folder)
 
@@ -177,7 +184,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
         shutil.rmtree(leftover, ignore_errors=True)
     for checkpoint in _newest_first(folder):
         try:
-            read_manifest(checkpoint, "The training goes on from the checkpoint before, if any.")
+            SavedState.read_folder(
+                checkpoint, "The training goes on from the checkpoint before, if any."
+            )
         except ConfigurationError as error:
             logger.warning("%s", error)
         else:

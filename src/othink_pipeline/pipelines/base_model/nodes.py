@@ -21,13 +21,21 @@ from othink_pipeline.cells.parameters import (
 )
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest, code_tags, library_versions
-from othink_pipeline.core.files import content_key, publish, write_manifest
+from othink_pipeline.core.files import content_key, publish
 from othink_pipeline.core.locks import lock
 from othink_pipeline.data.examples import read_examples
+from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.data.preparation import prepare_splits
 from othink_pipeline.models.base_models import find_base_model
-from othink_pipeline.models.parameters import BaseModel, Compute, ModelSettings, Rebuild
+from othink_pipeline.models.manifests import BaseModelCheckpoint, FoundModel, MadeModel
+from othink_pipeline.models.parameters import (
+    BaseModel,
+    Compute,
+    MiniModel,
+    ModelSettings,
+    Rebuild,
+)
 from othink_pipeline.preflight.environment import refuse
 from othink_pipeline.tracking import records, runs
 
@@ -51,64 +59,71 @@ def check_base_model(
     folders: Folders,
     model: ModelSettings,
     compute: Compute,
-    *examples: dict[str, Any],
+    *examples: Examples,
     number: int,
-) -> dict[str, Any]:
+) -> BaseModelCheckpoint:
     """Verify a base model's files, check that it fits what it is for, and open its MLflow run.
+
+    Each block comes by itself: for Kedro it is an edge of the lineage.
 
     Args:
         base_model: all that there are.
-        examples: the manifests of all tasks.
+        examples: of all tasks.
         number: which of them.
-
-    Returns:
-        Its manifest with ``path``, and the ids of its run and of its MLflow logged model.
 
     Raises:
         ConfigurationError: no model there, changed files, or all that does not fit.
     """
-    manifest = find_base_model(
+    found = find_base_model(
         base_model,
         number,
         "Set base_model.path to a model folder, restore the shipped one (git checkout), or make "
         f"one: kedro run --pipelines=base_model --params=rebuild.path=FOLDER {SAME_ENV}",
     )
-    folder = Path(manifest["path"])
     blocks = {"training": training, "sft": sft, "rl": rl, "methods": methods}
     resolved = distinct_sizes(resolve_methods(blocks, experiment))
-    home = Path(folders.checkpoints) / "base" / f"b{number}" / manifest["digest"][:16]
-    _check_fit(manifest, resolved, evaluation, model, compute, examples, home / CHECKED)
+    home = Path(folders.checkpoints) / "base" / f"b{number}" / found.digest[:16]
+    _check_fit(found, resolved, evaluation, model, compute, examples, home / CHECKED)
+    return _open_run(found, number, home)
+
+
+def _open_run(found: FoundModel, number: int, home: Path) -> BaseModelCheckpoint:
+    """The base model with an MLflow run and a logged model, which are made once."""
     name, tags = f"base/b{number}", {"method": "base", "base_model": str(number)}
     with lock(home.with_name(f"{home.name}.lock"), lambda _: None):  # another `kedro run`: seconds
         run_id = runs.finished_run(home / runs.FILE)
         if run_id is not None:
             runs.join_grid(run_id, "reused")
         else:
-            run_id = runs.open_run(home / runs.FILE, name, "base_model", tags, manifest)
+            made = found.made.model_dump(exclude={"version"}) if found.made else {}
+            logged = {**made, **found.origin}
+            run_id = runs.open_run(home / runs.FILE, name, "base_model", tags, logged)
             runs.finish_run(run_id)
         # Finds what was registered before.
-        model_id = records.log_checkpoint(run_id, name, 0, folder, {"digest": manifest["digest"]})
-    return {**manifest, "run_id": run_id, "model_id": model_id}
+        model_id = records.log_checkpoint(
+            run_id, name, 0, Path(found.path), {"digest": found.digest}
+        )
+    return BaseModelCheckpoint(**dict(found), run_id=run_id, model_id=model_id)
 
 
 def _check_fit(
-    base_model: dict[str, Any],
+    base_model: FoundModel,
     methods: dict[str, SFT | RL],
     evaluation: Evaluation,
     model: ModelSettings,
     compute: Compute,
-    examples: tuple[dict[str, Any], ...],
+    examples: tuple[Examples, ...],
     checked: Path,
 ) -> None:
     """Run the checks of ``fit``, unless ``checked`` says that the same passed on this machine."""
     key = content_key(
         {
-            "base_model": base_model["digest"],
+            "base_model": base_model.digest,
             "model": model.model_dump(),
             "compute": compute.model_dump() | arithmetic(compute),
             "methods": {name: method.model_dump() for name, method in methods.items()},
             "evaluation": evaluation.model_dump(),
-            "examples": [[manifest["task"], manifest["splits"]] for manifest in examples],
+            "examples": [each.to_json() for each in examples],
             "code": code_digest("othink_pipeline.preflight.compatibility"),
             "versions": library_versions(),
             "machine": [platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES")],
@@ -120,10 +135,8 @@ def _check_fit(
     from othink_pipeline.preflight import compatibility
 
     tasks = {
-        manifest["task"]: {
-            split: read_examples(part["path"]) for split, part in manifest["splits"].items()
-        }
-        for manifest in examples
+        each.task: {split: read_examples(part.path) for split, part in each.splits.items()}
+        for each in examples
     }
     rows = [
         row for task, splits in tasks.items() for row in compatibility.check_examples(task, splits)
@@ -131,11 +144,10 @@ def _check_fit(
     rows += compatibility.check_overlap(tasks)
     refuse(rows)  # the model is run on sound examples only
     prompts = {
-        manifest["task"]: {split: part["prompt"] for split, part in manifest["splits"].items()}
-        for manifest in examples
+        each.task: {split: part.prompt for split, part in each.splits.items()} for each in examples
     }
     rows, _ = compatibility.check_model(
-        base_model["path"], tasks, prompts, methods, evaluation, model, compute
+        base_model.path, tasks, prompts, methods, evaluation, model, compute
     )
     refuse(rows)
     for row in rows:
@@ -147,7 +159,7 @@ def _check_fit(
 
 def prepare_base_examples(
     data_preparation: DataPreparation, folders: Folders, *, task: str
-) -> dict[str, Any]:
+) -> Examples:
     """The base model's own training examples: a split that no cell ever sees."""
     return prepare_splits(
         data_preparation, task, ("base",), Path(folders.examples) / f"{task}_base"
@@ -157,27 +169,24 @@ def prepare_base_examples(
 def train_base_model(
     rebuild: Rebuild,
     evaluation: Evaluation,
-    *examples: dict[str, Any],
-) -> dict[str, Any]:
+    *examples: Examples,
+) -> MadeModel:
     """Make the mini base model and measure it on the validation splits, mode by mode.
 
     Args:
-        examples: of every task the manifest of its base split, then of every task that of its
-            train, validation and test splits; the test splits are not read.
+        examples: the base split of every task, then of every task its train, validation and test
+            splits; the test splits are not read.
 
     Returns:
-        The manifest of the model in ``rebuild.path``: how it was made, and of each task
-        its accuracy when it is free to think or not, and forced to either.
+        How the model in ``rebuild.path`` was made, and of each task its accuracy when it is free
+        to think or not, and forced to either.
     """
     from othink_pipeline.models.load import save_model
     from othink_pipeline.models.pretraining import pretrain
 
     tasks = len(examples) // 2
-    prompt = examples[0]["splits"]["base"]["prompt"]
-    base_splits = {
-        manifest["task"]: read_examples(manifest["splits"]["base"]["path"])
-        for manifest in examples[:tasks]
-    }
+    base = {each.task: each.splits["base"] for each in examples[:tasks]}
+    prompt = next(iter(base.values())).prompt
     settings = {**rebuild.model_dump(), "prompt": prompt}
     run_id = runs.start_run("base", "base_model", {"method": "base"}, settings)
     with runs.ending(run_id):
@@ -185,10 +194,10 @@ def train_base_model(
         def log(update: int, metrics: dict[str, float]) -> None:
             records.log_metrics(run_id, metrics, update)
 
-        model, processor, facts = pretrain(base_splits, prompt, rebuild, log)
+        rows = {task: read_examples(split.path) for task, split in base.items()}
+        model, processor, facts = pretrain(rows, prompt, rebuild, log)
         measured = {
-            manifest["task"]: _measure(model, processor, manifest, evaluation)
-            for manifest in examples[tasks:]
+            each.task: _measure(model, processor, each, evaluation) for each in examples[tasks:]
         }
         for task, figures in measured.items():
             log(rebuild.updates, {f"val/{name}/{task}": v for name, v in figures.items()})
@@ -201,33 +210,28 @@ def train_base_model(
                 f"the base model is {size_mb:.1f} MB, over the limit of {LIMIT_MB} MB: make "
                 "rebuild.hidden_size or .layers smaller"
             )
-        manifest = write_manifest(
+        made = MadeModel.write_folder(
             scratch,
-            {
-                "made_by": "kedro run --pipelines=base_model",
-                "code": code_tags(Path.cwd()),
-                "rebuild": rebuild.model_dump(exclude={"path"}),
-                "facts": facts,
-                "data": {
-                    manifest["task"]: manifest["splits"]["base"]["digest"]
-                    for manifest in examples[:tasks]
-                },
-                "measured": measured,
-            },
+            made_by="kedro run --pipelines=base_model",
+            code=code_tags(Path.cwd()),
+            rebuild=MiniModel(**rebuild.model_dump(exclude={"path"})),
+            facts=facts,
+            data={task: split.digest for task, split in base.items()},
+            measured=measured,
         )
     logger.info("base model -> %s. To start the grid from it, set base_model.path.", folder)
-    return manifest
+    return made
 
 
 def _measure(
-    model: Any, processor: Any, manifest: dict[str, Any], evaluation: Evaluation
+    model: Any, processor: Any, examples: Examples, evaluation: Evaluation
 ) -> dict[str, float]:
     """Accuracy on the validation split: free (greedy, sampled), think block forced either way."""
     from othink_pipeline.evaluation.predictions import predict
 
     measured: dict[str, float] = {}
-    part = manifest["splits"]["validation"]
-    validation = read_examples(part["path"])
+    part = examples.splits["validation"]
+    validation = read_examples(part.path)
     modes: dict[str, dict[str, Any]] = {
         "greedy": {},
         "sampled": {"temperature": 1.0},
@@ -239,12 +243,12 @@ def _measure(
             model,
             processor,
             validation,
-            prompt=part["prompt"],
+            prompt=part.prompt,
             **settings,
             **evaluation.generation,
         )
         measured[f"accuracy_{mode}"] = round(float(predictions["correct"].mean()), 4)
         measured[f"format_rate_{mode}"] = round(float(predictions["format_ok"].mean()), 4)
         measured[f"think_rate_{mode}"] = round(float(predictions["thought"].mean()), 4)
-        logger.info("%s, %s: %.3f right", manifest["task"], mode, measured[f"accuracy_{mode}"])
+        logger.info("%s, %s: %.3f right", examples.task, mode, measured[f"accuracy_{mode}"])
     return {"examples": len(validation), **measured}

@@ -2,12 +2,13 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from othink_pipeline.cells.grid import Grid, bind
+from othink_pipeline.cells.grid import Grid
 from othink_pipeline.pipelines.base_model.nodes import (
     check_base_model,
     prepare_base_examples,
     train_base_model,
 )
+from othink_pipeline.pipelines.wiring import bind
 
 
 def create_pipeline(grid: Grid) -> Pipeline:

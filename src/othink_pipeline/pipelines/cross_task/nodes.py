@@ -1,4 +1,4 @@
-"""Test every cell on the tasks that it never saw, and the base model on all; then report."""
+"""Gather what all models scored and what all trainings cost; then report."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from othink_pipeline.cells.evaluate import eval_stage, evaluate_model, read_predictions
+from othink_pipeline.cells.evaluate import eval_stage, read_predictions
 from othink_pipeline.cells.grid import Cell
-from othink_pipeline.cells.keys import FAILED, SAME_ENV
-from othink_pipeline.cells.parameters import Evaluation, Folders
+from othink_pipeline.cells.keys import SAME_ENV
+from othink_pipeline.cells.manifests import FailedCell, FailedTest, Predictions
 from othink_pipeline.core.blocks import BASE, ConfigurationError
-from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.report.figures import heat_map, training_curves
 from othink_pipeline.report.markdown import Results, report_markdown
 from othink_pipeline.report.matrix import KEYS, matrix_text, transfer_matrix
@@ -33,37 +32,12 @@ COST_COLUMNS = (
 )
 
 
-def evaluate_base_model(
-    checkpoint: dict[str, Any],
-    examples: dict[str, Any],
-    evaluation: Evaluation,
-    folders: Folders,
-    model: ModelSettings,
-    compute: Compute,
-    *,
-    base_model: int,
-) -> dict[str, Any]:
-    """The untrained policy's predictions on one task's test split: the matrix's first row."""
-    return evaluate_model(
-        checkpoint,
-        examples,
-        evaluation,
-        folders,
-        model,
-        compute,
-        task="none",
-        method=BASE,
-        seed=None,
-        base_model=base_model,
-    )
-
-
 def build_transfer_matrix(
     *,
     models: tuple[str, ...],
     tasks: tuple[str, ...],
     methods: tuple[str, ...],
-    **manifests: dict[str, Any],
+    **manifests: Any,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """All predictions in one table, their scores, and what has none.
 
@@ -86,16 +60,16 @@ def build_transfer_matrix(
     failures = []
     for model in models:
         made = [manifests[f"{model}.{task}.predictions"] for task in tasks]
-        failures += [manifest for manifest in made if FAILED in manifest]
-        made = [manifest for manifest in made if FAILED not in manifest]
-        if any(
-            each["checkpoint"] != manifests[f"{model}.checkpoint"].get("digest") for each in made
-        ):
+        failures += [each.model_dump() for each in made if isinstance(each, FailedTest)]
+        done: list[Predictions] = [each for each in made if isinstance(each, Predictions)]
+        checkpoint = manifests[f"{model}.checkpoint"]
+        digest = None if isinstance(checkpoint, FailedCell) else checkpoint.digest
+        if any(each.checkpoint != digest for each in done):
             raise ConfigurationError(
                 f"{model}: its predictions are not those of its last checkpoint. "
                 f"Run it again: kedro run --namespaces={model} {SAME_ENV}"
             )
-        scored[model] = [read_predictions(manifest) for manifest in made]
+        scored[model] = [read_predictions(each) for each in done]
     tables = [table for of_model in scored.values() for table in of_model]
     predictions = pd.concat(tables, ignore_index=True)
     _check_settings(tables)
@@ -105,8 +79,8 @@ def build_transfer_matrix(
             checkpoint = manifests[f"{model}.checkpoint"]
             mean = sum(table["correct"].mean() for table in of_model) / len(of_model)
             means = {f"{eval_stage(predictions)}/mean": mean}
-            records.log_scores(checkpoint["run_id"], means, checkpoint.get("updates", 0))
-    missing = pd.DataFrame(failures, columns=[*KEYS, FAILED]).rename(columns={FAILED: "reason"})
+            records.log_scores(checkpoint.run_id, means, checkpoint.updates)
+    missing = pd.DataFrame(failures, columns=[*KEYS, "failed"]).rename(columns={"failed": "reason"})
     return predictions, transfer_matrix(predictions, missing, methods), missing
 
 
@@ -159,11 +133,11 @@ def gather_training(
         checkpoint, history = (
             datasets[f"{cell.name}.{kind}"] for kind in ("checkpoint", "history")
         )
-        if FAILED in checkpoint:
+        if isinstance(checkpoint, FailedCell):
             continue
         histories.append(history.assign(**cell._asdict()))
-        costs = {column: checkpoint[column] for column in COST_COLUMNS}
-        rate = checkpoint["parameters"]["learning_rate"]
+        costs = {column: getattr(checkpoint, column) for column in COST_COLUMNS}
+        rate = checkpoint.parameters.learning_rate
         summary = summarize_history(history, cell.task)
         training.append({**cell._asdict(), **costs, "learning_rate": rate, **summary})
     if not training:

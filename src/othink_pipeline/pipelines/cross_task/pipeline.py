@@ -2,15 +2,16 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from othink_pipeline.cells.grid import Grid, bind, evaluation_node
+from othink_pipeline.cells.evaluate import Tested
+from othink_pipeline.cells.grid import Grid
+from othink_pipeline.core.blocks import BASE
 from othink_pipeline.pipelines.cross_task.nodes import (
     build_transfer_matrix,
     draw_figures,
-    evaluate_base_model,
     gather_training,
     write_report,
 )
-from othink_pipeline.pipelines.same_task_eval.nodes import evaluate_cell
+from othink_pipeline.pipelines.wiring import bind, evaluation_node, tested_cell
 
 
 def create_pipeline(grid: Grid) -> Pipeline:
@@ -18,36 +19,18 @@ def create_pipeline(grid: Grid) -> Pipeline:
     return Pipeline(
         [
             *(
-                _evaluate_base_model(number, task)
+                evaluation_node(Tested("none", BASE, None, number), task)
                 for number in grid.base_models
                 for task in grid.tasks
             ),
             *(
-                evaluation_node(grid, evaluate_cell, cell, task)
+                evaluation_node(tested_cell(grid, cell), task)
                 for cell in grid.cells
                 for task in grid.tasks
                 if task != cell.task
             ),
             *_report(grid),
         ]
-    )
-
-
-def _evaluate_base_model(number: int, task: str) -> Node:
-    return Node(
-        bind(evaluate_base_model, base_model=number),
-        inputs=[
-            f"base.b{number}.checkpoint",
-            f"{task}.examples",
-            "params:evaluation",
-            "params:folders",
-            "params:model",
-            "params:compute",
-        ],
-        outputs=f"base.b{number}.{task}.predictions",
-        name=f"evaluate_on_{task}",
-        namespace=f"base.b{number}",
-        tags=["evaluation"],
     )
 
 

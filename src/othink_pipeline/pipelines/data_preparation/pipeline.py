@@ -2,8 +2,9 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from othink_pipeline.cells.grid import Grid, bind
+from othink_pipeline.cells.grid import Grid
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_examples
+from othink_pipeline.pipelines.wiring import bind
 
 
 def create_pipeline(grid: Grid) -> Pipeline:

@@ -17,10 +17,10 @@ from othink_pipeline.cells.parameters import (
     resolve_methods,
 )
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.core.files import read_manifest
 from othink_pipeline.core.hub import measure_model
 from othink_pipeline.core.safetensors import read_weights
 from othink_pipeline.data.examples import read_examples
+from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.models.base_models import (
@@ -28,6 +28,7 @@ from othink_pipeline.models.base_models import (
     find_base_model,
     locate_base_model,
 )
+from othink_pipeline.models.manifests import FoundModel
 from othink_pipeline.models.parameters import BaseModel
 from othink_pipeline.preflight.costs import hours_left
 from othink_pipeline.preflight.disk import check_disk, needed_disk_bytes, source_bytes
@@ -97,12 +98,12 @@ def check_fit(parameters: dict[str, Any]) -> Fit:
     methods = distinct_sizes(resolve_methods(parameters, blocks.experiment))
     lengths: dict[str, Lengths] = {}
     for number in range(blocks.base_model.count):
-        found, manifest = _find_model(blocks.base_model, number)
+        found, model = _find_model(blocks.base_model, number)
         rows += found
-        if manifest is None:
+        if model is None:
             continue
         found, longest = fit.check_model(
-            manifest["path"],
+            model.path,
             tasks,
             prompts,
             methods,
@@ -112,7 +113,7 @@ def check_fit(parameters: dict[str, Any]) -> Fit:
         )
         rows += found
         if longest and all(row.outcome != "FAILED" for row in found):
-            lengths[manifest["path"]] = longest
+            lengths[model.path] = longest
     return Fit(rows, lengths)
 
 
@@ -190,16 +191,16 @@ def _check_room(blocks: Parameters, methods: Mapping[tuple[str, str], SFT | RL])
     return Row("disk", "ok", f"{place}: room for {needed / 1024**3:.1f} GiB, the whole grid")
 
 
-def _find_model(base_model: BaseModel, number: int) -> tuple[list[Row], dict[str, Any] | None]:
-    """What is to say of a base model, its manifest if it can be checked; nothing is fetched."""
+def _find_model(base_model: BaseModel, number: int) -> tuple[list[Row], FoundModel | None]:
+    """What is to say of a base model, itself if it can be checked; nothing is fetched."""
     hub = base_model.hub
     name = hub.id if hub else (base_model.path or ())[number]
     try:
         if hub is None:
             remedy = "Set base_model.path to a model folder, or restore this one."
             return [], find_base_model(base_model, number, remedy)
-        if manifest := locate_base_model(base_model, number):
-            return [], manifest
+        if found := locate_base_model(base_model, number):
+            return [], found
         missing = measure_model(**hub.model_dump())
     except ConfigurationError as error:
         return [Row(f"model {name}", "FAILED", error.message)], None
@@ -216,17 +217,17 @@ def _read_task(
     if not folder.exists():
         return [Row(name, "note", f"not prepared yet, {instead}. {remedy}")], None
     try:
-        manifest = read_manifest(folder, f"{remedy} (it replaces them).")
+        examples = Examples.read_folder(folder, f"{remedy} (it replaces them).")
     except ConfigurationError as error:
         return [Row(name, "FAILED", error.message)], None
     try:
         key = examples_key(settings, task, CELL_SPLITS)
     except ConfigurationError as error:
         return [Row(name, "FAILED", error.message)], None
-    if manifest.get("key") != key:
+    if examples.key != key:
         detail = f"prepared with other settings, data or code, {instead}. {remedy}"
         return [Row(name, "note", detail)], None
-    splits = {split: read_examples(part["path"]) for split, part in manifest["splits"].items()}
+    splits = {split: read_examples(part.path) for split, part in examples.splits.items()}
     return [Row(name, "ok", f"{folder}: whole")], splits
 
 

@@ -2,13 +2,14 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from othink_pipeline.cells.grid import Grid, bind, evaluation_node
-from othink_pipeline.pipelines.same_task_eval.nodes import evaluate_cell, tabulate_same_task
+from othink_pipeline.cells.grid import Grid
+from othink_pipeline.pipelines.same_task_eval.nodes import tabulate_same_task
+from othink_pipeline.pipelines.wiring import bind, evaluation_node, tested_cell
 
 
 def create_pipeline(grid: Grid) -> Pipeline:
     """One node a cell."""
-    return Pipeline([evaluation_node(grid, evaluate_cell, cell, cell.task) for cell in grid.cells])
+    return Pipeline([evaluation_node(tested_cell(grid, cell), cell.task) for cell in grid.cells])
 
 
 def create_table(grid: Grid) -> Pipeline:

@@ -2,10 +2,10 @@
 
 from kedro.pipeline import Pipeline
 
-from othink_pipeline.cells.grid import Grid, training_nodes
-from othink_pipeline.pipelines.sft.nodes import train_sft
+from othink_pipeline.cells.grid import Grid
+from othink_pipeline.pipelines.wiring import training_nodes
 
 
 def create_pipeline(grid: Grid) -> Pipeline:
     """One training node a cell."""
-    return Pipeline(training_nodes(grid, "sft", train_sft))
+    return Pipeline(training_nodes(grid, "sft"))

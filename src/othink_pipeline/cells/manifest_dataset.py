@@ -1,0 +1,69 @@
+"""Kedro's data set of a manifest: a JSON file on disk, a typed block in the nodes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from kedro.io import DatasetError
+from kedro_datasets._typing import JSONPreview
+from kedro_datasets.json import JSONDataset
+
+from othink_pipeline.cells.keys import SAME_ENV
+from othink_pipeline.cells.manifests import Checkpoint, FailedCell, FailedTest, Predictions
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.manifests import Manifest
+from othink_pipeline.data.manifests import Examples
+from othink_pipeline.models.manifests import BaseModelCheckpoint, MadeModel
+
+KINDS: dict[str, tuple[type[Manifest], str]] = {
+    "examples": (Examples, "data_preparation"),
+    "base_model": (BaseModelCheckpoint, "data_preparation"),
+    "made_model": (MadeModel, "base_model"),
+    "checkpoint": (Checkpoint, "cross_task"),
+    "predictions": (Predictions, "evaluation"),
+}
+"""Kind -> what it is, and the pipeline that makes it."""
+
+FAILURES: dict[type[Manifest], type[Manifest]] = {Checkpoint: FailedCell, Predictions: FailedTest}
+"""What stands in the place of those that can fail."""
+
+
+class BadManifestError(ConfigurationError, DatasetError):
+    """Of the latter kind, too: Kedro hands on no other as it is."""
+
+
+class ManifestDataset(JSONDataset):  # type: ignore[misc]  # it is not typed
+    """Reads and writes one manifest."""
+
+    def __init__(self, *, kind: str, **options: Any) -> None:
+        """As ``JSONDataset``.
+
+        Args:
+            kind: a key of ``KINDS``.
+        """
+        super().__init__(**options)
+        self._type, self._pipeline = KINDS[kind]
+
+    def load(self) -> Manifest:
+        """The manifest.
+
+        Raises:
+            BadManifestError: it is of another version, or a key is at fault.
+        """
+        content = super().load.__wrapped__(self)  # Kedro logs one load, not two
+        failed = FAILURES.get(self._type, self._type)
+        kind = failed if "failed" in content else self._type
+        remedy = f"Make it again: kedro run --pipelines={self._pipeline} {SAME_ENV}"
+        try:
+            return kind.parse(content, str(self._filepath), remedy)
+        except ConfigurationError as error:
+            raise BadManifestError(error.message) from None
+
+    def save(self, data: Manifest) -> None:
+        """Write the manifest."""
+        super().save.__wrapped__(self, data.to_json())
+
+    def preview(self) -> JSONPreview:
+        """What Kedro-Viz shows."""
+        return JSONPreview(json.dumps(cast(Any, self.load).__wrapped__(self).to_json()))

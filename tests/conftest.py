@@ -33,10 +33,11 @@ PROMPT = "{question}  Answer in <think> </think> and <answer> </answer> tags."
 
 
 class MiniModel(NamedTuple):
-    """A published base model: its folder, its manifest and the sizes it was made with."""
+    """A base model: its folder, its digest, how it was made and with which sizes."""
 
     path: Path
-    manifest: dict[str, Any]
+    digest: str
+    facts: dict[str, Any]
     rebuild: Any
 
 
@@ -105,7 +106,7 @@ def mini_model(
     tmp_path_factory: pytest.TempPathFactory, splits: Mapping[str, Mapping[str, "Dataset"]]
 ) -> MiniModel:
     """A base model trained until it has learnt the format and guesses the answers."""
-    from othink_pipeline.core.files import write_manifest
+    from othink_pipeline.core.files import digest_folder
     from othink_pipeline.models.load import save_model
     from othink_pipeline.models.pretraining import pretrain
 
@@ -114,7 +115,7 @@ def mini_model(
     model, processor, facts = pretrain(base, PROMPT, rebuild, lambda *_: None)
     folder = tmp_path_factory.mktemp("mini_model") / "model"
     save_model(model, processor, folder)
-    return MiniModel(folder, write_manifest(folder, {"facts": facts}), rebuild)
+    return MiniModel(folder, digest_folder(folder), facts, rebuild)
 
 
 @pytest.fixture

@@ -26,12 +26,15 @@ from kedro_mlflow.framework.hooks.mlflow_hook import mlflow_hook
 from mlflow import MlflowClient
 from pandas import DataFrame
 
+from othink_pipeline.cells.grid import Cell
+from othink_pipeline.cells.manifests import FailedCell
 from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core import code
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.hooks import CellsFailedError, FailureHooks, PreflightHooks, TrackingHooks
 from othink_pipeline.preflight import disk, environment
 from othink_pipeline.tracking import lifecycle, records, runs
+from tests.support.manifests import checkpoint_of
 
 PROJECT = Path(__file__).parents[1]
 TWO_NODES = Pipeline([Node(list, None, "a", name="first"), Node(len, "a", "b", name="second")])
@@ -349,14 +352,19 @@ def test_failed_cells_are_named_once_at_the_end_of_their_run(
     def node(namespace: str) -> Node:
         return Node(len, "x", "y", name="train", namespace=namespace)
 
+    def failed(reason: str) -> FailedCell:
+        return FailedCell(task="counting", method="grpo", seed=0, failed=reason)
+
     hooks = FailureHooks()
     parent = mlflow.start_run().info.run_id
     hooks.before_pipeline_run()
     table = DataFrame({"failed": [1]})  # no manifest
-    hooks.after_node_run(node("counting.sft.s0"), {"a": {"digest": "d"}, "history": table})
-    hooks.after_node_run(node("counting.grpo.s0"), {"a": {"failed": "no memory"}, "b": table})
-    hooks.after_node_run(node("counting.grpo.s0"), {"c": {"failed": "its checkpoint failed"}})
-    hooks.after_node_run(node("geometry.sft.s1"), {"a": {"failed": "no gradient"}})
+    hooks.after_node_run(
+        node("counting.sft.s0"), {"a": checkpoint_of(Cell("counting", "sft", 0)), "history": table}
+    )
+    hooks.after_node_run(node("counting.grpo.s0"), {"a": failed("no memory"), "b": table})
+    hooks.after_node_run(node("counting.grpo.s0"), {"c": failed("its checkpoint failed")})
+    hooks.after_node_run(node("geometry.sft.s1"), {"a": failed("no gradient")})
     mlflow.end_run()  # kedro-mlflow's part
     with pytest.raises(CellsFailedError) as error:
         hooks.after_pipeline_run()
@@ -370,7 +378,7 @@ def test_failed_cells_are_named_once_at_the_end_of_their_run(
 
     hooks.before_pipeline_run()  # the next run of this process, not tracked
     hooks.after_pipeline_run()
-    hooks.after_node_run(node("geometry.sft.s1"), {"a": {"failed": "no gradient"}})
+    hooks.after_node_run(node("geometry.sft.s1"), {"a": failed("no gradient")})
     with pytest.raises(CellsFailedError, match="1 of the cells failed"):
         hooks.after_pipeline_run()
 

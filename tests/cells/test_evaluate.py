@@ -14,18 +14,22 @@ import pytest
 from mlflow import MlflowClient
 
 from othink_pipeline.cells import evaluate as cell_evaluation
-from othink_pipeline.cells.evaluate import evaluate_model, read_predictions, write_predictions
-from othink_pipeline.cells.keys import FAILED
+from othink_pipeline.cells.evaluate import Tested, read_predictions, write_predictions
+from othink_pipeline.cells.grid import Cell
+from othink_pipeline.cells.manifests import Checkpoint, FailedCell, FailedTest, Predictions
 from othink_pipeline.cells.parameters import Evaluation, Folders
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import digest_folder
+from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.data.preparation import CELL_SPLITS, prepare_splits
 from othink_pipeline.evaluation import predictions
 from othink_pipeline.models import load
+from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.tracking import records, runs
 from tests.conftest import PROMPT, MiniModel, shipped
+from tests.support.manifests import checkpoint_of, with_split
 
 TEST_ITEMS = 6
 SETTINGS: dict[str, Any] = {
@@ -37,8 +41,8 @@ SETTINGS: dict[str, Any] = {
     "seed": 0,
 }
 FOLDERS = Folders(examples="examples", checkpoints="models", predictions="predictions")
-CELL = {"task": "counting", "method": "grpo", "seed": 3, "base_model": 0}
-BASE = {"task": "none", "method": "base", "seed": None, "base_model": 0}
+CELL = Tested("counting", "grpo", 3, 0)
+BASE = Tested("none", "base", None, 0)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Examples:
     """The manifest of a task's examples, in a project of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
@@ -65,37 +69,36 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.fixture
-def checkpoint(mini_model: MiniModel, examples: dict[str, Any], store: None) -> dict[str, Any]:
+def checkpoint(mini_model: MiniModel, examples: Examples, store: None) -> Checkpoint:
     """The manifest of a cell's last checkpoint."""
     shutil.copytree(mini_model.path, "checkpoint")
     run_id = runs.start_run("counting/grpo/s3", "cell", {}, {})
     model_id = records.log_checkpoint(run_id, "counting/grpo/s3", 4, Path("checkpoint"), {})
     runs.finish_run(run_id)
-    return {
-        "path": "checkpoint",
-        "digest": digest_folder(Path("checkpoint")),
-        "base_model": "digest of the base model",
-        "updates": 4,
-        "run_id": run_id,
-        "model_id": model_id,
-    }
+    return checkpoint_of(
+        Cell("counting", "grpo", 3),
+        path="checkpoint",
+        digest=digest_folder(Path("checkpoint")),
+        run_id=run_id,
+        model_id=model_id,
+    )
 
 
 def evaluate(
-    checkpoint: dict[str, Any],
-    examples: dict[str, Any],
-    origin: dict[str, Any] = CELL,
+    checkpoint: Checkpoint | BaseModelCheckpoint | FailedCell,
+    examples: Examples,
+    tested: Tested = CELL,
     fresh: bool = False,
     **settings: Any,
-) -> dict[str, Any]:
-    return evaluate_model(
+) -> Any:
+    return cell_evaluation.evaluate(
         checkpoint,
         examples,
         Evaluation(**{**SETTINGS, **settings}),
         FOLDERS,
         ModelSettings(**shipped("model")),
         Compute(**shipped("compute", fresh=fresh)),
-        **origin,
+        tested=tested,
     )
 
 
@@ -122,23 +125,19 @@ def files() -> list[Path]:
 
 
 def test_a_checkpoint_is_scored_and_its_predictions_kept(
-    checkpoint: dict[str, Any], examples: dict[str, Any]
+    checkpoint: Checkpoint, examples: Examples
 ) -> None:
     manifest = evaluate(checkpoint, examples)
-    file = Path(manifest["path"])
+    file = Path(manifest.path)
     assert file.parent == Path("predictions/counting/grpo/s3/geometry")
-    about = {"train_task": "counting", "method": "grpo", "seed": 3, "base_model": 0}
-    about["eval_task"] = "geometry"
-    assert manifest == {
-        **about,
-        "key": file.stem,
-        "path": str(file),
-        "checkpoint": checkpoint["digest"],
-    }
+    about = {**CELL._asdict(), "eval_task": "geometry"}
+    assert manifest == Predictions(
+        **about, key=file.stem, path=str(file), checkpoint=checkpoint.digest
+    )
     table = read_predictions(manifest)
     direct = predictions.predict(
         *load.load_model("checkpoint"),
-        cell_evaluation.read_examples(examples["splits"]["test"]["path"]),
+        cell_evaluation.read_examples(examples.splits["test"].path),
         prompt=PROMPT,
         **SETTINGS,
     )
@@ -147,13 +146,13 @@ def test_a_checkpoint_is_scored_and_its_predictions_kept(
         assert table[column].tolist() == direct[column].tolist()
     expected = {
         **about,
-        "checkpoint": checkpoint["digest"],
-        "test_data": examples["splits"]["test"]["digest"],
+        "checkpoint": checkpoint.digest,
+        "test_data": examples.splits["test"].digest,
         "base_digest": "digest of the base model",
     }
     for column, value in expected.items():
         assert set(table[column]) == {value}
-    run = MlflowClient().get_run(checkpoint["run_id"])
+    run = MlflowClient().get_run(checkpoint.run_id)
     rates = {
         "eval/geometry": table["correct"].mean(),
         "eval/accuracy_any/geometry": table["correct_any"].mean(),
@@ -161,39 +160,41 @@ def test_a_checkpoint_is_scored_and_its_predictions_kept(
         "eval/think_rate/geometry": table["thought"].mean(),
         "eval/unparseable_rate/geometry": table["unparseable"].mean(),
     }
-    assert histories(checkpoint["run_id"]) == {name: [(4, rate)] for name, rate in rates.items()}
-    model = MlflowClient().get_logged_model(checkpoint["model_id"])
+    assert histories(checkpoint.run_id) == {name: [(4, rate)] for name, rate in rates.items()}
+    model = MlflowClient().get_logged_model(checkpoint.model_id)
     assert {metric.key: metric.value for metric in model.metrics} == rates
     (dataset,) = run.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.tags[0].value) == ("geometry_test", "test")
 
 
 def test_a_base_model_is_scored_under_its_number(
-    checkpoint: dict[str, Any], examples: dict[str, Any]
+    checkpoint: Checkpoint, examples: Examples
 ) -> None:
-    base = {key: checkpoint[key] for key in ("path", "digest", "run_id", "model_id")}
-    manifest = evaluate(base, examples, {**BASE, "base_model": 2})
-    assert Path(manifest["path"]).parent == Path("predictions/base/b2/geometry")
+    base = BaseModelCheckpoint(
+        **{key: getattr(checkpoint, key) for key in ("path", "digest", "run_id", "model_id")}
+    )
+    manifest = evaluate(base, examples, BASE._replace(base_model=2))
+    assert Path(manifest.path).parent == Path("predictions/base/b2/geometry")
     table = read_predictions(manifest)
     assert table["seed"].isna().all()
     assert str(table["seed"].dtype) == "Int64"
-    assert set(table["base_digest"]) == {base["digest"]}
-    assert {step for values in histories(base["run_id"]).values() for step, _ in values} == {0}
+    assert set(table["base_digest"]) == {base.digest}
+    assert {step for values in histories(base.run_id).values() for step, _ in values} == {0}
 
 
 def test_what_is_scored_is_not_scored_again(
-    checkpoint: dict[str, Any], examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = evaluate(checkpoint, examples)
-    logged, content = histories(checkpoint["run_id"]), Path(manifest["path"]).read_bytes()
+    logged, content = histories(checkpoint.run_id), Path(manifest.path).read_bytes()
     monkeypatch.setattr(predictions, "predict", never)
     monkeypatch.setattr(load, "load_model", never)
     shutil.rmtree("checkpoint")  # not needed any more
     for same in ({}, {"batch_size": 2}, {"seed": 1}, {"sample_temperature": 0.5}):
         assert evaluate(checkpoint, examples, **same) == manifest
-    assert histories(checkpoint["run_id"]) == logged
-    assert Path(manifest["path"]).read_bytes() == content
-    assert files() == [Path(manifest["path"])]
+    assert histories(checkpoint.run_id) == logged
+    assert Path(manifest.path).read_bytes() == content
+    assert files() == [Path(manifest.path)]
 
 
 @pytest.mark.parametrize(
@@ -206,63 +207,59 @@ def test_what_is_scored_is_not_scored_again(
     ids=str,
 )
 def test_other_settings_are_other_predictions_beside_the_former(
-    checkpoint: dict[str, Any],
-    examples: dict[str, Any],
+    checkpoint: Checkpoint,
+    examples: Examples,
     settings: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first = evaluate(checkpoint, examples)
-    content = Path(first["path"]).read_bytes()
+    content = Path(first.path).read_bytes()
     second = evaluate(checkpoint, examples, **settings)
-    assert second["path"] != first["path"]
-    assert Path(first["path"]).read_bytes() == content
+    assert second.path != first.path
+    assert Path(first.path).read_bytes() == content
     if "max_completion_tokens" not in settings:
         with monkeypatch.context() as patch, pytest.raises(AssertionError, match="computed again"):
             patch.setattr(cell_evaluation, "_predict", never)
-            evaluate(checkpoint, examples, {**BASE}, seed=1, **settings)
+            evaluate(checkpoint, examples, BASE, seed=1, **settings)
         third = evaluate(checkpoint, examples, **settings, seed=1)
-        assert third["path"] not in (first["path"], second["path"]), "what is random has a seed"
+        assert third.path not in (first.path, second.path), "what is random has a seed"
     monkeypatch.setattr(predictions, "predict", never)
     assert evaluate(checkpoint, examples) == first
     assert evaluate(checkpoint, examples, **settings) == second
-    names = histories(checkpoint["run_id"]).keys()
+    names = histories(checkpoint.run_id).keys()
     assert ("eval_shuffled/geometry" in names) == ("shuffle_images" in settings)
 
 
 def test_whatever_the_predictions_depend_on_names_them(
-    checkpoint: dict[str, Any], examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = read_predictions(evaluate(checkpoint, examples))
     monkeypatch.setattr(cell_evaluation, "_predict", lambda *_: table)
-    monkeypatch.setattr(cell_evaluation, "check_files", lambda *_: None)
+    monkeypatch.setattr(cell_evaluation, "check_model", lambda *_: None)
     monkeypatch.setattr(cell_evaluation, "check_examples", lambda *_: None)
-    splits = examples["splits"]
-    other_test = {**splits, "test": {**splits["test"], "digest": "other"}}
-    other_prompt = {**splits, "test": {**splits["test"], "prompt": "{question}?"}}
-    other_train = {**splits, "train": {**splits["train"], "digest": "other"}}
     keys = [
-        evaluate(checkpoint, examples)["key"],
-        evaluate({**checkpoint, "digest": "other"}, examples)["key"],
-        evaluate(checkpoint, {**examples, "splits": other_test})["key"],
-        evaluate(checkpoint, {**examples, "splits": other_prompt})["key"],
-        evaluate(checkpoint, examples, {**CELL, "seed": 4})["key"],
-        evaluate(checkpoint, examples, {**CELL, "base_model": 1})["key"],
+        evaluate(checkpoint, examples).key,
+        evaluate(checkpoint.model_copy(update={"digest": "other"}), examples).key,
+        evaluate(checkpoint, with_split(examples, "test", digest="other")).key,
+        evaluate(checkpoint, with_split(examples, "test", prompt="{question}?")).key,
+        evaluate(checkpoint, examples, CELL._replace(seed=4)).key,
+        evaluate(checkpoint, examples, CELL._replace(base_model=1)).key,
     ]
     with monkeypatch.context() as patch:
         patch.setattr(cell_evaluation, "code_digest", lambda *_: "edited")
-        keys.append(evaluate(checkpoint, examples)["key"])
+        keys.append(evaluate(checkpoint, examples).key)
     with monkeypatch.context() as patch:
         patch.setattr(cell_evaluation, "library_versions", lambda: {"torch": "0.1"})
-        keys.append(evaluate(checkpoint, examples)["key"])
+        keys.append(evaluate(checkpoint, examples).key)
     assert len(set(keys)) == len(keys)
-    assert evaluate(checkpoint, {**examples, "splits": other_train})["key"] == keys[0]
+    assert evaluate(checkpoint, with_split(examples, "train", digest="other")).key == keys[0]
 
 
 def test_fresh_scores_again_in_the_same_place(
-    checkpoint: dict[str, Any], examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = evaluate(checkpoint, examples)
-    logged = histories(checkpoint["run_id"])
+    logged = histories(checkpoint.run_id)
     scored: list[int] = []
     predict = cell_evaluation._predict
 
@@ -273,7 +270,7 @@ def test_fresh_scores_again_in_the_same_place(
     monkeypatch.setattr(cell_evaluation, "_predict", counted)
     assert evaluate(checkpoint, examples, fresh=True) == manifest
     assert len(scored) == 1
-    assert histories(checkpoint["run_id"]) == logged
+    assert histories(checkpoint.run_id) == logged
 
 
 # --- Damage
@@ -281,13 +278,13 @@ def test_fresh_scores_again_in_the_same_place(
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty"])
 def test_damaged_predictions_are_told_and_made_again(
-    checkpoint: dict[str, Any],
-    examples: dict[str, Any],
+    checkpoint: Checkpoint,
+    examples: Examples,
     damage: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     manifest = evaluate(checkpoint, examples)
-    file = Path(manifest["path"])
+    file = Path(manifest.path)
     whole = read_predictions(manifest)
     content = bytearray(file.read_bytes())
     if damage == "flipped":
@@ -308,7 +305,7 @@ def test_damaged_predictions_are_told_and_made_again(
     assert evaluate(checkpoint, examples) == manifest
     assert f"{file} is damaged" in caplog.text
     assert read_predictions(manifest).equals(whole)
-    assert all(len(values) == 1 for values in histories(checkpoint["run_id"]).values())
+    assert all(len(values) == 1 for values in histories(checkpoint.run_id).values())
 
 
 def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
@@ -329,7 +326,7 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
     file = tmp_path / "predictions.parquet"
     write_predictions(table, file)
     content = file.read_bytes()
-    manifest = {"path": str(file)}
+    manifest = predictions_in(file)
     assert _same(read_predictions(manifest), table)
     for place in range(0, len(content), 5):
         damaged = bytearray(content)
@@ -342,6 +339,12 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
         assert list(read.columns) != list(table.columns) or _same(read, table)
 
 
+def predictions_in(file: Path) -> Predictions:
+    return Predictions(
+        **CELL._asdict(), eval_task="geometry", key="k", path=str(file), checkpoint="d"
+    )
+
+
 def _same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
     """Whether all values are the same, whatever holds them."""
     return one.to_json() == other.to_json()
@@ -349,29 +352,24 @@ def _same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
 
 def test_predictions_that_are_missing_are_told_with_the_command(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="kedro run --pipelines=evaluation") as error:
-        read_predictions({"path": str(tmp_path / "nowhere.parquet")})
+        read_predictions(predictions_in(tmp_path / "nowhere.parquet"))
     assert "nowhere.parquet" in error.value.message
 
 
 # --- Failures
 
 
-def test_a_cell_that_failed_has_no_predictions_but_the_reason(examples: dict[str, Any]) -> None:
-    failed = {"task": "counting", "method": "grpo", "seed": 3, FAILED: "TrainingFault: loss is NaN"}
-    assert evaluate(failed, examples) == {
-        "train_task": "counting",
-        "method": "grpo",
-        "seed": 3,
-        "base_model": 0,
-        "eval_task": "geometry",
-        FAILED: "TrainingFault: loss is NaN",
-    }
+def test_a_cell_that_failed_has_no_predictions_but_the_reason(examples: Examples) -> None:
+    reason = "TrainingFault: loss is NaN"
+    failed = FailedCell(task="counting", method="grpo", seed=3, failed=reason)
+    expected = FailedTest(**CELL._asdict(), eval_task="geometry", failed=reason)
+    assert evaluate(failed, examples) == expected
     assert not Path("predictions").exists()
 
 
 def test_an_error_fails_a_cell_and_stops_the_run_for_a_base_model(
-    checkpoint: dict[str, Any],
-    examples: dict[str, Any],
+    checkpoint: Checkpoint,
+    examples: Examples,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -380,36 +378,34 @@ def test_an_error_fails_a_cell_and_stops_the_run_for_a_base_model(
         manifest = evaluate(checkpoint, examples)
         with pytest.raises(MemoryError):
             evaluate(checkpoint, examples, BASE)
-    assert manifest[FAILED] == "MemoryError: no room"
-    assert "path" not in manifest
+    assert manifest.failed == "MemoryError: no room"
     assert "counting.grpo.s3 -> geometry" in caplog.text
     assert not files()
-    assert not histories(checkpoint["run_id"])
-    assert FAILED not in evaluate(checkpoint, examples), "the next run tries again"
+    assert not histories(checkpoint.run_id)
+    assert not isinstance(evaluate(checkpoint, examples), FailedTest), "the next run tries again"
 
 
-@pytest.mark.parametrize(("origin", "name"), [(CELL, "counting.grpo.s3"), (BASE, "base.b0")])
+@pytest.mark.parametrize(("tested", "name"), [(CELL, "counting.grpo.s3"), (BASE, "base.b0")])
 def test_a_checkpoint_that_changed_is_not_scored(
-    checkpoint: dict[str, Any],
-    examples: dict[str, Any],
-    origin: dict[str, Any],
+    checkpoint: Checkpoint,
+    examples: Examples,
+    tested: Tested,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (Path("checkpoint") / "config.json").write_text("{}")
     monkeypatch.setattr(predictions, "predict", never)
     remedy = f"kedro run --namespaces={name} "
-    if origin is CELL:
-        assert remedy in evaluate(checkpoint, examples)[FAILED]
+    if tested is CELL:
+        assert remedy in evaluate(checkpoint, examples).failed
     else:
         with pytest.raises(ConfigurationError, match=remedy):
-            evaluate(checkpoint, examples, origin)
+            evaluate(checkpoint, examples, tested)
 
 
 def test_examples_that_were_made_anew_are_not_scored_on(
-    checkpoint: dict[str, Any], examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predictions, "predict", never)
-    splits = {**examples["splits"], "test": {**examples["splits"]["test"], "digest": "other"}}
     with pytest.raises(ConfigurationError, match="kedro run --pipelines=data_preparation"):
-        evaluate(checkpoint, {**examples, "splits": splits})
+        evaluate(checkpoint, with_split(examples, "test", digest="other"))

@@ -1,5 +1,6 @@
 """The content key of a training, and what counts as a finished one."""
 
+import json
 import logging
 from copy import deepcopy
 from functools import lru_cache, partial
@@ -11,22 +12,27 @@ import pytest
 from othink_pipeline.cells import keys as cells
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.keys import (
+    Settings,
     cell_folder,
     check_code,
     check_examples,
-    check_files,
+    check_model,
     dataset_ref,
     find_finished,
     resume_state,
     training_key,
 )
+from othink_pipeline.cells.manifests import Training
 from othink_pipeline.cells.parameters import RL, SFT, Evaluation, Folders, Health
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import reached
 from othink_pipeline.core.files import MANIFEST, digest_folder, write_json
+from othink_pipeline.core.manifests import OtherVersionError
+from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.training.kl import KLSchedule
-from tests.conftest import PROMPT, TASKS, shipped, shipped_health
+from tests.conftest import TASKS, shipped, shipped_health
+from tests.support.manifests import examples_of, training_of, with_split
 
 CELL = Cell("counting", "grpo", 0)
 METHOD: dict[str, Any] = {
@@ -78,29 +84,16 @@ EVALUATION: dict[str, Any] = {
     "shuffle_images": False,
     "seed": 0,
 }
+FOLDERS = Folders(examples="data/a", checkpoints="data/b", predictions="data/c")
 MODEL = shipped("model")
 COMPUTE = shipped("compute", resume_every_updates=2)
-
-
-def manifest_of(task: str) -> dict[str, Any]:
-    """What data_preparation says of a task's examples."""
-    splits = {
-        split: {
-            "path": f"data/{task}/{split}.arrow",
-            "examples": 9,
-            "digest": f"{task} {split}",
-            "prompt": PROMPT,
-        }
-        for split in ("train", "validation", "test")
-    }
-    return {"task": task, "seed": 0, "key": "k", "rejected": 0, "splits": splits}
 
 
 def key_of(
     cell: Cell = CELL,
     block: dict[str, Any] = RL_BLOCK,
     base_digest: str = "base",
-    examples: list[dict[str, Any]] | None = None,
+    examples: list[Examples] | None = None,
     evaluation: dict[str, Any] | None = None,
     model: dict[str, Any] | None = None,
     compute: dict[str, Any] | None = None,
@@ -110,10 +103,14 @@ def key_of(
         cell,
         parameters,
         base_digest,
-        [manifest_of(task) for task in TASKS] if examples is None else examples,
-        Evaluation(**{**EVALUATION, **(evaluation or {})}),
-        ModelSettings(**{**MODEL, **(model or {})}),
-        Compute(**{**COMPUTE, **(compute or {})}),
+        [examples_of(task) for task in TASKS] if examples is None else examples,
+        Settings(
+            Evaluation(**{**EVALUATION, **(evaluation or {})}),
+            FOLDERS,
+            ModelSettings(**{**MODEL, **(model or {})}),
+            Compute(**{**COMPUTE, **(compute or {})}),
+            shipped_health(),
+        ),
     )
 
 
@@ -173,25 +170,25 @@ def test_every_kind_of_kl_weight_and_the_algorithm_change_the_key() -> None:
 
 
 def test_all_that_a_training_starts_from_changes_the_key() -> None:
-    counting, geometry = (manifest_of(task) for task in TASKS)
+    counting, geometry = (examples_of(task) for task in TASKS)
     others = {
         "seed": key_of(cell=CELL._replace(seed=1)),
         "base model": key_of(base_digest="another"),
         "train": key_of(
-            examples=[edited(counting, "splits", "train", "digest"), geometry],
+            examples=[with_split(counting, "train", digest="another"), geometry],
         ),
         "validation": key_of(
-            examples=[edited(counting, "splits", "validation", "digest"), geometry],
+            examples=[with_split(counting, "validation", digest="another"), geometry],
         ),
         "validation of another task": key_of(
-            examples=[counting, edited(geometry, "splits", "validation", "digest")],
+            examples=[counting, with_split(geometry, "validation", digest="another")],
         ),
-        "prompt": key_of(examples=[edited(counting, "splits", "train", "prompt"), geometry]),
+        "prompt": key_of(examples=[with_split(counting, "train", prompt="another"), geometry]),
         "validation prompt": key_of(
-            examples=[edited(counting, "splits", "validation", "prompt"), geometry],
+            examples=[with_split(counting, "validation", prompt="another"), geometry],
         ),
         "prompt of another task": key_of(
-            examples=[counting, edited(geometry, "splits", "validation", "prompt")],
+            examples=[counting, with_split(geometry, "validation", prompt="another")],
         ),
         "one task less": key_of(examples=[counting]),
         "task": key_of(cell=CELL._replace(task="geometry")),
@@ -222,17 +219,15 @@ def test_all_that_a_training_starts_from_changes_the_key() -> None:
 
 
 def test_names_places_and_what_comes_after_training_do_not_change_the_key() -> None:
-    counting, geometry = (manifest_of(task) for task in TASKS)
-    elsewhere = deepcopy(counting)
-    for part in elsewhere["splits"].values():
-        part["path"] = "/elsewhere/" + part["path"]
+    counting, geometry = (examples_of(task) for task in TASKS)
+    elsewhere = examples_of("counting", folder="/elsewhere")
     same = {
         "method's name": key_of(cell=CELL._replace(method="another_name")),
         "order of tasks": key_of(examples=[geometry, counting]),
         "folder": key_of(examples=[elsewhere, geometry]),
-        "test": key_of(examples=[edited(counting, "splits", "test", "digest"), geometry]),
+        "test": key_of(examples=[with_split(counting, "test", digest="another"), geometry]),
         "train of another task": key_of(
-            examples=[counting, edited(geometry, "splits", "train", "digest")],
+            examples=[counting, with_split(geometry, "train", digest="another")],
         ),
         **{
             name: key_of(evaluation={name: changed(value)})
@@ -290,18 +285,14 @@ def finished(tmp_path: Path) -> Path:
     checkpoint.mkdir()
     (checkpoint / "model.safetensors").write_bytes(b"weights")
     (checkpoint / "config.json").write_text("{}")
-    write_json(tmp_path / MANIFEST, finished_manifest(checkpoint))
+    finished_training(checkpoint).write(tmp_path / MANIFEST)
     return tmp_path
 
 
-def finished_manifest(checkpoint: Path) -> dict[str, Any]:
-    return {
-        "checkpoint": checkpoint.name,
-        "digest": digest_folder(checkpoint),
-        "updates": 4,
-        "faults": {},
-        "health": shipped_health().model_dump(),
-    }
+def finished_training(checkpoint: Path, **changes: Any) -> Training:
+    return training_of(
+        CELL, checkpoint=checkpoint.name, digest=digest_folder(checkpoint), **changes
+    )
 
 
 def health_of(**policies: str) -> Health:
@@ -312,7 +303,7 @@ def test_what_is_finished_and_whole_is_found(
     finished: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoint = finished / "update-000004"
-    manifest = {**finished_manifest(checkpoint), "path": str(checkpoint)}
+    manifest = finished_training(checkpoint)
     assert find_finished(finished, shipped_health()) == manifest
     assert find_finished(finished, health_of(loss_not_finite="skip_batch")) == manifest
     assert not caplog.records
@@ -320,9 +311,7 @@ def test_what_is_finished_and_whole_is_found(
 
 def test_a_training_is_found_where_it_was_moved_to(finished: Path, tmp_path: Path) -> None:
     moved = finished.rename(tmp_path.with_name(f"{tmp_path.name}_moved"))
-    found = find_finished(moved, shipped_health())
-    assert found is not None
-    assert found["path"] == str(moved / "update-000004")
+    assert find_finished(moved, shipped_health()) is not None
 
 
 def test_nothing_is_found_where_nothing_was_finished(
@@ -358,7 +347,7 @@ def test_a_checkpoint_that_changed_is_told_and_not_taken(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"null", b"{}", b"\xff\x00", b'{"digest": "1"}']
+    "content", [b"", b"{", b"[]", b"null", b"\xff\x00", b'{"version": 1, "digest": "1"}']
 )
 def test_a_manifest_that_is_none_is_told_and_not_taken(
     finished: Path, content: bytes, caplog: pytest.LogCaptureFixture
@@ -370,11 +359,22 @@ def test_a_manifest_that_is_none_is_told_and_not_taken(
     assert str(finished / MANIFEST) in record.getMessage()
 
 
+@pytest.mark.parametrize("version", [None, 0, 2, "1"])
+def test_a_training_of_another_version_is_refused_and_not_made_again(
+    finished: Path, version: Any
+) -> None:
+    content = json.loads((finished / MANIFEST).read_text())
+    write_json(finished / MANIFEST, {**content, "version": version})
+    with pytest.raises(OtherVersionError, match="compute.fresh=true") as error:
+        find_finished(finished, shipped_health())
+    assert f"{finished / MANIFEST}: a manifest of version {version}" in error.value.message
+
+
 def test_a_fault_binds_a_training_to_the_policy_for_it(
     finished: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manifest = finished_manifest(finished / "update-000004") | {"faults": {"loss_not_finite": 1}}
-    write_json(finished / MANIFEST, manifest)
+    training = finished_training(finished / "update-000004", faults={"loss_not_finite": 1})
+    training.write(finished / MANIFEST)
     assert find_finished(finished, shipped_health())
     assert find_finished(finished, health_of(kl_overflow="go_on"))
     assert not caplog.records
@@ -402,23 +402,21 @@ def test_the_state_to_go_on_from_is_the_newest(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [None, "changed", "missing"])
 def test_a_model_is_the_one_that_its_manifest_speaks_of(finished: Path, damage: str | None) -> None:
     checkpoint = finished / "update-000004"
-    manifest = {"path": str(checkpoint), "digest": digest_folder(checkpoint)}
+    digest = digest_folder(checkpoint)
     if damage is None:
-        check_files(manifest, "Make it again.")
+        check_model(str(checkpoint), digest, "Make it again.")
         return
     if damage == "changed":
         (checkpoint / "config.json").write_text("[]")
     else:
         checkpoint.rename(finished / "elsewhere")
     with pytest.raises(ConfigurationError, match="Make it again") as error:
-        check_files(manifest, "Make it again.")
+        check_model(str(checkpoint), digest, "Make it again.")
     assert str(checkpoint) in error.value.message
 
 
 def test_a_split_is_named_by_task_and_split() -> None:
-    manifest = manifest_of("counting")
-    manifest["splits"]["test"]["examples"] = 7
-    ref = dataset_ref(manifest, "test")
+    ref = dataset_ref(with_split(examples_of("counting"), "test", examples=7), "test")
     assert tuple(getattr(ref, name) for name in ("name", "digest", "source", "examples")) == (
         "counting_test",
         "counting test",
@@ -428,16 +426,16 @@ def test_a_split_is_named_by_task_and_split() -> None:
 
 
 def test_examples_that_were_made_anew_are_not_those_of_the_catalog(tmp_path: Path) -> None:
-    manifest = manifest_of("counting")
-    for split, part in manifest["splits"].items():
-        part["path"] = str(tmp_path / f"{split}.arrow")
+    examples = examples_of("counting", folder=str(tmp_path))
+    file = tmp_path / "counting" / MANIFEST
     with pytest.raises(ConfigurationError, match="kedro run --pipelines=data_preparation"):
-        check_examples(manifest)
-    write_json(tmp_path / MANIFEST, manifest)
-    check_examples(manifest)
-    write_json(tmp_path / MANIFEST, edited(manifest, "splits", "validation", "digest"))
+        check_examples(examples)
+    file.parent.mkdir()
+    examples.write(file)
+    check_examples(examples)
+    with_split(examples, "validation", digest="another").write(file)
     with pytest.raises(ConfigurationError, match="not the examples") as error:
-        check_examples(manifest)
+        check_examples(examples)
     assert str(tmp_path) in error.value.message
 
 

@@ -18,19 +18,20 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from othink_pipeline.cells import job
-from othink_pipeline.cells.evaluate import evaluate_model, read_predictions
+from othink_pipeline.cells.evaluate import Tested, evaluate, read_predictions
 from othink_pipeline.cells.grid import Cell
-from othink_pipeline.cells.keys import FAILED
+from othink_pipeline.cells.keys import Settings
+from othink_pipeline.cells.manifests import Checkpoint, FailedCell, FailedTest, Training
 from othink_pipeline.cells.parameters import RL, SFT, Evaluation, Folders, Lora
 from othink_pipeline.cells.train import train_cell
-from othink_pipeline.core import files as reuse
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import MANIFEST, digest_folder
+from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.data.preparation import CELL_SPLITS, prepare_splits
 from othink_pipeline.evaluation import predictions
 from othink_pipeline.models import load
+from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.tracking import recorder, records, runs
 from othink_pipeline.tracking.recorder import TrackingUnavailableError
@@ -38,7 +39,7 @@ from othink_pipeline.training import loop
 from othink_pipeline.training.health import TrainingFault
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped, shipped_health
 
-Result = tuple[dict[str, Any], pd.DataFrame]
+Result = tuple[Any, pd.DataFrame]
 
 UPDATES = 4
 BUDGET: dict[str, Any] = {
@@ -94,8 +95,8 @@ STORE = "mlflow.db"
 class Inputs(NamedTuple):
     """What the training nodes get from those before them."""
 
-    base_model: dict[str, Any]
-    examples: tuple[dict[str, Any], ...]
+    base_model: BaseModelCheckpoint
+    examples: tuple[Examples, ...]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,17 +121,17 @@ def prepared(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         patch.delenv(runs.PARENT_VARIABLE, raising=False)
-        examples = [
+        for task in TASKS:
             prepare_splits(preparation, task, CELL_SPLITS, Path(FOLDERS.examples, task))
-            for task in TASKS
-        ]
         shutil.copytree(mini_model.path, "model")
         mlflow.set_tracking_uri(f"sqlite:///{project / STORE}")
         mlflow.set_experiment("tests")
         run_id = runs.start_run("base/b0", "base_model", {}, {})
         model_id = records.log_checkpoint(run_id, "base/b0", 0, Path("model"), {})
-    base = {**mini_model.manifest, "path": "model", "run_id": run_id, "model_id": model_id}
-    (project / "inputs.json").write_text(json.dumps([base, examples]))
+    base = BaseModelCheckpoint(
+        path="model", digest=mini_model.digest, run_id=run_id, model_id=model_id
+    )
+    base.write(project / "base.json")
     return project
 
 
@@ -143,7 +144,7 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         enter(project, patch)
         for method in METHODS:
             manifest, _ = call(method)
-            assert FAILED not in manifest
+            assert isinstance(manifest, Checkpoint)
     return project
 
 
@@ -170,8 +171,9 @@ def finished(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def read_inputs() -> Inputs:
-    base, examples = json.loads(Path("inputs.json").read_text())
-    return Inputs(base, tuple(examples))
+    folders = [Path(FOLDERS.examples, task) for task in TASKS]
+    examples = tuple(Examples.read_folder(folder, "") for folder in folders)
+    return Inputs(BaseModelCheckpoint.read(Path("base.json"), ""), examples)
 
 
 def call(method: str = "sft", health: Any = None, **compute: Any) -> Result:
@@ -181,11 +183,13 @@ def call(method: str = "sft", health: Any = None, **compute: Any) -> Result:
         METHODS[method],
         inputs.base_model,
         inputs.examples,
-        EVALUATION,
-        FOLDERS,
-        MODEL,
-        Compute(**{**COMPUTE, **compute}),
-        health or shipped_health(),
+        Settings(
+            EVALUATION,
+            FOLDERS,
+            MODEL,
+            Compute(**{**COMPUTE, **compute}),
+            health or shipped_health(),
+        ),
     )
 
 
@@ -197,8 +201,8 @@ def folder_of(method: str = "sft") -> Path:
     return folder
 
 
-def run_of(manifest: dict[str, Any]) -> Run:
-    return MlflowClient().get_run(manifest["run_id"])
+def run_of(manifest: Checkpoint) -> Run:
+    return MlflowClient().get_run(manifest.run_id)
 
 
 def last_run() -> Run:
@@ -263,31 +267,32 @@ def kill_when(
 def test_a_cell_is_trained_and_everything_of_it_is_kept(finished: Path, method: str) -> None:
     manifest, history = call(method)
     folder = folder_of(method)
-    on_disk = json.loads((folder / MANIFEST).read_text())
-    assert manifest == on_disk | {
-        "path": str(folder / on_disk["checkpoint"]),
-        "run_id": manifest["run_id"],
-        "model_id": manifest["model_id"],
+    on_disk = Training.read(folder / MANIFEST, "")
+    assert dict(manifest) == dict(on_disk) | {
+        "path": str(folder / on_disk.checkpoint),
+        "run_id": manifest.run_id,
+        "model_id": manifest.model_id,
+        "base_path": None,
     }
     checkpoint = folder / f"update-{UPDATES:06d}"
-    assert Path(manifest["path"]) == checkpoint
-    assert manifest["digest"] == digest_folder(checkpoint) != digest_folder(Path("model"))
+    assert Path(manifest.path) == checkpoint
+    assert manifest.digest == digest_folder(checkpoint) != digest_folder(Path("model"))
     inputs = read_inputs()
     expected = {
         "task": "counting",
         "method": method,
         "seed": 3,
-        "parameters": METHODS[method].model_dump(mode="json"),
-        "data": inputs.examples[0]["splits"]["train"]["digest"],
-        "base_model": inputs.base_model["digest"],
+        "parameters": METHODS[method],
+        "data": inputs.examples[0].splits["train"].digest,
+        "base_model": inputs.base_model.digest,
         "updates": UPDATES,
         "prompts": 2 * UPDATES,
         "skipped_batches": 0,
         "faults": {},
     }
-    assert {key: manifest[key] for key in expected} == expected
-    assert manifest["seconds"] > 0
-    assert manifest["weights_changed"] > 0
+    assert {key: getattr(manifest, key) for key in expected} == expected
+    assert manifest.seconds > 0
+    assert manifest.weights_changed > 0
     assert sorted(path.name for path in folder.iterdir()) == [
         *("journal.jsonl", MANIFEST, "run.json", "update-000002", "update-000004")
     ], "states to resume from are only for trainings that are not finished"
@@ -309,8 +314,8 @@ def test_a_cell_is_trained_and_everything_of_it_is_kept(finished: Path, method: 
     }
     outputs = {output.step: output.model_id for output in run.outputs.model_outputs}
     assert outputs.keys() == {2, 4}
-    assert outputs[4] == manifest["model_id"]
-    on_base = MlflowClient().get_logged_model(inputs.base_model["model_id"]).metrics
+    assert outputs[4] == manifest.model_id
+    on_base = MlflowClient().get_logged_model(inputs.base_model.model_id).metrics
     assert f"val/{TASKS[1]}" in {metric.key for metric in on_base}, "checkpoint 0 is the base model"
     assert run.data.params["learning_rate"] == "0.005"
     assert run.data.params["key"] == folder.name
@@ -355,9 +360,9 @@ def test_other_parameters_are_another_training(
     with monkeypatch.context() as patch:
         patch.setitem(METHODS, "sft", longer)
         second, _ = call()
-    assert Path(second["path"]).parent != Path(first["path"]).parent
-    assert second["digest"] != first["digest"]
-    assert second["run_id"] != first["run_id"]
+    assert Path(second.path).parent != Path(first.path).parent
+    assert second.digest != first.digest
+    assert second.run_id != first.run_id
     monkeypatch.setattr(loop, "train", never)
     assert call()[0] == first, "an edit that is taken back costs nothing"
 
@@ -378,7 +383,7 @@ KILLS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
         "metrics",
         lambda _, step, values, *rest: step == 4 and "val/geometry" in values,
     ),
-    "write the manifest": (job, "write_json", lambda *_: True),
+    "write the manifest": (Training, "write", lambda *_: True),
 }
 
 
@@ -407,19 +412,24 @@ def test_a_killed_training_ends_as_one_that_was_not(
     assert not (folder / MANIFEST).exists()
     run = last_run()
     assert run.info.status == "KILLED"
-    assert FAILED not in run.data.tags
+    assert "failed" not in run.data.tags
 
     manifest, history = call(method, resume_every_updates=resume_every_updates)
     assert folder_of(method) == folder
     (whole_folder,) = (trained / "data/models/counting" / method / "s3").glob("*/")
-    whole = json.loads((whole_folder / MANIFEST).read_text())
-    own = {"run_id": run.info.run_id, "path": str(folder / whole["checkpoint"])}
-    assert manifest == whole | own | {key: manifest[key] for key in ("model_id", "seconds")}
+    whole = Training.read(whole_folder / MANIFEST, "")
+    own = {
+        "run_id": run.info.run_id,
+        "path": str(folder / whole.checkpoint),
+        "base_path": None,
+        **{key: getattr(manifest, key) for key in ("model_id", "seconds")},
+    }
+    assert dict(manifest) == dict(whole) | own
     for checkpoint in ("update-000002", "update-000004"):
         assert digest_folder(folder / checkpoint) == digest_folder(whole_folder / checkpoint)
     with monkeypatch.context() as patch:
         enter(trained, patch)
-        uninterrupted = logged(run_of({"run_id": _run_id(whole_folder)}))
+        uninterrupted = logged(MlflowClient().get_run(_run_id(whole_folder)))
     enter(project, monkeypatch)
     assert without_times(rows(history)) == without_times(uninterrupted)
     run = run_of(manifest)
@@ -434,11 +444,11 @@ def test_adapters_go_on_as_well_and_are_scored_merged_or_not(
 ) -> None:
     inputs, completions, kept = read_inputs(), [], {}
 
-    def score(manifest: dict[str, Any], fresh: bool = True) -> dict[str, Any]:
-        about = {"task": "counting", "method": "sft", "seed": 3, "base_model": 0}
+    def score(manifest: Checkpoint, fresh: bool = True) -> Any:
+        tested = Tested("counting", "sft", 3, 0)
         compute = Compute(**{**COMPUTE, "fresh": fresh})
-        return evaluate_model(
-            manifest, inputs.examples[1], EVALUATION, FOLDERS, MODEL, compute, **about
+        return evaluate(
+            manifest, inputs.examples[1], EVALUATION, FOLDERS, MODEL, compute, tested=tested
         )
 
     for merge in (False, True):
@@ -450,10 +460,10 @@ def test_adapters_go_on_as_well_and_are_scored_merged_or_not(
                 call()
         resumed, _ = call()
         kept[merge], _ = call(fresh=True)
-        assert resumed["digest"] == kept[merge]["digest"], "as one that was not killed"
+        assert resumed.digest == kept[merge].digest, "as one that was not killed"
         reused, _ = call()
         assert reused == kept[merge]
-        files = {file.name for file in Path(reused["path"]).iterdir()}
+        files = {file.name for file in Path(reused.path).iterdir()}
         assert ("model.safetensors" in files, "adapter_model.safetensors" in files) == (
             merge,
             not merge,
@@ -461,17 +471,18 @@ def test_adapters_go_on_as_well_and_are_scored_merged_or_not(
         completions.append(read_predictions(score(reused))["completion"].tolist())
     assert completions[0] == completions[1]
     base, _ = load.load_model("model")
-    for name, weight in load.load_model(kept[True]["path"])[0].named_parameters():
+    for name, weight in load.load_model(kept[True].path)[0].named_parameters():
         linear = "_proj." in name or ".attn." in name or ".mlp." in name
         assert torch.equal(weight, base.get_parameter(name)) == (not linear or "bias" in name), name
 
     config = Path("model/config.json")
     config.write_text(config.read_text() + " ")
-    assert "model: missing, or changed since its manifest" in score(kept[False])[FAILED]
+    assert "model: missing, or changed since its manifest" in score(kept[False]).failed
     shutil.rmtree("model")
-    assert "model: missing, or changed since its manifest" in score(kept[False])[FAILED]
-    assert FAILED not in score(kept[True])
-    assert score(kept[False], fresh=False).keys() == score(kept[True], fresh=False).keys()
+    assert "model: missing, or changed since its manifest" in score(kept[False]).failed
+    assert not isinstance(score(kept[True]), FailedTest)
+    for merge in (False, True):
+        assert not isinstance(score(kept[merge], fresh=False), FailedTest)
 
 
 def _run_id(folder: Path) -> str:
@@ -518,7 +529,7 @@ def test_what_a_killed_process_left_half_written_is_swept(
     (folder / f".{MANIFEST}.new").write_text("{")
     manifest, _ = call()
     (whole,) = (trained / "data/models/counting/sft/s3").glob("*/")
-    assert manifest["digest"] == json.loads((whole / MANIFEST).read_text())["digest"]
+    assert manifest.digest == Training.read(whole / MANIFEST, "").digest
     assert sorted(path.name for path in folder.iterdir()) == [
         *("journal.jsonl", MANIFEST, "run.json", "update-000002", "update-000004")
     ]
@@ -534,9 +545,9 @@ def test_a_checkpoint_that_was_damaged_before_the_end_is_saved_again(
     checkpoint = folder_of() / "update-000004"
     (checkpoint / "config.json").write_text("{}")
     manifest, _ = call()
-    assert manifest["digest"] == digest_folder(checkpoint)
+    assert manifest.digest == digest_folder(checkpoint)
     (whole,) = (trained / "data/models/counting/sft/s3").glob("*/")
-    assert manifest["digest"] == json.loads((whole / MANIFEST).read_text())["digest"]
+    assert manifest.digest == Training.read(whole / MANIFEST, "").digest
 
 
 # --- Finished, but something around it is not
@@ -560,7 +571,7 @@ def test_a_training_killed_after_its_manifest_is_not_trained_again(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train", never)
         manifest, history = call()
-    assert manifest["run_id"] == run.info.run_id
+    assert manifest.run_id == run.info.run_id
     run = run_of(manifest)
     assert run.info.status == "FINISHED"
     assert ("resumed" in run.data.tags) == (moment == "not told")
@@ -603,30 +614,30 @@ def test_a_store_that_lost_the_run_gets_the_whole_curve_again(
 ) -> None:
     manifest, history = call()
     if gone == "run":
-        MlflowClient().delete_run(manifest["run_id"])
+        MlflowClient().delete_run(manifest.run_id)
     else:
         shutil.copy(prepared / STORE, finished / "another.db")
         mlflow.set_tracking_uri(f"sqlite:///{finished / 'another.db'}")
     again, same_history = call()
-    assert again["run_id"] != manifest["run_id"]
+    assert again.run_id != manifest.run_id
     ids = {"run_id": "", "model_id": ""}
-    assert {**again, **ids} == {**manifest, **ids}
+    assert again.model_copy(update=ids) == manifest.model_copy(update=ids)
     assert history.equals(same_history)
     run = run_of(again)
     assert logged(run) == rows(history)
-    assert (run.info.status, run.data.tags["replaces"]) == ("FINISHED", manifest["run_id"])
+    assert (run.info.status, run.data.tags["replaces"]) == ("FINISHED", manifest.run_id)
     outputs = {output.step: output.model_id for output in run.outputs.model_outputs}
-    assert outputs[UPDATES] == again["model_id"]
-    assert MlflowClient().get_logged_model(again["model_id"]).source_run_id == again["run_id"]
+    assert outputs[UPDATES] == again.model_id
+    assert MlflowClient().get_logged_model(again.model_id).source_run_id == again.run_id
     assert call()[0] == again
 
 
 def test_fresh_trains_again_under_a_new_run(finished: Path) -> None:
     manifest, history = call()
     again, new_history = call(fresh=True)
-    assert again["run_id"] != manifest["run_id"]
-    assert again["digest"] == manifest["digest"], "the same parameters, the same bits"
-    assert again["seconds"] != manifest["seconds"], "nothing was trained"
+    assert again.run_id != manifest.run_id
+    assert again.digest == manifest.digest, "the same parameters, the same bits"
+    assert again.seconds != manifest.seconds, "nothing was trained"
     assert without_times(rows(new_history)) == without_times(rows(history))
     for result, values in ((manifest, history), (again, new_history)):
         assert logged(run_of(result)) == rows(values)
@@ -642,21 +653,21 @@ def test_a_finished_training_that_was_damaged_is_trained_anew(
     health = shipped_health()
     match damage:
         case "weights":
-            weights = Path(manifest["path"]) / "model.safetensors"
+            weights = Path(manifest.path) / "model.safetensors"
             content = bytearray(weights.read_bytes())
             content[len(content) // 2] ^= 1
             weights.write_bytes(content)
         case "manifest":
-            (folder / MANIFEST).write_text("{}")
+            (folder / MANIFEST).write_text("[]")
         case "other health":  # something went wrong, and now more would be done about it
-            faults = {"faults": {"loss_not_finite": 1}}
-            content = json.loads((folder / MANIFEST).read_text()) | faults
-            reuse.write_json(folder / MANIFEST, content)
+            training = Training.read(folder / MANIFEST, "")
+            faults = {"loss_not_finite": 1}
+            training.model_copy(update={"faults": faults}).write(folder / MANIFEST)
             health = health.model_copy(update={"loss_not_finite": "skip_batch"})
     again, history = call(health=health)
     assert str(folder) in caplog.text
-    assert again["run_id"] != manifest["run_id"]
-    assert again["digest"] == manifest["digest"] == digest_folder(Path(again["path"]))
+    assert again.run_id != manifest.run_id
+    assert again.digest == manifest.digest == digest_folder(Path(again.path))
     assert logged(run_of(again)) == rows(history)
     assert run_of(manifest).info.status == "FINISHED", "the former run stays as it was"
     assert [place for place in folder.parent.iterdir() if place.is_dir()] == [folder]
@@ -699,17 +710,17 @@ def test_a_training_that_fails_says_why_and_can_go_on_later(
     with monkeypatch.context() as patch:
         kill_when(patch, *KILLS["update 3"], error)
         manifest, history = call()
-    assert manifest == {"task": "counting", "method": "sft", "seed": 3, FAILED: reason}
+    assert manifest == FailedCell(task="counting", method="sft", seed=3, failed=reason)
     assert set(history["step"]) == {0, 1, 2}
     (told,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert "counting.sft.s3" in told.getMessage()
     run = last_run()
-    assert (run.info.status, run.data.tags[FAILED]) == ("FAILED", reason)
+    assert (run.info.status, run.data.tags["failed"]) == ("FAILED", reason)
     assert logged(run) == rows(history)
     again, _ = call()
     (whole,) = (trained / "data/models/counting/sft/s3").glob("*/")
-    assert again["digest"] == json.loads((whole / MANIFEST).read_text())["digest"]
-    assert again["run_id"] == run.info.run_id
+    assert again.digest == Training.read(whole / MANIFEST, "").digest
+    assert again.run_id == run.info.run_id
     assert run_of(again).info.status == "FINISHED"
 
 
@@ -718,7 +729,7 @@ def test_bad_input_that_one_cell_finds_stops_that_cell_without_a_traceback(
 ) -> None:
     kill_when(monkeypatch, loop, "train", lambda *_: True, ConfigurationError("no such thing"))
     manifest, _ = call()
-    assert manifest[FAILED] == "ConfigurationError: no such thing"
+    assert manifest.failed == "ConfigurationError: no such thing"
     (told,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert not told.exc_info
     assert last_run().info.status == "FAILED"
@@ -754,7 +765,7 @@ cell_training.logger.setLevel("INFO")
 cell_training.logger.addHandler(Told())
 cell_job.train_job = test.never
 manifest, history = test.call()
-print(json.dumps([manifest, len(history)]))
+print(json.dumps([manifest.to_json(), len(history)]))
 """
 
 
@@ -789,7 +800,7 @@ def test_of_two_processes_one_trains_and_the_other_waits(
         for process in others:
             process.kill()
             process.wait()
-    assert FAILED not in manifest
-    assert json.loads(output.splitlines()[-1]) == [manifest, len(history)]
+    assert isinstance(manifest, Checkpoint)
+    assert json.loads(output.splitlines()[-1]) == [manifest.to_json(), len(history)]
     assert len(MlflowClient().search_runs(["1"], "tags.kind = 'cell'")) == 1
     assert logged(run_of(manifest)) == rows(history)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import (
     MANIFEST,
     content_key,
@@ -13,9 +12,7 @@ from othink_pipeline.core.files import (
     publish,
     publish_file,
     read_json,
-    read_manifest,
     write_json,
-    write_manifest,
 )
 
 
@@ -101,51 +98,6 @@ def test_bytes_cannot_move_between_names_and_files_unseen(
     assert digest_folder(tmp_path / "x") != digest_folder(tmp_path / "y")
 
 
-def test_a_manifest_comes_back_as_written(folder: Path) -> None:
-    written = write_manifest(folder, {"seed": 3})
-    assert written == {"seed": 3, "digest": digest_folder(folder)}
-    assert read_manifest(folder, "") == written
-
-
-def test_a_missing_manifest_is_told_with_the_remedy(folder: Path) -> None:
-    with pytest.raises(ConfigurationError, match="Make it again") as error:
-        read_manifest(folder, "Make it again.")
-    assert str(folder) in error.value.message
-    with pytest.raises(ConfigurationError, match="nowhere"):
-        read_manifest(folder / "nowhere", "")
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "{}", '{"seed": 1}', "\x00"])
-def test_a_file_that_is_no_manifest_is_refused(folder: Path, text: str) -> None:
-    (folder / MANIFEST).write_text(text)
-    with pytest.raises(ConfigurationError, match="not a manifest") as error:
-        read_manifest(folder, "Make it again.")
-    assert str(folder / MANIFEST) in error.value.message
-    assert error.value.message.endswith("Make it again.")
-
-
-def test_a_manifest_of_bytes_that_are_no_text_is_refused(folder: Path) -> None:
-    (folder / MANIFEST).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigurationError, match="not a manifest"):
-        read_manifest(folder, "")
-
-
-@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "add"])
-def test_a_folder_that_changed_is_refused(folder: Path, damage: str) -> None:
-    write_manifest(folder, {"seed": 3})
-    file = folder / "sub" / "b.bin"
-    if damage == "delete":
-        file.unlink()
-    elif damage == "add":
-        (folder / "c.txt").write_text("")
-    else:
-        file.write_bytes(b"\0\0" if damage == "flip" else b"\0")
-    with pytest.raises(ConfigurationError, match="differ from the digest") as error:
-        read_manifest(folder, "Make it again.")
-    assert str(folder) in error.value.message
-    assert error.value.message.endswith("Make it again.")
-
-
 def test_publishing_shows_nothing_before_the_end(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "model"
     with publish(folder) as scratch:
@@ -164,11 +116,11 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_the_old_one_as_it_was(folder: Path) -> None:
-    manifest = write_manifest(folder, {})
+    content = digest_folder(folder)
     with pytest.raises(KeyboardInterrupt), publish(folder) as scratch:
         (scratch / "a.txt").write_text("new")
         raise KeyboardInterrupt
-    assert read_manifest(folder, "") == manifest
+    assert digest_folder(folder) == content
     assert names(folder.parent) == ["model"]
 
 

@@ -17,10 +17,11 @@ from PIL import Image
 from othink_pipeline.cells.parameters import Folders
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import PACKAGE, code_digest
-from othink_pipeline.core.files import digest_folder, read_manifest
+from othink_pipeline.core.files import digest_folder
 from othink_pipeline.data import examples as examples_module
 from othink_pipeline.data import preparation
 from othink_pipeline.data.examples import draw_examples, read_examples
+from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.parameters import DataPreparation, SplitSizes
 from othink_pipeline.data.preparation import prepare_splits
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_examples
@@ -91,16 +92,16 @@ def files() -> dict[str, tuple[int, int]]:
 
 def test_a_task_is_published_whole() -> None:
     manifest = prepare(settings())
-    assert manifest == read_manifest(FOLDER, "")
-    assert (manifest["task"], manifest["seed"]) == ("counting", 0)
-    assert manifest["rejected"] == 0
-    assert {part["prompt"] for part in manifest["splits"].values()} == {"{question} Think."}
-    sizes = {split: part["examples"] for split, part in manifest["splits"].items()}
+    assert manifest == Examples.read_folder(FOLDER, "")
+    assert (manifest.task, manifest.seed) == ("counting", 0)
+    assert manifest.rejected == 0
+    assert {part.prompt for part in manifest.splits.values()} == {"{question} Think."}
+    sizes = {split: part.examples for split, part in manifest.splits.items()}
     assert sizes == {"train": 5, "validation": 3, "test": 4}
-    for split, part in manifest["splits"].items():
-        assert part["path"] == str(FOLDER / f"{split}.arrow")
-        table = read_examples(part["path"])
-        assert len(table) == part["examples"]
+    for split, part in manifest.splits.items():
+        assert part.path == str(FOLDER / f"{split}.arrow")
+        table = read_examples(part.path)
+        assert len(table) == part.examples
         assert set(table["split"]) == {split}
         assert isinstance(table[0]["image"], Image.Image)
     assert pd.read_csv("data/03_primary/counting_rejected.csv").empty
@@ -108,8 +109,7 @@ def test_a_task_is_published_whole() -> None:
 
 def test_the_manifest_is_plain_json_with_relative_paths(project: Path) -> None:
     manifest = prepare(settings())
-    assert json.loads(json.dumps(manifest)) == manifest
-    assert str(project) not in json.dumps(manifest)
+    assert str(project) not in json.dumps(manifest.to_json())
 
 
 def test_digests_are_those_of_the_fields_and_pixels_in_the_files(
@@ -119,19 +119,19 @@ def test_digests_are_those_of_the_fields_and_pixels_in_the_files(
     monkeypatch.setattr(examples_module, "BATCH_EXAMPLES", 2)
     manifest = prepare(settings())
     fields = ("id", "task", "split", "key", "form", "question", "answer", "steps")
-    for part in manifest["splits"].values():
+    for part in manifest.splits.values():
         content = b""
-        for row in pa.ipc.open_stream(Path(part["path"]).read_bytes()).read_all().to_pylist():
+        for row in pa.ipc.open_stream(Path(part.path).read_bytes()).read_all().to_pylist():
             picture = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB").tobytes()
             for item in (*(row[name].encode() for name in fields), picture):
                 content += len(item).to_bytes(8, "big") + item
-        assert part["digest"] == hashlib.sha256(content).hexdigest()
+        assert part.digest == hashlib.sha256(content).hexdigest()
 
 
 def test_digests_stay_what_they_were() -> None:
     """Pinned: results of earlier versions stand for these examples."""
     splits = prepare(settings())["splits"]
-    assert {split: part["digest"][:16] for split, part in splits.items()} == {
+    assert {split: part.digest[:16] for split, part in splits.items()} == {
         "train": "4e3e249b3d0b8713",
         "validation": "75e6d78adf1fcd15",
         "test": "b537978669341fe8",
@@ -185,12 +185,12 @@ def test_a_long_run_says_how_far_it_is(
 
 def test_cells_never_get_the_base_split() -> None:
     manifest = prepare(settings())
-    assert "base" not in manifest["splits"]
+    assert "base" not in manifest.splits
     base = prepare_splits(settings(), "counting", ("base",), Path("data/03_primary/counting_base"))
-    assert base["splits"]["base"]["examples"] == 6
+    assert base.splits["base"].examples == 6
     keys = {
-        split: set(read_examples(part["path"])["key"])
-        for split, part in {**manifest["splits"], **base["splits"]}.items()
+        split: set(read_examples(part.path)["key"])
+        for split, part in {**manifest.splits, **base.splits}.items()
     }
     assert sum(map(len, keys.values())) == len(set.union(*keys.values()))
 
@@ -200,9 +200,9 @@ def test_an_environment_with_a_folder_of_its_own_leaves_the_others_alone() -> No
     before = files()
     elsewhere = FOLDERS.model_copy(update={"examples": "data/smoke/03_primary"})
     second = prepare_examples(settings(seed=1), elsewhere, task="counting")
-    assert second == read_manifest(Path("data/smoke/03_primary/counting"), "")
-    assert second["splits"]["test"]["path"] == "data/smoke/03_primary/counting/test.arrow"
-    assert read_manifest(FOLDER, "") == first
+    assert second == Examples.read_folder(Path("data/smoke/03_primary/counting"), "")
+    assert second.splits["test"].path == "data/smoke/03_primary/counting/test.arrow"
+    assert Examples.read_folder(FOLDER, "") == first
     assert before.items() <= files().items()
 
 
@@ -227,9 +227,9 @@ def test_nothing_changed_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_changed_parameter_makes_the_examples_anew(changes: dict[str, Any]) -> None:
     first = prepare(settings())
     second = prepare(settings(**changes))
-    assert second["key"] != first["key"]
-    assert second == read_manifest(FOLDER, "")
-    same_data = [first["splits"][s]["digest"] == second["splits"][s]["digest"] for s in ("train",)]
+    assert second.key != first.key
+    assert second == Examples.read_folder(FOLDER, "")
+    same_data = [first.splits[s].digest == second.splits[s].digest for s in ("train",)]
     assert same_data == ["prompt" in changes]
 
 
@@ -259,7 +259,7 @@ def test_changed_code_makes_the_examples_anew(
     with (package / file).open("a") as code:
         code.write("\nNEW = 1\n")
     monkeypatch.setattr(preparation, "code_digest", partial(code_digest, package=package))
-    assert (prepare(settings())["key"] != first["key"]) == anew
+    assert (prepare(settings())["key"] != first.key) == anew
 
 
 def damage_byte(file: Path) -> None:
@@ -285,7 +285,7 @@ def test_what_is_damaged_is_made_anew(
     damage()
     second = prepare(settings())
     assert {**second, "digest": ""} == {**first, "digest": ""}
-    assert second["digest"] == digest_folder(FOLDER)
+    assert second.digest == digest_folder(FOLDER)
     assert str(FOLDER) in caplog.text
     assert "It is made anew." in caplog.text
 
@@ -317,8 +317,8 @@ def test_rejects_within_the_limit_are_counted_and_left_out(
     spoil(monkeypatch, counting_train_000001={"question": ""}, counting_train_000003={"id": 7})
     with caplog.at_level("INFO"):
         manifest = prepare(settings(max_rejected=2))
-    assert manifest["rejected"] == 2
-    assert manifest["splits"]["train"]["examples"] == 3
+    assert manifest.rejected == 2
+    assert manifest.splits["train"].examples == 3
     ids = list(read_examples(FOLDER / "train.arrow")["id"])
     assert ids == [f"counting-train-00000{number}" for number in (0, 2, 4)]
     rejected = pd.read_csv("data/03_primary/counting_rejected.csv", dtype=str)
@@ -333,7 +333,7 @@ def test_rejects_do_not_touch_what_an_earlier_run_published(
     spoil(monkeypatch, counting_train_000000={"answer": ""})
     with pytest.raises(ConfigurationError):
         prepare(settings(seed=1))
-    assert read_manifest(FOLDER, "") == first
+    assert Examples.read_folder(FOLDER, "") == first
 
 
 def fail_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +362,7 @@ def fail_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     def write(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(preparation, "write_manifest", write)
+    monkeypatch.setattr(Examples, "write_folder", write)
 
 
 @pytest.mark.parametrize(
@@ -380,12 +380,12 @@ def test_a_failure_in_the_middle_leaves_nothing_that_looks_finished(
     assert not FOLDER.exists()
     assert sorted(path.name for path in FOLDER.parent.iterdir()) == [LOCK, *left]
     first = prepare(settings())
-    assert first == read_manifest(FOLDER, "")
+    assert first == Examples.read_folder(FOLDER, "")
     with monkeypatch.context() as broken:
         fail(broken)
         with pytest.raises(OSError, match="No space left"):
             prepare(settings(seed=1))
-    assert read_manifest(FOLDER, "") == first
+    assert Examples.read_folder(FOLDER, "") == first
 
 
 def test_what_a_killed_process_left_is_not_taken_for_finished() -> None:
@@ -394,5 +394,5 @@ def test_what_a_killed_process_left_is_not_taken_for_finished() -> None:
     scratch.mkdir(parents=True)
     (scratch / "train.arrow").write_bytes(b"half")
     manifest = prepare(settings())
-    assert manifest["digest"] == digest_folder(FOLDER)
+    assert manifest.digest == digest_folder(FOLDER)
     assert not scratch.exists()

@@ -17,7 +17,6 @@ from PIL import Image
 
 from othink_pipeline.cells.parameters import Folders
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.core.files import read_manifest
 from othink_pipeline.data import source_splits
 from othink_pipeline.data.examples import (
     TEXT_FIELDS,
@@ -26,6 +25,7 @@ from othink_pipeline.data.examples import (
     read_examples,
     read_pixels,
 )
+from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.parameters import DataPreparation, SplitSource, TaskSource
 from othink_pipeline.data.preparation import CELL_SPLITS, examples_key, prepare_splits
 from othink_pipeline.data.source_splits import Meaning, choose_rows
@@ -111,8 +111,8 @@ def png(color: Any = (1, 2, 3), size: tuple[int, int] = (30, 20), mode: str = "R
     return buffer.getvalue()
 
 
-def table_of(split: str, manifest: dict[str, Any]) -> Any:
-    return read_examples(manifest["splits"][split]["path"])
+def table_of(split: str, manifest: Examples) -> Any:
+    return read_examples(manifest.splits[split].path)
 
 
 # --- Reading
@@ -349,13 +349,13 @@ def test_the_choice_is_random_by_the_seed() -> None:
 def test_a_task_is_read_split_and_published(task: str, public: dict[str, Any]) -> None:
     manifest = prepare(public, task)
     folder = Path(FOLDERS.examples) / task
-    assert manifest == read_manifest(folder, "")
+    assert manifest == Examples.read_folder(folder, "")
     assert sorted(path.name for path in folder.iterdir()) == [
         *("manifest.json", "test.arrow", "train.arrow", "validation.arrow")
     ]
-    assert (manifest["rejected"], manifest["overlapping"]) == (0, 0)
-    assert manifest["sources"]["test"] == public[task]["test"]["source"]
-    prompts = {split: part["prompt"] for split, part in manifest["splits"].items()}
+    assert (manifest.rejected, manifest.overlapping) == (0, 0)
+    assert manifest.sources["test"] == public[task]["test"]["source"]
+    prompts = {split: part.prompt for split, part in manifest.splits.items()}
     assert prompts == {"train": TRAIN_PROMPT, "validation": TRAIN_PROMPT, "test": TEST_PROMPT}
     items = {
         "train": {item.png: item for item in draw_items(task, TRAIN, 0)},
@@ -365,7 +365,7 @@ def test_a_task_is_read_split_and_published(task: str, public: dict[str, Any]) -
     pictures: dict[str, list[bytes]] = {}
     for split in CELL_SPLITS:
         table = table_of(split, manifest)
-        assert len(table) == manifest["splits"][split]["examples"] == SIZES[split]
+        assert len(table) == manifest.splits[split].examples == SIZES[split]
         undecoded = table.data.column("image").to_pylist()
         pictures[split] = [image["bytes"] for image in undecoded]
         for number, example in enumerate(table):
@@ -392,13 +392,13 @@ def test_both_layouts_make_the_same_examples(tmp_path: Path, public: dict[str, A
     train = make_train_set(tmp_path, "counting", TRAIN, 0, "parquet")
     block = edited(public["counting"], "train", path=str(train))
     second = prepare({"counting": block})
-    assert second["key"] != first["key"]
-    digests = [[part["digest"] for part in m["splits"].values()] for m in (first, second)]
+    assert second.key != first.key
+    digests = [[part.digest for part in m["splits"].values()] for m in (first, second)]
     assert digests[0] == digests[1]
     other = prepare({"counting": block}, seed=1)
-    assert other["splits"]["test"]["digest"] == first["splits"]["test"]["digest"]
-    assert other["splits"]["train"]["digest"] != first["splits"]["train"]["digest"]
-    assert other["splits"]["validation"]["digest"] != first["splits"]["validation"]["digest"]
+    assert other["splits"]["test"]["digest"] == first.splits["test"].digest
+    assert other["splits"]["train"]["digest"] != first.splits["train"].digest
+    assert other["splits"]["validation"]["digest"] != first.splits["validation"].digest
 
 
 def edited(block: dict[str, Any], split: str, **source: Any) -> dict[str, Any]:
@@ -409,14 +409,14 @@ def edited(block: dict[str, Any], split: str, **source: Any) -> dict[str, Any]:
 def test_a_prompt_that_is_null_is_the_common_one(public: dict[str, Any]) -> None:
     block = {**public["counting"], "test": {**public["counting"]["test"], "prompt": None}}
     manifest = prepare({"counting": block})
-    assert manifest["splits"]["test"]["prompt"] == "{question}!"
-    assert manifest["splits"]["train"]["prompt"] == TRAIN_PROMPT
+    assert manifest.splits["test"].prompt == "{question}!"
+    assert manifest.splits["train"].prompt == TRAIN_PROMPT
 
 
 def test_train_and_test_are_at_most_as_many_as_asked_for(public: dict[str, Any]) -> None:
     splits = {"base": 0, "train": 500, "validation": 6, "test": 500}
     manifest = prepare(public, splits=splits)
-    found = {split: part["examples"] for split, part in manifest["splits"].items()}
+    found = {split: part.examples for split, part in manifest.splits.items()}
     assert found == {"train": TRAIN - 6, "validation": 6, "test": TEST}
 
 
@@ -438,8 +438,8 @@ def test_pictures_of_the_test_split_are_not_trained_on(
     source = {"file": str(file), "images": str(images)}
     splits = {**SIZES, "train": 500, "test": 5}
     manifest = prepare({"counting": edited(public["counting"], "test", **source)}, splits=splits)
-    assert (manifest["rejected"], manifest["overlapping"]) == (0, 5)
-    assert manifest["splits"]["train"]["examples"] == TRAIN - 5 - 6
+    assert (manifest.rejected, manifest.overlapping) == (0, 5)
+    assert manifest.splits["train"].examples == TRAIN - 5 - 6
     keys = {split: set(table_of(split, manifest)["key"]) for split in CELL_SPLITS}
     assert not keys["test"] & (keys["train"] | keys["validation"])
     listed = pd.read_csv("data/03/counting_rejected.csv")

@@ -44,7 +44,6 @@ def list_scenarios(
 
 def make_model(folder: Path) -> Path:
     """The tiny base model of the tests."""
-    from othink_pipeline.core.files import write_manifest
     from othink_pipeline.data.examples import draw_examples, read_examples, write_examples
     from othink_pipeline.models.load import save_model
     from othink_pipeline.models.pretraining import pretrain
@@ -55,10 +54,9 @@ def make_model(folder: Path) -> Path:
         file = folder / f"{task}.arrow"
         write_examples(list(draw_examples(task, {"base": 300}, seed=0)), file)
         base[task] = read_examples(file)
-    model, processor, facts = pretrain(base, PROMPT, tiny_rebuild(), lambda *_: None)
+    model, processor, _ = pretrain(base, PROMPT, tiny_rebuild(), lambda *_: None)
     path = folder / "model"
     save_model(model, processor, path)
-    write_manifest(path, {"facts": facts})
     return path
 
 

@@ -2,26 +2,25 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from huggingface_hub import constants
 from safetensors.numpy import save
 
-from othink_pipeline.cells import train
-from othink_pipeline.cells.keys import check_files
+from othink_pipeline.cells.keys import check_model
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.core.files import digest_folder, write_manifest
+from othink_pipeline.core.files import digest_folder
 from othink_pipeline.models.base_models import (
     base_model_folders,
     digest_model,
     find_base_model,
     locate_base_model,
 )
+from othink_pipeline.models.manifests import FoundModel
 from othink_pipeline.models.parameters import BaseModel
-from othink_pipeline.tracking import runs
 from tests.support.fake_hub import COMMIT, FakeHub
+from tests.support.manifests import made_model, make_model
 
 FILES = {
     "config.json": b"{}",
@@ -46,8 +45,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_with_a_manifest_is_verified_but_to_plan(folder: Path) -> None:
-    base_model, manifest = in_folders(folder), write_manifest(folder, {"facts": 1})
-    expected = {**manifest, "path": str(folder)}
+    base_model, made = in_folders(folder), make_model(folder)
+    expected = FoundModel(path=str(folder), digest=made.digest, made=made)
     assert find_base_model(base_model, 0, "") == locate_base_model(base_model, 0) == expected
     (folder / "config.json").write_text("[]")
     with pytest.raises(ConfigurationError, match=r"differ from the digest.*Mend it"):
@@ -57,7 +56,7 @@ def test_a_folder_with_a_manifest_is_verified_but_to_plan(folder: Path) -> None:
 
 def test_a_folder_without_a_manifest_has_a_digest(folder: Path) -> None:
     base_model = in_folders(folder.with_name("none"), folder)
-    expected = {"path": str(folder), "digest": digest_folder(folder)}
+    expected = FoundModel(path=str(folder), digest=digest_folder(folder))
     assert find_base_model(base_model, 1, "") == locate_base_model(base_model, 1) == expected
     with pytest.raises(ConfigurationError, match=r"none: no model there\. Mend it"):
         find_base_model(base_model, 0, "Mend it.")
@@ -73,15 +72,15 @@ def test_a_model_of_the_hub_is_downloaded_but_to_plan(hub: FakeHub, folder: Path
     assert base_model_folders(ON_HUB) == []
     assert hub.requests == []
     manifest = find_base_model(ON_HUB, 0, "")
-    assert manifest == {
-        "path": f"{constants.HF_HUB_CACHE}/models--own--mini/snapshots/{COMMIT}",
-        "digest": digest_folder(folder),  # the same model, wherever it is from
-        "hub": "own/mini",
-        "revision": "main",
-        "commit": COMMIT,
-    }
+    assert manifest == FoundModel(
+        path=f"{constants.HF_HUB_CACHE}/models--own--mini/snapshots/{COMMIT}",
+        digest=digest_folder(folder),  # the same model, wherever it is from
+        hub="own/mini",
+        revision="main",
+        commit=COMMIT,
+    )
     assert locate_base_model(ON_HUB, 0) == manifest
-    assert base_model_folders(ON_HUB) == [Path(manifest["path"])]
+    assert base_model_folders(ON_HUB) == [Path(manifest.path)]
 
 
 def test_a_cache_may_be_moved_and_shared(
@@ -89,70 +88,41 @@ def test_a_cache_may_be_moved_and_shared(
 ) -> None:
     hub.add("own/mini", FILES)
     manifest = find_base_model(ON_HUB, 0, "")
-    Path(manifest["path"], "pytorch_model.bin").write_bytes(b"another program's")
-    check_files(manifest, "")
+    Path(manifest.path, "pytorch_model.bin").write_bytes(b"another program's")
+    check_model(manifest.path, manifest.digest, "", manifest.is_hubs)
     moved = tmp_path / "moved"
     shutil.move(constants.HF_HUB_CACHE, moved)
     with pytest.raises(ConfigurationError, match=r"missing, or changed.*Mend it"):
-        check_files(manifest, "Mend it.")
+        check_model(manifest.path, manifest.digest, "Mend it.", manifest.is_hubs)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(moved))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     again = find_base_model(ON_HUB, 0, "")
-    assert again == {**manifest, "path": again["path"]}
-    assert Path(again["path"]).is_relative_to(moved)
-    check_files(again, "")
+    assert again == manifest.model_copy(update={"path": again.path})
+    assert Path(again.path).is_relative_to(moved)
+    check_model(again.path, again.digest, "", again.is_hubs)
 
 
 def test_a_changed_file_of_the_cache_is_found(hub: FakeHub) -> None:
     hub.add("own/mini", FILES)
     manifest = find_base_model(ON_HUB, 0, "")
-    Path(manifest["path"], "config.json").resolve().write_bytes(b"[]")
-    assert digest_model(manifest) != manifest["digest"]
+    Path(manifest.path, "config.json").resolve().write_bytes(b"[]")
+    assert digest_model(manifest.path, is_hubs=True) != manifest.digest
     with pytest.raises(ConfigurationError, match="changed since its manifest was written"):
-        check_files(manifest, "")
+        check_model(manifest.path, manifest.digest, "", manifest.is_hubs)
 
 
-def test_the_run_of_a_cell_says_which_model_it_started_from(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_model_says_where_it_is_from() -> None:
     """Id, revision and commit are of a hub's model; a folder has none."""
-    from othink_pipeline.cells.grid import Cell
-    from othink_pipeline.cells.parameters import Folders
-
-    class Block:
-        """Parameters that do not matter here."""
-
-        def model_dump(self) -> dict[str, Any]:
-            return {}
-
-    seen: list[dict[str, Any]] = []
-
-    def open_run(*given: Any) -> str:
-        seen.append(given[-1]["base_model"])
-        raise ConfigurationError("seen")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "training_key", lambda *_: "key")
-    monkeypatch.setattr(train, "find_finished", lambda *_: {"updates": 1})
-    monkeypatch.setattr(runs, "finished_run", lambda _: None)
-    monkeypatch.setattr(runs, "open_run", open_run)
-    folders = Folders(examples="examples", checkpoints="models", predictions="out")
     plain = {"path": "model", "digest": "d"}
     origin = plain | {"hub": "own/mini", "revision": "main", "commit": COMMIT}
     for model in (plain, origin):
-        compute: Any = type(
-            "Compute", (Block,), {"fresh": False, "launcher": None, "launched": False}
-        )()
-        block: Any = Block()
-        train.train_cell(
-            Cell("counting", "sft", 0),
-            block,
-            model | {"run_id": "r", "model_id": "m", "facts": {"parameters": 9}},
-            (),
-            block,
-            folders,
-            block,
-            compute,
-            block,
-        )
-    assert seen == [plain, origin]
+        assert FoundModel(**model).origin == model
+    assert FoundModel(**plain, made=made_model("d")).origin == plain
+
+
+def test_a_manifest_of_another_program_is_told_and_can_be_deleted(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"version": "3.2"}')
+    with pytest.raises(ConfigurationError, match=r"of version 3\.2; .*delete its manifest\.json"):
+        find_base_model(in_folders(folder), 0, "Mend it.")
+    (folder / "manifest.json").unlink()
+    assert find_base_model(in_folders(folder), 0, "").made is None

@@ -151,7 +151,7 @@ def test_prompts_are_padded_on_the_left(built: tuple[Any, Any]) -> None:
 
 
 def test_pretraining_teaches_the_format(mini_model: MiniModel) -> None:
-    facts = mini_model.manifest["facts"]
+    facts = mini_model.facts
     assert facts["updates"] == 80
     assert facts["parameters"] == load_model(str(mini_model.path))[0].num_parameters()
     assert facts["final_loss"] < 0.6 * math.log(400)  # that of a guess among all tokens

@@ -108,9 +108,7 @@ def test_a_sound_model_passes_every_check(check: Check, mini_model: MiniModel) -
     assert [row.outcome for row in rows] == ["ok"] * len(rows)
     for task in TASKS:
         assert "16 of them the image" in row_of(rows, task).detail
-    assert f"{mini_model.manifest['facts']['parameters']:,} parameters" in " ".join(
-        row.detail for row in rows
-    )
+    assert f"{mini_model.facts['parameters']:,} parameters" in " ".join(row.detail for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +231,7 @@ def test_the_context_is_compared_with_the_longest_prompt_to_the_token(
 def test_memory_that_training_alone_takes_must_be_there(
     check: Check, mini_model: MiniModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored = 4 * mini_model.manifest["facts"]["parameters"]
+    stored = 4 * mini_model.facts["parameters"]
     toy = {"bytes": 0}
     monkeypatch.setattr(
         compatibility, "find_device", lambda: Device("GPU toy", toy["bytes"], gpu=True)

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 
 from othink_pipeline.cells.parameters import Lora, Parameters, resolve_method
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.core.files import write_manifest
 from othink_pipeline.core.hub import fetch_model
 from othink_pipeline.core.safetensors import Weights, read_weights
 from othink_pipeline.data.examples import draw_examples, write_examples
+from othink_pipeline.data.manifests import Examples, Split
 from othink_pipeline.data.parameters import DataPreparation, SplitSizes, TaskSource
 from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.pipelines.base_model import nodes as base_model_nodes
@@ -77,7 +77,7 @@ def project(tmp_path: Path, mini_model: MiniModel, monkeypatch: pytest.MonkeyPat
     return tmp_path
 
 
-def prepare(folder: Path, task: str) -> dict[str, Any]:
+def prepare(folder: Path, task: str) -> Examples:
     """Prepared examples of a task, as the data_preparation pipeline leaves them."""
     (folder / task).mkdir(parents=True)
     examples = list(draw_examples(task, SIZES, seed=0))
@@ -85,19 +85,17 @@ def prepare(folder: Path, task: str) -> dict[str, Any]:
     for split, size in SIZES.items():
         file = folder / task / f"{split}.arrow"
         write_examples([row for row in examples if row["split"] == split], file)
-        splits[split] = {
-            "path": str(file),
-            "examples": size,
-            "digest": f"digest of {split}",
-            "prompt": PROMPT,
-        }
+        splits[split] = Split(
+            path=str(file), examples=size, digest=f"digest of {split}", prompt=PROMPT
+        )
     sizes = SplitSizes(base=9, **SIZES)
     preparation = DataPreparation(
         seed=0, splits=sizes, prompt=PROMPT, max_rejected=0, train_examples={}, sources={}
     )
     key = examples_key(preparation, task, CELL_SPLITS)
-    content = {"task": task, "key": key, "rejected": 0, "splits": splits}
-    return write_manifest(folder / task, content)
+    return Examples.write_folder(
+        folder / task, task=task, seed=0, key=key, rejected=0, splits=splits
+    )
 
 
 def of(rows: list[Row], check: str) -> Row:
@@ -109,7 +107,7 @@ def of(rows: list[Row], check: str) -> Row:
 
 
 def test_parameters_are_counted_without_loading(mini_model: MiniModel) -> None:
-    parameters = mini_model.manifest["facts"]["parameters"]
+    parameters = mini_model.facts["parameters"]
     found = read_weights(mini_model.path)
     assert (found.parameters, found.stored_bytes) == (parameters, 4 * parameters)
 
@@ -563,7 +561,7 @@ def test_the_gate_refuses_examples_that_it_cannot_use(
     manifests = [prepare(project / "data/03_primary", task) for task in TASKS]
     rows = list(draw_examples("counting", {"test": 3}, seed=0))
     rows[2]["answer"] = "seven"
-    write_examples(rows, Path(manifests[0]["splits"]["test"]["path"]))
+    write_examples(rows, Path(manifests[0].splits["test"].path))
     with pytest.raises(ConfigurationError, match="the answer 'seven' would never be right"):
         gate(raw, manifests)
 

@@ -298,7 +298,7 @@ def test_what_is_for_another_machine_is_not_measured(
     mini_model: MiniModel, lengths: Lengths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "_try", lambda *_: pytest.fail("measured"))
-    size = mini_model.manifest["facts"]["parameters"]
+    size = mini_model.facts["parameters"]
     monkeypatch.setattr(measure, "MOST_ON_CPU", size - 1)
     methods: dict[str, SFT | RL] = {"sft": SFT_METHOD}
     (row,), speed = measure_grid(str(mini_model.path), lengths, methods, parameters())

@@ -1,6 +1,5 @@
 """What a run says that it will do is what stands on the disk."""
 
-import json
 import logging
 import math
 import shutil
@@ -16,20 +15,22 @@ from kedro.pipeline import Node, Pipeline
 from safetensors.numpy import save, save_file
 
 from othink_pipeline.cells.grid import Cell, Grid
-from othink_pipeline.cells.keys import RESUME, cell_folder, training_key
+from othink_pipeline.cells.keys import RESUME, Settings, cell_folder, training_key
+from othink_pipeline.cells.manifests import Training
 from othink_pipeline.cells.parameters import Parameters, resolve_method
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import MANIFEST, digest_folder, write_json
+from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.models import base_models
 from othink_pipeline.models.base_models import find_base_model
-from othink_pipeline.pipelines.rl.nodes import train_rl
-from othink_pipeline.pipelines.sft.nodes import train_sft
+from othink_pipeline.models.manifests import FoundModel
 from othink_pipeline.pipelines.wiring import training_nodes
 from othink_pipeline.preflight.plan import Planned, check_room, describe_plan, plan_cells, plan_grid
 from tests.conftest import PROMPT, TASKS
 from tests.preflight.test_memory import method
 from tests.support.fake_hub import FakeHub
+from tests.support.manifests import examples_of, made_model, training_of
 
 ROOT = Path(__file__).parents[2]
 GRID = Grid(TASKS, {"sft": "sft", "grpo": "rl"}, (0, 1), base_model_count=2)
@@ -53,36 +54,24 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return merged
 
 
-def base_manifest(number: int) -> dict[str, Any]:
-    return {"path": f"base{number}", "digest": f"digest of base {number}"}
+def base_model(number: int) -> FoundModel:
+    return FoundModel(path=f"base{number}", digest=f"digest of base {number}")
 
 
-def examples_manifest(raw: dict[str, Any], task: str) -> dict[str, Any]:
+def examples_for(raw: dict[str, Any], task: str) -> Examples:
     preparation = Parameters.read(raw).data_preparation
-    return {
-        "task": task,
-        "key": examples_key(preparation, task, CELL_SPLITS),
-        "splits": {
-            split: {
-                "path": f"{split}.arrow",
-                "digest": f"{task} {split}",
-                "examples": 9,
-                "prompt": PROMPT,
-            }
-            for split in CELL_SPLITS
-        },
-    }
+    return examples_of(task, key=examples_key(preparation, task, CELL_SPLITS))
 
 
 def nodes() -> list[Node]:
-    return training_nodes(GRID, "sft", train_sft) + training_nodes(GRID, "rl", train_rl)
+    return training_nodes(GRID, "sft") + training_nodes(GRID, "rl")
 
 
 @pytest.fixture
 def catalog(raw: dict[str, Any]) -> DataCatalog:
     """What the pipelines before have made."""
-    made = {f"base.b{number}.checkpoint": base_manifest(number) for number in range(2)}
-    made |= {f"{task}.examples": examples_manifest(raw, task) for task in TASKS}
+    made = {f"base.b{number}.checkpoint": base_model(number) for number in range(2)}
+    made |= {f"{task}.examples": examples_for(raw, task) for task in TASKS}
     return DataCatalog({name: MemoryDataset(value) for name, value in made.items()})
 
 
@@ -91,11 +80,9 @@ def folder_of(raw: dict[str, Any], cell: Cell) -> Path:
     key = training_key(
         cell,
         resolve_method(raw, cell.method, cell.task),
-        base_manifest(GRID.base_model_of(cell.seed))["digest"],
-        [examples_manifest(raw, task) for task in TASKS],
-        parameters.evaluation,
-        parameters.model,
-        parameters.compute,
+        base_model(GRID.base_model_of(cell.seed)).digest,
+        [examples_for(raw, task) for task in TASKS],
+        Settings.of(parameters),
     )
     return cell_folder(parameters.folders, cell, key)
 
@@ -106,18 +93,19 @@ def finish(raw: dict[str, Any], cell: Cell, seconds: float = 80.0, **changes: An
     checkpoint = folder / f"update-{UPDATES:06d}"
     checkpoint.mkdir(parents=True)
     (checkpoint / "model.safetensors").write_bytes(b"weights")
-    manifest = {
-        **cell._asdict(),
-        "checkpoint": checkpoint.name,
-        "digest": digest_folder(checkpoint),
-        "parameters": resolve_method(raw, cell.method, cell.task).model_dump(),
-        "health": raw["health"],
-        "faults": {},
-        "base_model": base_manifest(GRID.base_model_of(cell.seed))["digest"],
-        "updates": UPDATES,
-        "seconds": seconds,
-    }
-    write_json(folder / MANIFEST, {**manifest, **changes})
+    training = training_of(
+        cell,
+        **{
+            "checkpoint": checkpoint.name,
+            "digest": digest_folder(checkpoint),
+            "parameters": resolve_method(raw, cell.method, cell.task),
+            "base_model": base_model(GRID.base_model_of(cell.seed)).digest,
+            "updates": UPDATES,
+            "seconds": seconds,
+            **changes,
+        },
+    )
+    training.write(folder / MANIFEST)
     return folder
 
 
@@ -167,7 +155,7 @@ def test_a_plan_without_work_is_one_line(raw: dict[str, Any], catalog: DataCatal
 
 def test_only_what_a_pipeline_trains_is_planned(raw: dict[str, Any], catalog: DataCatalog) -> None:
     other = Node(lambda manifest: manifest, "counting.examples", "x", name="other")
-    pipeline = Pipeline([*training_nodes(GRID, "rl", train_rl), other])
+    pipeline = Pipeline([*training_nodes(GRID, "rl"), other])
     planned = plan_cells(pipeline, raw, catalog)
     assert {item.cell for item in planned} == {cell for cell in GRID.cells if cell.method == "grpo"}
     assert plan_cells(Pipeline([other]), raw, catalog) == []
@@ -194,11 +182,12 @@ def test_what_will_not_be_reused_is_not_said_to_be(
         case "damaged":
             shutil.rmtree(folder / f"update-{UPDATES:06d}")
         case "faults":
-            manifest = json.loads((folder / MANIFEST).read_text())
-            write_json(folder / MANIFEST, {**manifest, "faults": {"kl_overflow": 1}})
+            training = Training.read(folder / MANIFEST, "")
+            faults = {"faults": {"kl_overflow": 1}}
+            training.model_copy(update=faults).write(folder / MANIFEST)
             raw["health"]["kl_overflow"] = "go_on"
         case "manifest":
-            write_json(folder / MANIFEST, {"updates": 1})
+            write_json(folder / MANIFEST, {"version": 1, "updates": 1})
     assert states(plan_cells(Pipeline(nodes()), raw, catalog))[done.name] == "train"
 
 
@@ -226,10 +215,10 @@ def whole_pipeline() -> Pipeline:
 def make_inputs(raw: dict[str, Any]) -> None:
     for number in range(2):
         Path(f"base{number}").mkdir()
-        write_json(Path(f"base{number}", MANIFEST), base_manifest(number))
+        made_model(base_model(number).digest).write(Path(f"base{number}", MANIFEST))
     for task in TASKS:
         Path("examples", task).mkdir(parents=True)
-        write_json(Path("examples", task, MANIFEST), examples_manifest(raw, task))
+        examples_for(raw, task).write(Path("examples", task, MANIFEST))
 
 
 def test_what_the_run_makes_first_is_known_where_it_was_made_before(raw: dict[str, Any]) -> None:
@@ -250,18 +239,20 @@ def test_a_model_of_the_hub_is_known_once_it_is_downloaded(
     raw["base_model"] = {"path": None, "hub": {"id": "own/mini", "revision": "main"}}
     grid = Grid(TASKS, {"sft": "sft"}, (0, 1))
     made = Node(lambda: {}, None, "base.b0.checkpoint", name="check_base_model")
-    pipeline = Pipeline([made, *training_nodes(grid, "sft", train_sft)])
+    pipeline = Pipeline([made, *training_nodes(grid, "sft")])
     assert {item.state for item in plan_cells(pipeline, raw, catalog)} == {"train"}
     check_room(plan_cells(pipeline, raw, catalog), raw)
     assert hub.requests == []
-    digest = find_base_model(Parameters.read(raw).base_model, 0, "")["digest"]
+    digest = find_base_model(Parameters.read(raw).base_model, 0, "").digest
     hub.requests.clear()
-    monkeypatch.setitem(globals(), "base_manifest", lambda _: {"digest": digest})
+    monkeypatch.setitem(globals(), "base_model", lambda _: FoundModel(path="model", digest=digest))
     finish(raw, Cell("counting", "sft", 1))
     looked: list[int] = []
     digest_model = base_models.digest_model
     monkeypatch.setattr(
-        base_models, "digest_model", lambda model: looked.append(1) or digest_model(model)
+        base_models,
+        "digest_model",
+        lambda *model, **kind: looked.append(1) or digest_model(*model, **kind),
     )
     states = {item.cell.name: item.state for item in plan_cells(pipeline, raw, catalog)}
     assert [name for name, state in states.items() if state == "reuse"] == ["counting.sft.s1"]

@@ -26,7 +26,6 @@ from trl import SFTConfig
 from othink_pipeline.cells.parameters import RL, SFT, Lora
 from othink_pipeline.core import files
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.core.files import write_manifest
 from othink_pipeline.models.load import load_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.models.prompts import CannotShareError
@@ -34,7 +33,7 @@ from othink_pipeline.training import loop, resume, sft, shared_prompts
 from othink_pipeline.training import rl as rl_training
 from othink_pipeline.training.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.training.kl import Accuracy, Adaptive, ExploreExploit
-from othink_pipeline.training.resume import newest_checkpoint, update_of
+from othink_pipeline.training.resume import SavedState, newest_checkpoint, update_of
 from othink_pipeline.training.rows import rl_rows, sft_rows
 from othink_pipeline.training.sft import ResumableSFTTrainer
 from tests.conftest import (
@@ -424,7 +423,7 @@ def test_no_code_in_a_checkpoint_is_run(
 ) -> None:
     checkpoint, trace = left / "checkpoint-4", tmp_path / "run"
     torch.save({"state": Malicious(trace)}, checkpoint / name)
-    write_manifest(checkpoint, {"update": 4})
+    SavedState.write_folder(checkpoint, update=4)
     assert newest_checkpoint(left) == checkpoint
     with pytest.raises(ConfigurationError, match="nothing in it was run"):
         run(build(mini_model.path, splits["counting"]["train"], FALL_BACK, left), left)
@@ -440,7 +439,7 @@ def test_pickled_weights_are_not_looked_at(
     (checkpoint / "model.safetensors").unlink()
     with (checkpoint / "pytorch_model.bin").open("wb") as file:
         pickle.dump({"weight": Malicious(trace)}, file)
-    write_manifest(checkpoint, {"update": 4})
+    SavedState.write_folder(checkpoint, update=4)
     with pytest.raises(OSError, match=r"model\.safetensors"):
         run(build(mini_model.path, splits["counting"]["train"], FALL_BACK, left), left)
     assert not trace.exists()
@@ -451,7 +450,7 @@ def test_another_number_of_processes_is_refused(
 ) -> None:
     file = left / "checkpoint-4" / "parts.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "processes": 2}))
-    write_manifest(left / "checkpoint-4", {"update": 4})
+    SavedState.write_folder(left / "checkpoint-4", update=4)
     with pytest.raises(ConfigurationError, match="saved by 2 processes, this training has 1"):
         run(build(mini_model.path, splits["counting"]["train"], FALL_BACK, left), left)
 

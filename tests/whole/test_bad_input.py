@@ -16,8 +16,8 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
-from othink_pipeline.core.files import write_manifest
 from tests.conftest import MiniModel
+from tests.support.manifests import make_model
 
 ROOT = Path(__file__).parents[2]
 MODEL = Path("data/01_raw/mini_qwen2_vl")
@@ -89,7 +89,7 @@ def test_a_corrupt_base_model(project: Path) -> None:
     folder.mkdir(parents=True)
     weights = folder / "model.safetensors"
     save_file({"weight": np.zeros(250, np.float32)}, weights)
-    write_manifest(folder, {})
+    make_model(folder)
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     message = kedro_run(project, "--pipelines=rl")
     assert f"{MODEL}: its files differ from the digest in manifest.json" in message
@@ -102,7 +102,7 @@ def test_preflight_shows_every_fault(project: Path, mini_model: MiniModel) -> No
     shutil.copytree(mini_model.path, folder)
     processor = folder / "processor_config.json"
     processor.write_text(processor.read_text().replace('"merge_size": 2', '"merge_size": 1'))
-    write_manifest(folder, {})
+    make_model(folder)
     (project / "taken").write_text("")
     message = kedro_run(
         project,

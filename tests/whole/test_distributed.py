@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -28,18 +27,22 @@ from othink_pipeline.cells.accelerate_config import (
 )
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.job import CellJob
-from othink_pipeline.cells.keys import FAILED, arithmetic, training_key
+from othink_pipeline.cells.keys import Settings, arithmetic, training_key
+from othink_pipeline.cells.manifests import Checkpoint
 from othink_pipeline.cells.parameters import RL, SFT, Evaluation, Folders, Lora
 from othink_pipeline.cells.processes import work as train
 from othink_pipeline.cells.train import train_cell
 from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.data.preparation import CELL_SPLITS, prepare_splits
+from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.tracking import records, runs
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped_health
+from tests.support.manifests import examples_of
 
-Result = tuple[dict[str, Any], pd.DataFrame]
+Result = tuple[Any, pd.DataFrame]
 
 BUDGET: dict[str, Any] = {
     "updates": 3,
@@ -117,17 +120,17 @@ def prepared(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         patch.delenv(runs.PARENT_VARIABLE, raising=False)
-        examples = [
+        for task in TASKS:
             prepare_splits(preparation, task, CELL_SPLITS, Path(FOLDERS.examples, task))
-            for task in TASKS
-        ]
         shutil.copytree(mini_model.path, "model")
         mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
         mlflow.set_experiment("tests")
         run_id = runs.start_run("base/b0", "base_model", {}, {})
         model_id = records.log_checkpoint(run_id, "base/b0", 0, Path("model"), {})
-    base = {**mini_model.manifest, "path": "model", "run_id": run_id, "model_id": model_id}
-    (project / "inputs.json").write_text(json.dumps([base, examples]))
+    base = BaseModelCheckpoint(
+        path="model", digest=mini_model.digest, run_id=run_id, model_id=model_id
+    )
+    base.write(project / "base.json")
     return project
 
 
@@ -149,22 +152,18 @@ def enter(project: Path) -> None:
 
 
 def call(method: str = "sft", seed: int = 3, **compute: Any) -> Result:
-    base, examples = json.loads(Path("inputs.json").read_text())
+    folders = [Path(FOLDERS.examples, task) for task in TASKS]
     return train_cell(
         Cell("counting", method, seed),
         METHODS[method],
-        base,
-        tuple(examples),
-        EVALUATION,
-        FOLDERS,
-        MODEL,
-        Compute(**{**COMPUTE, **compute}),
-        shipped_health(),
+        BaseModelCheckpoint.read(Path("base.json"), ""),
+        tuple(Examples.read_folder(folder, "") for folder in folders),
+        Settings(EVALUATION, FOLDERS, MODEL, Compute(**{**COMPUTE, **compute}), shipped_health()),
     )
 
 
-def weights(manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return dict(load_file(Path(manifest["path"], "model.safetensors")))
+def weights(manifest: Checkpoint) -> dict[str, torch.Tensor]:
+    return dict(load_file(Path(manifest.path, "model.safetensors")))
 
 
 def curve(result: Result) -> dict[tuple[str, int], float]:
@@ -177,7 +176,8 @@ def curve(result: Result) -> dict[tuple[str, int], float]:
 
 
 def assert_alike(first: Result, second: Result, rel: float, atol: float) -> None:
-    assert FAILED not in first[0] and FAILED not in second[0], (first[0], second[0])
+    for manifest in (first[0], second[0]):
+        assert isinstance(manifest, Checkpoint), manifest
     found, asked = curve(first), curve(second)
     for values in (found, asked):  # TRL's is the mean of the passes' means, of unequal lengths
         for update in (1, 2, 3):
@@ -220,7 +220,7 @@ def rows_of(project: Path) -> int:
 
 def test_supervised_training_is_the_same(project: Path) -> None:
     alone = call(num_processes=1)
-    assert alone[0]["weights_changed"] > 0.01
+    assert alone[0].weights_changed > 0.01
     assert_alike(call(), alone, 1e-3, 1e-4)
 
 
@@ -271,9 +271,7 @@ def test_a_training_that_was_ended_goes_on_to_the_same_end(
     workers(what)
     if what == "kill_partner":
         manifest, history = call(micro_batch_size=1)
-        assert manifest[FAILED].startswith(
-            "ProcessFailedError: process 1 of 2 was ended by SIGKILL"
-        )
+        assert manifest.failed.startswith("ProcessFailedError: process 1 of 2 was ended by SIGKILL")
         assert "train/loss" in set(history["metric"])
     else:
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as hooks.py does
@@ -296,7 +294,7 @@ def test_no_process_outlives_a_run_that_was_killed(project: Path) -> None:
     assert run.returncode == -signal.SIGKILL
     _, alive = psutil.wait_procs(workers_of(project), timeout=20)
     assert not alive
-    assert FAILED not in call()[0]
+    assert isinstance(call()[0], Checkpoint)
 
 
 @pytest.mark.slow
@@ -306,10 +304,10 @@ def test_sharded_weights_are_the_same_and_go_on(
     """FSDP2 on a CPU: Accelerate would pass it over there, so ``work`` puts it in."""
     launcher = str(SHIPPED / "fsdp.yaml")
     workers("fsdp_kill_partner")
-    assert "SIGKILL" in call(launcher=launcher)[0][FAILED]
+    assert "SIGKILL" in call(launcher=launcher)[0].failed
     workers("fsdp")
     sharded, alone = call(launcher=launcher), call(num_processes=1)
-    assert math.isnan(sharded[0]["weights_changed"])
+    assert math.isnan(sharded[0].weights_changed)
     for _, history in (sharded, alone):
         history.drop(index=history.index[history["metric"] == "cost/weights_changed"], inplace=True)
     assert_alike(sharded, alone, 1e-3, 1e-4)
@@ -320,7 +318,7 @@ def test_a_failure_is_told_as_the_process_told_it(
 ) -> None:
     workers("fail")
     manifest, _ = call()
-    assert manifest[FAILED] == "ProcessFailedError: process 1 of 2: ValueError: the disk is on fire"
+    assert manifest.failed == "ProcessFailedError: process 1 of 2: ValueError: the disk is on fire"
     assert "ERROR   process 1: failed\nTraceback" in capfd.readouterr().err
     assert not workers_of(project)
 
@@ -413,12 +411,10 @@ def test_a_launcher_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_the_key_covers_what_a_launcher_says_and_not_where_it_stands(tmp_path: Path) -> None:
     def key(file: Path | None, processes: int = 2) -> str:
-        split = {"digest": "0", "prompt": "{question}"}
-        examples = [{"task": "counting", "splits": {"train": split, "validation": split}}]
         settings = {**COMPUTE, "num_processes": processes, "launcher": file and str(file)}
-        compute = Compute(**settings)
+        blocks = Settings(EVALUATION, FOLDERS, MODEL, Compute(**settings), HEALTH)
         cell = Cell("counting", "sft", 0)
-        return training_key(cell, METHODS["sft"], "0", examples, EVALUATION, MODEL, compute)
+        return training_key(cell, METHODS["sft"], "0", [examples_of("counting")], blocks)
 
     here, there = tmp_path / "here.yaml", tmp_path / "there.yaml"
     here.write_text("distributed_type: MULTI_GPU")
@@ -454,7 +450,7 @@ def test_processes_and_gpus_must_go_together(
 # --- As a process
 
 
-def work(job: CellJob, tracking_uri: str) -> None:
+def work(job: CellJob, run_id: str, tracking_uri: str) -> None:
     """Train as one of the processes, which may do harm at update 2."""
     from othink_pipeline.training import loop
 
@@ -479,7 +475,7 @@ def work(job: CellJob, tracking_uri: str) -> None:
     loop.Watcher._take_checkpoint = harm  # type: ignore[method-assign]
     if what == "fixed":
         fix_completions(setattr)
-    train(job, tracking_uri)
+    train(job, run_id, tracking_uri)
 
 
 def shard_on_cpu() -> None:

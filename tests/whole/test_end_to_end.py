@@ -22,11 +22,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from othink_pipeline.__main__ import main
 from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.core.files import digest_folder, read_manifest
+from othink_pipeline.core.files import digest_folder
 from othink_pipeline.data.examples import read_examples
 from othink_pipeline.evaluation.predictions import predict
 from othink_pipeline.hooks import CellsFailedError
 from othink_pipeline.models.load import load_model
+from othink_pipeline.models.manifests import MadeModel
 from othink_pipeline.tracking import runs
 from othink_pipeline.training.rewards import ACCURACY_REWARDS
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped, tiny_rebuild
@@ -445,12 +446,12 @@ def test_the_parent_run_keeps_the_report(outcome: Outcome) -> None:
 
 
 def test_checkpoints_name_their_run_and_are_changed_models(outcome: Outcome) -> None:
-    base = json.loads((outcome.project / "data/01_raw/tiny/manifest.json").read_text())
+    base = digest_folder(outcome.project / "data/01_raw/tiny")
     digests = {base["digest"]}
     for task, method in CELLS:
         manifest = read_checkpoint(outcome.project, task, method)
         assert manifest["run_id"] == outcome.children[f"{task}/{method}/s0"].info.run_id
-        assert manifest["base_model"] == base["digest"]
+        assert manifest["base_model"] == base
         assert manifest["weights_changed"] > 0
         folder = outcome.project / manifest["path"]
         assert folder.name == "update-000002"
@@ -744,7 +745,7 @@ def test_an_unknown_method_stops_the_run_and_leaves_no_record(
 def test_the_base_model_can_be_rebuilt_and_taken(copied: Path) -> None:
     kedro_run(copied, "base_model", "test")
     folder = copied / "data/06_models/rebuilt"
-    manifest = read_manifest(folder, "")
+    manifest = MadeModel.read_folder(folder, "").to_json()
     assert manifest == json.loads((copied / "data/06_models/rebuilt_base_model.json").read_text())
     assert manifest["rebuild"]["updates"] == manifest["facts"]["updates"] == 2
     assert set(manifest["measured"]) == set(manifest["data"]) == set(TASKS)

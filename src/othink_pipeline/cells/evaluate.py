@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from othink_pipeline.cells.failures import explain
 from othink_pipeline.cells.keys import (
     SAME_ENV,
-    check_base_model,
     check_code,
     check_examples,
     check_model,
@@ -191,10 +190,10 @@ def _say_busy(what: str, holder: str) -> None:
 
 def _check_checkpoint(checkpoint: Checkpoint | BaseModelCheckpoint, tested: Tested) -> None:
     """Refuse files that are not those of the manifest."""
-    if isinstance(checkpoint, BaseModelCheckpoint):
-        check_base_model(checkpoint)
-        return
     remedy = f"Make it again: kedro run --namespaces={tested.name} {SAME_ENV}"
+    if isinstance(checkpoint, BaseModelCheckpoint):
+        check_model(checkpoint.path, checkpoint.digest, remedy, is_hubs=checkpoint.is_hubs)
+        return
     check_model(checkpoint.path, checkpoint.digest, remedy)
     if checkpoint.base_path is not None:
         remedy = f"Check it: kedro run --pipelines=data_preparation {SAME_ENV}"

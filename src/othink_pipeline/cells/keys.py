@@ -21,7 +21,6 @@ from othink_pipeline.core.files import MANIFEST, content_key, digest_folder
 from othink_pipeline.core.manifests import OtherVersionError
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.base_models import digest_model
-from othink_pipeline.models.manifests import FoundModel
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.tracking.journal import DatasetRef
 
@@ -178,12 +177,6 @@ def check_model(path: str, digest: str, remedy: str, is_hubs: bool = False) -> N
         raise ConfigurationError(
             f"{path}: missing, or changed since its manifest was written. {remedy}"
         )
-
-
-def check_base_model(base_model: FoundModel) -> None:
-    """Refuse a base model whose files are not those of its manifest; as ``check_model``."""
-    remedy = f"Check it: kedro run --pipelines=data_preparation {SAME_ENV}"
-    check_model(base_model.path, base_model.digest, remedy, is_hubs=base_model.commit is not None)
 
 
 def check_examples(examples: Examples) -> None:

@@ -51,14 +51,16 @@ class ManifestDataset(JSONDataset):  # type: ignore[misc]  # it is not typed
         Raises:
             BadManifestError: it is of another version, or a key is at fault.
         """
-        content = super().load.__wrapped__(self)  # Kedro logs one load, not two
-        failed = FAILURES.get(self._type, self._type)
-        kind = failed if "failed" in content else self._type
         remedy = f"Make it again: kedro run --pipelines={self._pipeline} {SAME_ENV}"
+        failure = FAILURES.get(self._type, self._type)
         try:
+            content = super().load.__wrapped__(self)  # Kedro logs one load, not two
+            kind = failure if "failed" in content else self._type
             return kind.parse(content, str(self._filepath), remedy)
         except ConfigurationError as error:
             raise BadManifestError(error.message) from None
+        except ValueError:
+            raise BadManifestError(f"{self._filepath}: no JSON object. {remedy}") from None
 
     def save(self, data: Manifest) -> None:
         """Write the manifest."""

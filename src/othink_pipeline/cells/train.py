@@ -21,10 +21,11 @@ from othink_pipeline.cells.job import CellJob, record_job
 from othink_pipeline.cells.keys import (
     JOURNAL,
     RESUME,
+    SAME_ENV,
     Settings,
     cell_folder,
-    check_base_model,
     check_examples,
+    check_model,
     find_finished,
     training_key,
 )
@@ -79,7 +80,8 @@ def train_cell(
         if finished is None:
             if settings.compute.fresh or (folder / MANIFEST).exists():
                 _retire(folder, retired)  # to be made anew, under a new MLflow run
-            check_base_model(base_model)
+            remedy = f"Check it: kedro run --pipelines=data_preparation {SAME_ENV}"
+            check_model(base_model.path, base_model.digest, remedy, base_model.is_hubs)
             for each in examples:
                 check_examples(each)
         try:

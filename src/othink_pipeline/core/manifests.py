@@ -7,7 +7,6 @@ unknown or of another version is told by file and key, and never guessed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -35,7 +34,7 @@ class Manifest(Block):
         return self.model_dump(mode="json")
 
     @classmethod
-    def parse(cls, content: Mapping[str, Any], place: Path | str, remedy: str) -> Self:
+    def parse(cls, content: Any, place: Path | str, remedy: str) -> Self:
         """The manifest that a JSON file holds.
 
         Args:
@@ -45,8 +44,10 @@ class Manifest(Block):
 
         Raises:
             OtherVersionError: it is of another version.
-            ConfigurationError: the key that is at fault.
+            ConfigurationError: no object, or with the key that is at fault.
         """
+        if not isinstance(content, dict):
+            raise ConfigurationError(f"{place}: no JSON object. {remedy}")
         version = content.get("version")
         if version != VERSION:
             raise OtherVersionError(

@@ -37,6 +37,11 @@ class FoundModel(Manifest):
         names = {"path", "digest", "hub", "revision", "commit"}
         return self.model_dump(include=names, exclude_none=True)
 
+    @property
+    def is_hubs(self) -> bool:
+        """It lies in the hub's cache."""
+        return self.commit is not None
+
 
 class BaseModelCheckpoint(FoundModel):
     """A base model as cells start from it and as it is tested: it has an MLflow run."""

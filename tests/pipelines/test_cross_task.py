@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -11,42 +10,27 @@ import pytest
 
 from othink_pipeline.cells.evaluate import write_predictions
 from othink_pipeline.cells.grid import Cell
-from othink_pipeline.cells.manifests import Checkpoint, FailedCell, FailedTest, Predictions
+from othink_pipeline.cells.manifests import FailedCell, FailedTest, Predictions, CollectedTests
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.pipelines.cross_task.nodes import (
     build_transfer_matrix,
+    collect_tests,
+    collect_training,
+    concatenate,
     draw_figures,
-    gather_training,
     summarize_history,
     write_report,
 )
 from othink_pipeline.report.matrix import matrix_text
 from othink_pipeline.report.parameters import Report
 from tests.support.handmade import KNOWN, NOTHING_PUBLISHED
+from tests.support.manifests import checkpoint_of
 
 CELL = Cell("counting", "grpo", 0)
 BASE = BaseModelCheckpoint(path="p", digest="new", run_id="base", model_id="m")
 GONE = FailedCell(task="counting", method="grpo", seed=0, failed="RuntimeError: a | b")
-
-
-def checkpoint(**changes: Any) -> Checkpoint:
-    """What is read of it here, and no more."""
-    content = {
-        "digest": "new",
-        "run_id": "r",
-        "path": "p",
-        "updates": 2,
-        "prompts": 8,
-        "completion_tokens": 90,
-        "seconds": 1.0,
-        "weights_changed": 0.1,
-        "parameters": SimpleNamespace(learning_rate=0.5),
-    }
-    return Checkpoint.model_construct(**{**content, **changes})
-
-
-CHECKPOINT = checkpoint()
+CHECKPOINT = checkpoint_of(CELL, updates=2)
 CURVES = {"train/kl": [0.1, 0.3], "train/kl_weight": [1.0, 2.0], "train/loss": [5.0, 7.0]}
 HISTORY = pd.DataFrame(
     [
@@ -92,8 +76,8 @@ def publish(tmp_path: Path) -> Publish:
         file = tmp_path / f"{len(list(tmp_path.iterdir()))}.parquet"
         table = predictions(eval_task, **columns)
         write_predictions(table, file)
-        about = table.iloc[0][[*ABOUT, "checkpoint"]].to_dict()
-        about["seed"] = None if pd.isna(about["seed"]) else int(about["seed"])
+        about = {name: table[name].tolist()[0] for name in [*ABOUT, "checkpoint"]}
+        about["seed"] = None if pd.isna(about["seed"]) else about["seed"]
         return Predictions(**about, key="k", path=str(file))
 
     return write
@@ -119,7 +103,9 @@ def build(
         for task, manifest in zip(tasks, made, strict=True):
             manifests[f"{name}.{task}.predictions"] = manifest
     shuffled = dict(sorted(manifests.items(), reverse=True))  # names alone say what is what
-    return build_transfer_matrix(models=tuple(models), tasks=tasks, methods=METHODS, **shuffled)
+    collected = collect_tests(models=tuple(models), tasks=tasks, **shuffled)
+    halves = collected.tests[: len(tasks)], collected.tests[len(tasks) :]
+    return build_transfer_matrix(*(CollectedTests(tests=half) for half in halves), methods=METHODS)
 
 
 @pytest.fixture
@@ -150,17 +136,17 @@ def test_predictions_become_one_table_and_their_scores(
     assert logged == [("base", {"eval/mean": 0.5}, 0), ("r", {"eval/mean": 0.75}, 2)]
 
 
-def test_trainings_are_gathered_by_name() -> None:
+def test_trainings_are_collected_by_name() -> None:
     cells = (CELL, Cell("counting", "sft", 1), Cell("geometry", "sft", 0))
     longer = pd.concat([HISTORY, HISTORY.assign(step=HISTORY["step"] + 2)])
-    history, training = gather_training(
+    history, training = collect_training(
         cells=cells,
         **{
             "geometry.sft.s0.history": HISTORY[:0],
             "geometry.sft.s0.checkpoint": GONE,
             "counting.sft.s1.history": HISTORY[HISTORY["metric"] == "train/loss"],
             "counting.grpo.s0.history": longer,
-            "counting.sft.s1.checkpoint": checkpoint(run_id="of sft"),
+            "counting.sft.s1.checkpoint": CHECKPOINT.model_copy(update={"run_id": "of sft"}),
             "counting.grpo.s0.checkpoint": CHECKPOINT,
         },
     )
@@ -170,14 +156,14 @@ def test_trainings_are_gathered_by_name() -> None:
     ]
     assert training["kl_term"].tolist()[0] == pytest.approx((0.1 * 1 + 0.3 * 2) / 2)
     assert math.isnan(training["kl_term"].tolist()[1])
-    assert training["learning_rate"].tolist() == [0.5, 0.5]
+    assert training["learning_rate"].tolist() == [CHECKPOINT.parameters.learning_rate] * 2
     assert history.groupby("method").size().to_dict() == {"grpo": len(longer), "sft": 2}
 
 
 def test_predictions_of_another_checkpoint_are_refused(
     logged: list[tuple[Any, ...]], publish: Publish, base: Models
 ) -> None:
-    for other in (checkpoint(digest="newer"), GONE):
+    for other in (CHECKPOINT.model_copy(update={"digest": "newer"}), GONE):
         with pytest.raises(ConfigurationError, match=r"counting\.grpo\.s0: its.*--namespaces="):
             build({**base, CELL.name: (other, [publish()])})
     assert not logged
@@ -215,7 +201,7 @@ def test_a_cell_that_failed_is_a_hole_beside_those_that_did_not(
             **base,
             "counting.grpo.s0": (GONE, [failed(task) for task in tasks]),
             "counting.grpo.s1": (CHECKPOINT, [publish(task, seed=1) for task in tasks]),
-            "counting.grpo.s2": (checkpoint(run_id="of s2"), half),
+            "counting.grpo.s2": (CHECKPOINT.model_copy(update={"run_id": "of s2"}), half),
         },
         tasks,
     )
@@ -258,7 +244,8 @@ def test_a_method_of_which_nothing_is_left_does_not_stop_the_others(
         named |= {f"{CELL.name}.checkpoint": CHECKPOINT, f"{CELL.name}.history": HISTORY}
         cells = (lost, CELL)
     together, matrix, failures = build(models)
-    history, training = gather_training(cells=cells, **named)
+    by_method = [collect_training(cells=(cell,), **named) for cell in cells]
+    history, training = (concatenate(*tables) for tables in zip(*by_method, strict=True))
     assert (len(training), len(failures)) == (left, 1)
     assert len(history) == left * len(HISTORY)
     assert len(together) == 2 + 2 * left

@@ -11,7 +11,7 @@ import pandas as pd
 from othink_pipeline.cells.evaluate import eval_stage, read_predictions
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.keys import SAME_ENV
-from othink_pipeline.cells.manifests import FailedCell, FailedTest, Predictions
+from othink_pipeline.cells.manifests import FailedCell, FailedTest, Predictions, CollectedTests
 from othink_pipeline.core.blocks import BASE, ConfigurationError
 from othink_pipeline.report.figures import heat_map, training_curves
 from othink_pipeline.report.markdown import Results, report_markdown
@@ -32,22 +32,49 @@ COST_COLUMNS = (
 )
 
 
-def build_transfer_matrix(
-    *,
-    models: tuple[str, ...],
-    tasks: tuple[str, ...],
-    methods: tuple[str, ...],
-    **manifests: Any,
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """All predictions in one table, their scores, and what has none.
+def collect_tests(
+    *, models: tuple[str, ...], tasks: tuple[str, ...], **manifests: Any
+) -> CollectedTests:
+    """All tests of one method, or of the base models.
 
     Puts the mean over the tasks on the MLflow run of each model that was tested on all of them.
 
     Args:
-        models: namespaces of the base models and the cells.
+        models: namespaces of the cells, or of the base models.
         tasks: what each of them was tested on.
-        methods: the order of the grid's.
         manifests: by the name of the dataset, of each model's checkpoint and predictions.
+
+    Raises:
+        ConfigurationError: predictions that are not those of the checkpoint.
+    """
+    found: list[Predictions | FailedTest] = []
+    for model in models:
+        checkpoint = manifests[f"{model}.checkpoint"]
+        tests = [manifests[f"{model}.{task}.predictions"] for task in tasks]
+        found += tests
+        done = [test for test in tests if isinstance(test, Predictions)]
+        digest = None if isinstance(checkpoint, FailedCell) else checkpoint.digest
+        if any(test.checkpoint != digest for test in done):
+            raise ConfigurationError(
+                f"{model}: its predictions are not those of its last checkpoint. "
+                f"Run it again: kedro run --namespaces={model} {SAME_ENV}"
+            )
+        if len(done) == len(tasks):  # a mean over some of them is none
+            tables = [read_predictions(test) for test in done]
+            mean = sum(table["correct"].mean() for table in tables) / len(tables)
+            means = {f"{eval_stage(tables[0])}/mean": mean}
+            records.log_scores(checkpoint.run_id, means, checkpoint.updates)
+    return CollectedTests(tests=tuple(found))
+
+
+def build_transfer_matrix(
+    *collected: CollectedTests, methods: tuple[str, ...]
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """All predictions in one table, their scores, and what has none.
+
+    Args:
+        collected: the tests of the base models and of all methods.
+        methods: their order.
 
     Returns:
         predictions; the matrix, rows trained on, columns tested on; failures, a row for each score
@@ -56,32 +83,14 @@ def build_transfer_matrix(
     Raises:
         ConfigurationError: the predictions do not belong together.
     """
-    scored: dict[str, list[pd.DataFrame]] = {}
-    failures = []
-    for model in models:
-        made = [manifests[f"{model}.{task}.predictions"] for task in tasks]
-        failures += [each.model_dump() for each in made if isinstance(each, FailedTest)]
-        done: list[Predictions] = [each for each in made if isinstance(each, Predictions)]
-        checkpoint = manifests[f"{model}.checkpoint"]
-        digest = None if isinstance(checkpoint, FailedCell) else checkpoint.digest
-        if any(each.checkpoint != digest for each in done):
-            raise ConfigurationError(
-                f"{model}: its predictions are not those of its last checkpoint. "
-                f"Run it again: kedro run --namespaces={model} {SAME_ENV}"
-            )
-        scored[model] = [read_predictions(each) for each in done]
-    tables = [table for of_model in scored.values() for table in of_model]
-    predictions = pd.concat(tables, ignore_index=True)
+    tests = [test for each in collected for test in each.tests]
+    tables = [read_predictions(test) for test in tests if isinstance(test, Predictions)]
+    failed = [test.model_dump() for test in tests if isinstance(test, FailedTest)]
+    failures = pd.DataFrame(failed, columns=[*KEYS, "failed"]).rename(columns={"failed": "reason"})
     _check_settings(tables)
+    predictions = pd.concat(tables, ignore_index=True)
     _check_origins(predictions)
-    for model, of_model in scored.items():
-        if len(of_model) == len(tasks):  # a mean over some of them is none
-            checkpoint = manifests[f"{model}.checkpoint"]
-            mean = sum(table["correct"].mean() for table in of_model) / len(of_model)
-            means = {f"{eval_stage(predictions)}/mean": mean}
-            records.log_scores(checkpoint.run_id, means, checkpoint.updates)
-    missing = pd.DataFrame(failures, columns=[*KEYS, "failed"]).rename(columns={"failed": "reason"})
-    return predictions, transfer_matrix(predictions, missing, methods), missing
+    return predictions, transfer_matrix(predictions, failures, methods), failures
 
 
 def _check_settings(tables: list[pd.DataFrame]) -> None:
@@ -116,13 +125,13 @@ def _check_origins(predictions: pd.DataFrame) -> None:
         )
 
 
-def gather_training(
+def collect_training(
     *, cells: tuple[Cell, ...], **datasets: Any
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Histories and costs of all cells that did not fail, with columns task, method and seed.
+    """Curves and costs of one method on one task, with columns task, method and seed.
 
     Args:
-        cells: whose they are.
+        cells: all seeds; those that failed are left out.
         datasets: by name, each cell's history and the manifest of its checkpoint.
 
     Returns:
@@ -144,6 +153,12 @@ def gather_training(
         nothing = pd.DataFrame(columns=["step", "metric", "value", *Cell._fields])
         return nothing, nothing[[*Cell._fields]]
     return pd.concat(histories, ignore_index=True), pd.DataFrame(training)
+
+
+def concatenate(*tables: pd.DataFrame) -> pd.DataFrame:
+    """Tables below one another; what is empty does not decide a column's type."""
+    filled = [table for table in tables if len(table)]
+    return pd.concat(filled or tables[:1], ignore_index=True)
 
 
 def summarize_history(history: pd.DataFrame, task: str) -> dict[str, float]:

@@ -7,15 +7,19 @@ from othink_pipeline.cells.grid import Grid
 from othink_pipeline.core.blocks import BASE
 from othink_pipeline.pipelines.cross_task.nodes import (
     build_transfer_matrix,
+    collect_tests,
+    collect_training,
+    concatenate,
     draw_figures,
-    gather_training,
     write_report,
 )
 from othink_pipeline.pipelines.wiring import bind, evaluation_node, tested_cell
 
 
 def create_pipeline(grid: Grid) -> Pipeline:
-    """The rest of the matrix, and the report on all of it."""
+    """The rest of the matrix, what it comes to by method, and the report on all of it."""
+    bases = tuple(f"base.b{number}" for number in grid.base_models)
+    methods = [(task, method) for task in grid.tasks for method in grid.algorithms]
     return Pipeline(
         [
             *(
@@ -29,33 +33,63 @@ def create_pipeline(grid: Grid) -> Pipeline:
                 for task in grid.tasks
                 if task != cell.task
             ),
-            *_report(grid),
+            _collect_tests(BASE, bases, grid.tasks),
+            *(node for task, method in methods for node in _collect_method(grid, task, method)),
+            *_report([f"{task}.{method}" for task, method in methods], tuple(grid.algorithms)),
         ]
     )
 
 
-def _report(grid: Grid) -> list[Node]:
-    """What gathers from many models takes its datasets by name, so that none is mistaken."""
-    methods = tuple(grid.algorithms)
-    cells = tuple(cell.name for cell in grid.cells)
-    models = (*(f"base.b{number}" for number in grid.base_models), *cells)
-    predictions = [f"{model}.{task}.predictions" for model in models for task in grid.tasks]
+# Nodes that take datasets of several kinds take them by name, so that none is mistaken.
+
+
+def _collect_tests(namespace: str, models: tuple[str, ...], tasks: tuple[str, ...]) -> Node:
+    predictions = [f"{model}.{task}.predictions" for model in models for task in tasks]
     manifests = [*(f"{model}.checkpoint" for model in models), *predictions]
-    trainings = [f"{cell}.{kind}" for cell in cells for kind in ("checkpoint", "history")]
+    return Node(
+        bind(collect_tests, models=models, tasks=tasks),
+        inputs={name: name for name in manifests},
+        outputs=f"{namespace}.tests",
+        name="collect_tests",
+        namespace=namespace,
+    )
+
+
+def _collect_method(grid: Grid, task: str, method: str) -> list[Node]:
+    namespace = f"{task}.{method}"
+    cells = tuple(cell for cell in grid.cells if (cell.task, cell.method) == (task, method))
+    names = [f"{cell.name}.{kind}" for cell in cells for kind in ("checkpoint", "history")]
+    return [
+        _collect_tests(namespace, tuple(cell.name for cell in cells), grid.tasks),
+        Node(
+            bind(collect_training, cells=cells),
+            inputs={name: name for name in names},
+            outputs=[f"{namespace}.history", f"{namespace}.training"],
+            name="collect_training",
+            namespace=namespace,
+        ),
+    ]
+
+
+def _report(collected: list[str], methods: tuple[str, ...]) -> list[Node]:
+    """What is made of all that was collected, in the order of ``methods``."""
     return [
         Node(
-            bind(build_transfer_matrix, models=models, tasks=grid.tasks, methods=methods),
-            inputs={name: name for name in manifests},
+            bind(build_transfer_matrix, methods=methods),
+            inputs=[f"{namespace}.tests" for namespace in (BASE, *collected)],
             outputs=["predictions", "transfer_matrix", "failures"],
             name="build_transfer_matrix",
             namespace="report",
         ),
-        Node(
-            bind(gather_training, cells=grid.cells),
-            inputs={name: name for name in trainings},
-            outputs=["history", "training"],
-            name="gather_training",
-            namespace="report",
+        *(
+            Node(
+                concatenate,
+                inputs=[f"{namespace}.{table}" for namespace in collected],
+                outputs=table,
+                name=f"concatenate_{table}",
+                namespace="report",
+            )
+            for table in ("history", "training")
         ),
         Node(
             bind(draw_figures, methods=methods),

@@ -96,6 +96,7 @@ def do_nothing(outputs: list[str], *inputs: Any, **identity: Any) -> list[Any]:
     kinds = {
         "examples": dict,
         "checkpoint": dict,
+        "tests": dict,
         "report": str,
         "heat_map": Figure,
         "training_curves": Figure,

@@ -10,7 +10,7 @@ import pytest
 
 from othink_pipeline.cells.evaluate import write_predictions
 from othink_pipeline.cells.grid import Cell
-from othink_pipeline.cells.manifests import FailedCell, FailedTest, Predictions, CollectedTests
+from othink_pipeline.cells.manifests import CollectedTests, FailedCell, FailedTest, Predictions
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.pipelines.cross_task.nodes import (
@@ -161,11 +161,11 @@ def test_trainings_are_collected_by_name() -> None:
 
 
 def test_predictions_of_another_checkpoint_are_refused(
-    logged: list[tuple[Any, ...]], publish: Publish, base: Models
+    logged: list[tuple[Any, ...]], publish: Publish
 ) -> None:
     for other in (CHECKPOINT.model_copy(update={"digest": "newer"}), GONE):
         with pytest.raises(ConfigurationError, match=r"counting\.grpo\.s0: its.*--namespaces="):
-            build({**base, CELL.name: (other, [publish()])})
+            build({CELL.name: (other, [publish()])})
     assert not logged
 
 
@@ -275,11 +275,9 @@ def test_predictions_on_other_test_data_are_refused(
         if test_data == "d":
             together, matrix, _ = build(models)
             assert (len(together), len(matrix)) == (6, 3)
-            logged.clear()
         else:
             with pytest.raises(ConfigurationError, match=r"same examples of counting.*ing\.sft"):
                 build(models)
-    assert not logged  # what is refused is not recorded
 
 
 def test_cells_trained_from_another_base_model_are_refused(
@@ -309,7 +307,6 @@ def test_predictions_made_with_other_settings_are_refused(
         made = [publish(method="sft", **other)]
         with pytest.raises(ConfigurationError, match=r"--pipelines=evaluation"):
             build({**base, **grpo, "counting.sft.s0": (CHECKPOINT, made)})
-    assert not logged
 
 
 def test_a_history_is_summed_up_by_its_ends_and_its_means() -> None:

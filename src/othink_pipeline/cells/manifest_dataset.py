@@ -12,10 +12,10 @@ from kedro_datasets.json import JSONDataset
 from othink_pipeline.cells.keys import SAME_ENV
 from othink_pipeline.cells.manifests import (
     Checkpoint,
+    CollectedTests,
     FailedCell,
     FailedTest,
     Predictions,
-    CollectedTests,
 )
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.manifests import Manifest

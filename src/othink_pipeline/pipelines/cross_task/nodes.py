@@ -11,7 +11,7 @@ import pandas as pd
 from othink_pipeline.cells.evaluate import eval_stage, read_predictions
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.keys import SAME_ENV
-from othink_pipeline.cells.manifests import FailedCell, FailedTest, Predictions, CollectedTests
+from othink_pipeline.cells.manifests import CollectedTests, FailedCell, FailedTest, Predictions
 from othink_pipeline.core.blocks import BASE, ConfigurationError
 from othink_pipeline.report.figures import heat_map, training_curves
 from othink_pipeline.report.markdown import Results, report_markdown

@@ -12,7 +12,6 @@ import pytest
 from numpy.typing import ArrayLike
 
 from othink_pipeline.report.estimators import (
-    NO_BASELINE,
     difference,
     difference_where,
     improvement,
@@ -32,7 +31,7 @@ def over_items(a: ArrayLike, b: ArrayLike, seed: int, **how: Any) -> Estimate:
 
 
 def relative_over_items(a: ArrayLike, b: ArrayLike, seed: int) -> Estimate:
-    return resample([[a], [b]], seed).estimate(improvement, NO_BASELINE)
+    return resample([[a], [b]], seed).estimate(improvement)
 
 
 def over_seeds(a: ArrayLike, b: ArrayLike, seed: int, **how: Any) -> Estimate:
@@ -41,11 +40,11 @@ def over_seeds(a: ArrayLike, b: ArrayLike, seed: int, **how: Any) -> Estimate:
 
 
 def relative_over_seeds(a: ArrayLike, b: ArrayLike, seed: int) -> Estimate:
-    return resample([a, b], seed).estimate_over_seeds(improvement, NO_BASELINE)
+    return resample([a, b], seed).estimate_over_seeds(improvement)
 
 
 def is_unknown(estimate: Estimate) -> bool:
-    return math.isnan(estimate.low) and math.isnan(estimate.high) and bool(estimate.reason)
+    return math.isnan(estimate.low) and math.isnan(estimate.high)
 
 
 def test_wilson_matches_the_published_r1v_intervals() -> None:
@@ -162,7 +161,6 @@ def test_one_seed_leaves_the_variation_between_seeds_unknown() -> None:
     estimate = over_seeds([[1, 1, 0, 0]], [[0, 0, 0, 0]], seed=0)
     assert estimate.value == 0.5
     assert is_unknown(estimate)
-    assert "seed" in estimate.reason
 
 
 def test_seeds_that_disagree_widen_the_interval() -> None:
@@ -244,7 +242,7 @@ def test_relative_improvement_over_seeds() -> None:
     assert estimate.value == pytest.approx(100)
     assert 40 < estimate.low < 100 < estimate.high < 250
     assert is_unknown(relative_over_seeds(a[:1], b[:1], seed=0))
-    assert "mean is 0" in relative_over_seeds(a, 0 * b, seed=0).reason
+    assert math.isnan(relative_over_seeds(a, 0 * b, seed=0).value)
 
 
 def test_mean_score_of_one_seed_is_over_items_and_of_several_over_seeds() -> None:
@@ -285,7 +283,6 @@ def test_a_split_without_parsed_answers_is_unknown() -> None:
     for part in (split.format, split.ability):
         assert math.isnan(part.value)
         assert is_unknown(part)
-        assert "parses" in part.reason
     once = np.arange(20)[None] == 0  # one answer parses: some resamples have none
     rarely = split_gain(always, always, once, once, 0)
     assert rarely.ability.value == pytest.approx(0)
@@ -315,7 +312,6 @@ def test_a_difference_where_it_counts_by_hand() -> None:
     assert difference_where(a, b, np.logical_not(chosen), 0).value == -1
     nothing = difference_where(a, b, np.zeros((1, 40)), 0)
     assert math.isnan(nothing.value)
-    assert nothing.reason == "nothing is chosen"
 
 
 def test_the_test_between_seeds_by_hand() -> None:

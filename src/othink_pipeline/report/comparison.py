@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from othink_pipeline.core.blocks import BASE
-from othink_pipeline.report.estimators import NO_BASELINE, difference, improvement
+from othink_pipeline.report.estimators import difference, improvement
 from othink_pipeline.report.resampling import Estimate, Floats, resample
 from othink_pipeline.report.significance import between_seeds_p, mcnemar_p
 
@@ -170,6 +170,6 @@ def compare(
         # The test wants independent pairs: an item that stands in several cells is not.
         p_items=mcnemar_p(pairs[a], pairs[b]) if len(pairs) == len(items) else float("nan"),
         p_seeds=between_seeds_p(ours, theirs, strata, bases),
-        relative=over_items.estimate(improvement, NO_BASELINE),
-        relative_over_seeds=over_seeds.estimate_over_seeds(improvement, NO_BASELINE),
+        relative=over_items.estimate(improvement),
+        relative_over_seeds=over_seeds.estimate_over_seeds(improvement),
     )

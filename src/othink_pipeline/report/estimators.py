@@ -1,4 +1,4 @@
-"""Intervals and paired tests as pure functions. What is unknown is NaN, with the reason.
+"""Intervals and paired tests as pure functions. What is unknown is NaN.
 
 Axis order: ``[items]`` or ``[seeds x items]``, values in [0, 1] (correct, or a mean of it).
 Items are test examples, the same ones for both methods and for every seed, hence paired tests.
@@ -8,6 +8,7 @@ how items, seeds and base models are drawn; a *statistic* is a function of the c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from othink_pipeline.report.resampling import LEVEL, Estimate, Floats, paired, resample, unknown
+from othink_pipeline.report.resampling import LEVEL, Estimate, Floats, paired, resample
 
 
 def wilson_interval(correct: int, n: int) -> Estimate:
@@ -29,13 +30,9 @@ def wilson_interval(correct: int, n: int) -> Estimate:
     if not 0 <= correct <= n:
         raise ValueError(f"correct must be in 0..{n} (n), got {correct}")
     if n == 0:
-        return unknown("no items")
+        return Estimate(math.nan)
     interval = binomtest(correct, n).proportion_ci(confidence_level=LEVEL, method="wilson")
     return Estimate(correct / n, float(interval.low), float(interval.high))
-
-
-NO_BASELINE = "the baseline's mean is 0"
-"""Why an ``improvement`` can be unknown."""
 
 
 def difference(means: Floats) -> Floats:
@@ -45,7 +42,10 @@ def difference(means: Floats) -> Floats:
 
 
 def improvement(means: Floats) -> Floats:
-    """``100 * (mean a - mean b) / mean b`` in %, as the OThink-MR1 paper reports gains."""
+    """``100 * (mean a - mean b) / mean b`` in %, as the OThink-MR1 paper reports gains.
+
+    Not finite where ``b`` has mean 0.
+    """
     a, b = means
     return np.asarray(100 * (a - b) / b)
 
@@ -84,7 +84,7 @@ def difference_where(
     first, second = paired(a, b, dimensions=2)
     where = np.asarray(chosen, dtype=np.float64)
     drawn = resample([(first - second) * where, where], seed, clusters=clusters)
-    return drawn.estimate(lambda means: means[0] / means[1], "nothing is chosen")
+    return drawn.estimate(lambda means: means[0] / means[1])
 
 
 class GainSplit(NamedTuple):
@@ -129,11 +129,10 @@ def split_gain(
         if np.any(np.greater(answer, parses)):
             raise ValueError("an answer is right that does not parse")
     drawn = resample(columns, seed, clusters=clusters)
-    never = "no answer of one side parses"
     return GainSplit(
         drawn.estimate(lambda means: means[0] - means[2]),
-        drawn.estimate(_format_gain, never),
-        drawn.estimate(_ability_gain, never),
+        drawn.estimate(_format_gain),
+        drawn.estimate(_ability_gain),
     )
 
 

@@ -47,7 +47,11 @@ def _accuracies(matrix: pd.DataFrame, predictions: pd.DataFrame, published: Publ
             key = {"method": method, "eval_task": task}
             if method != BASE:
                 key["train_task"] = task
-            ours = accuracy_text(_where(matrix, key), _where(predictions, key))
+            cells, answers = (
+                rows[(rows[list(key)] == pd.Series(key)).all(axis=1)]
+                for rows in (matrix, predictions)
+            )
+            ours = accuracy_text(cells, answers)
             theirs = [of_task.get(model, {}).get(method) for model in models]
             texts = [HOLE if value is None else f"{value:.2f}" for value in theirs]
             if task in set(matrix["eval_task"]):
@@ -68,10 +72,3 @@ def _improvements(predictions: pd.DataFrame, published: Published) -> str:
             rows.append([*what, signed(relative, 1), f"{figure.percent:+.2f}"])
     header = ["trained on", "tested on", "improvement", "this run, relative % [95 %]", "published"]
     return table(header, rows) if rows else ""
-
-
-def _where(rows: pd.DataFrame, key: dict[str, str]) -> pd.DataFrame:
-    chosen = pd.Series(True, index=rows.index)
-    for column, value in key.items():
-        chosen &= rows[column] == value
-    return rows[chosen]

@@ -22,13 +22,7 @@ from othink_pipeline.tracking import records, runs
 logger = logging.getLogger(__name__)
 
 COST_COLUMNS = (
-    "updates",
-    "prompts",
-    "completion_tokens",
-    "seconds",
-    "weights_changed",
-    "run_id",
-    "path",
+    *("updates", "prompts", "completion_tokens", "seconds", "weights_changed", "run_id", "path"),
 )
 
 

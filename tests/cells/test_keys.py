@@ -365,7 +365,7 @@ def test_a_training_of_another_version_is_refused_and_not_made_again(
 ) -> None:
     content = json.loads((finished / MANIFEST).read_text())
     write_json(finished / MANIFEST, {**content, "version": version})
-    with pytest.raises(OtherVersionError, match="compute.fresh=true") as error:
+    with pytest.raises(OtherVersionError, match=r"compute\.fresh=true") as error:
         find_finished(finished, shipped_health())
     assert f"{finished / MANIFEST}: a manifest of version {version}" in error.value.message
 

@@ -393,12 +393,12 @@ def test_both_layouts_make_the_same_examples(tmp_path: Path, public: dict[str, A
     block = edited(public["counting"], "train", path=str(train))
     second = prepare({"counting": block})
     assert second.key != first.key
-    digests = [[part.digest for part in m["splits"].values()] for m in (first, second)]
+    digests = [[part.digest for part in m.splits.values()] for m in (first, second)]
     assert digests[0] == digests[1]
     other = prepare({"counting": block}, seed=1)
-    assert other["splits"]["test"]["digest"] == first.splits["test"].digest
-    assert other["splits"]["train"]["digest"] != first.splits["train"].digest
-    assert other["splits"]["validation"]["digest"] != first.splits["validation"].digest
+    assert other.splits["test"].digest == first.splits["test"].digest
+    assert other.splits["train"].digest != first.splits["train"].digest
+    assert other.splits["validation"].digest != first.splits["validation"].digest
 
 
 def edited(block: dict[str, Any], split: str, **source: Any) -> dict[str, Any]:

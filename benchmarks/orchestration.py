@@ -92,21 +92,19 @@ def do_nothing(outputs: list[str], *inputs: Any, **identity: Any) -> list[Any]:
     """Something small for each output that its dataset in the catalog can keep."""
     from matplotlib.figure import Figure
     from pandas import DataFrame
-    from plotly.graph_objects import Figure as PlotlyFigure
 
     kinds = {
         "examples": dict,
         "checkpoint": dict,
+        "tests": dict,
         "report": str,
-        "heat_map": PlotlyFigure,
-        "training_curves": PlotlyFigure,
-        "heat_map_png": Figure,
-        "training_curves_png": Figure,
+        "heat_map": Figure,
+        "training_curves": Figure,
     }
 
     def make(name: str) -> Any:
         kind = name.rsplit(".")[-1]
-        if kind == "predictions" and name.count(".") > 2:  # of one model on one task: a manifest
+        if kind == "predictions" and "." in name:  # of one model on one task: a manifest
             kind = "checkpoint"
         return kinds.get(kind, partial(DataFrame, {"value": [0.0]}))()
 

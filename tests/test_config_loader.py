@@ -183,9 +183,9 @@ def test_every_cell_is_trained_once_and_tested_on_every_task(configure: Configur
     cells = read_grid().cells
     assert len(cells) == 8
     train = {"sft": "train_sft", "grpo_d": "train_rl"}
-    assert {name for name in names if "train_" in name.rpartition(".")[2]} - {
-        "report.gather_training"
-    } == {f"{cell.name}.{train[cell.method]}" for cell in cells}
+    assert {name for name in names if "train_" in name.rpartition(".")[2]} == {
+        f"{cell.name}.{train[cell.method]}" for cell in cells
+    }
     models = [*(cell.name for cell in cells), "base.b0"]
     assert {name for name in names if "evaluate_on_" in name} == {
         f"{model}.evaluate_on_{task}" for model, task in product(models, ("counting", "geometry"))
@@ -293,7 +293,7 @@ def test_one_method_of_one_task_runs_alone(configure: Configure) -> None:
     alone = pipelines["__default__"].filter(node_namespaces=["counting.grpo_d"])
     assert node_names(alone) == {
         *(f"{cell}.{node}" for cell, node in product(cells, nodes)),
-        "counting.grpo_d.collect_method",
+        *("counting.grpo_d.collect_tests", "counting.grpo_d.collect_training"),
     }
     datasets = {name for name in alone.inputs() if not name.startswith("params:")}
     assert datasets == {"base.b0.checkpoint", "counting.examples", "geometry.examples"}
@@ -364,9 +364,8 @@ def test_every_dataset_has_a_file_of_its_own(configure: Configure) -> None:
     assert files[f"{cell}.geometry.predictions"] == (
         "data/07_model_output/counting/grpo_d/s5/geometry.json"
     )
-    assert files["counting.grpo_d.predictions"] == (
-        "data/07_model_output/counting/grpo_d/predictions.parquet"
-    )
+    assert files["base.tests"] == "data/07_model_output/base/tests.json"
+    assert files["counting.grpo_d.tests"] == "data/07_model_output/counting/grpo_d/tests.json"
     assert all(path.startswith("data/0") for path in paths)
 
 
@@ -403,8 +402,9 @@ def test_evaluation_trains_nothing_and_reads_what_is_there(configure: Configure)
     configure("base")
     evaluation = pipelines["evaluation"]
     assert {node.name.rpartition(".")[2] for node in evaluation.nodes} == {
-        *("evaluate_on_counting", "evaluate_on_geometry", "collect_method", "collect_task"),
-        *("build_transfer_matrix", "gather_training", "draw_figures", "write_report"),
+        *("evaluate_on_counting", "evaluate_on_geometry", "collect_tests", "collect_training"),
+        *("build_transfer_matrix", "concatenate_history", "concatenate_training"),
+        *("draw_figures", "write_report"),
     }
     cells = [cell.name for cell in read_grid().cells]
     assert {name for name in evaluation.inputs() if not name.startswith("params:")} == {

@@ -33,6 +33,7 @@ FREE_NAMES = (
     ("methods",),
     ("data_preparation", "sources"),
     ("data_preparation", "train_examples"),
+    ("known_methods", "labels"),
     ("published", "accuracy"),
 )
 """Blocks whose keys are names, free to choose."""

@@ -7,31 +7,30 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 
 from othink_pipeline.cells.evaluate import write_predictions
 from othink_pipeline.cells.grid import Cell
-from othink_pipeline.cells.manifests import FailedCell, FailedTest, Predictions
-from othink_pipeline.cells.parameters import Published, Report
+from othink_pipeline.cells.manifests import CollectedTests, FailedCell, FailedTest, Predictions
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.pipelines.cross_task.nodes import (
     build_transfer_matrix,
-    collect_method,
-    collect_task,
+    collect_tests,
+    collect_training,
+    concatenate,
     draw_figures,
-    gather_training,
     summarize_history,
     write_report,
 )
 from othink_pipeline.report.matrix import matrix_text
-from tests.support.manifests import checkpoint_of, shipped_method
+from othink_pipeline.report.parameters import Report
+from tests.support.handmade import KNOWN, NOTHING_PUBLISHED
+from tests.support.manifests import checkpoint_of
 
 CELL = Cell("counting", "grpo", 0)
-CHECKPOINT = checkpoint_of(
-    CELL, updates=2, parameters=shipped_method(CELL).model_copy(update={"learning_rate": 0.5})
-)
-FAILED = FailedCell(task="counting", method="grpo", seed=0, failed="RuntimeError: a | b")
+BASE = BaseModelCheckpoint(path="p", digest="new", run_id="base", model_id="m")
+GONE = FailedCell(task="counting", method="grpo", seed=0, failed="RuntimeError: a | b")
+CHECKPOINT = checkpoint_of(CELL, updates=2)
 CURVES = {"train/kl": [0.1, 0.3], "train/kl_weight": [1.0, 2.0], "train/loss": [5.0, 7.0]}
 HISTORY = pd.DataFrame(
     [
@@ -64,17 +63,18 @@ def predictions(eval_task: str = "counting", **columns: Any) -> pd.DataFrame:
 
 
 ABOUT = ["train_task", "method", "seed", "base_model", "eval_task"]
-NO_FAILURES = pd.DataFrame(columns=[*ABOUT, "reason"])
+METHODS = ("sft", "grpo")
 
-Publish = Callable[[pd.DataFrame], Predictions]
+Publish = Callable[..., Predictions]
 
 
 @pytest.fixture
 def publish(tmp_path: Path) -> Publish:
     """A table of predictions as a file, and its manifest as an evaluation returns it."""
 
-    def write(table: pd.DataFrame) -> Predictions:
+    def write(eval_task: str = "counting", **columns: Any) -> Predictions:
         file = tmp_path / f"{len(list(tmp_path.iterdir()))}.parquet"
+        table = predictions(eval_task, **columns)
         write_predictions(table, file)
         about = {name: table[name].tolist()[0] for name in [*ABOUT, "checkpoint"]}
         about["seed"] = None if pd.isna(about["seed"]) else about["seed"]
@@ -83,9 +83,29 @@ def publish(tmp_path: Path) -> Publish:
     return write
 
 
+Models = dict[str, tuple[Any, list[Any]]]
+"""By namespace: a checkpoint, and its predictions on each task in turn."""
+
+
 @pytest.fixture
-def base(publish: Publish) -> Predictions:
-    return publish(predictions(train_task="none", method="base", seed=None))
+def base(publish: Publish) -> Models:
+    """The base model, right on half of the items."""
+    manifest = publish(train_task="none", method="base", seed=None)
+    return {"base.b0": (BASE, [manifest])}
+
+
+def build(
+    models: Models, tasks: tuple[str, ...] = ("counting",)
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Predictions, matrix and failures of ``models``."""
+    manifests = {f"{name}.checkpoint": tested for name, (tested, _) in models.items()}
+    for name, (_, made) in models.items():
+        for task, manifest in zip(tasks, made, strict=True):
+            manifests[f"{name}.{task}.predictions"] = manifest
+    shuffled = dict(sorted(manifests.items(), reverse=True))  # names alone say what is what
+    collected = collect_tests(models=tuple(models), tasks=tasks, **shuffled)
+    halves = collected.tests[: len(tasks)], collected.tests[len(tasks) :]
+    return build_transfer_matrix(*(CollectedTests(tests=half) for half in halves), methods=METHODS)
 
 
 @pytest.fixture
@@ -97,99 +117,103 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return calls
 
 
-def test_a_method_is_collected(logged: list[tuple[Any, ...]], publish: Publish) -> None:
-    tables = predictions(), predictions("geometry", correct=True)
-    collected, history, training, failures = collect_method(
-        CHECKPOINT,
-        HISTORY,
-        *map(publish, tables),
-        cells=(CELL,),
-        eval_tasks=("counting", "geometry"),
-    )
-    assert collected["eval_task"].tolist() == ["counting"] * 2 + ["geometry"] * 2
-    assert collected["seed"].dtype == "Int64"
-    assert set(history["method"]) == {"grpo"}
-    assert training["kl_term"].tolist() == [pytest.approx((0.1 * 1 + 0.3 * 2) / 2)]
-    assert training["learning_rate"].tolist() == [0.5]
+def test_predictions_become_one_table_and_their_scores(
+    logged: list[tuple[Any, ...]], publish: Publish, base: Models
+) -> None:
+    tasks = ("counting", "geometry")
+    base["base.b0"][1].append(publish("geometry", train_task="none", method="base", seed=None))
+    grpo = [publish(), publish("geometry", correct=True)]
+    together, matrix, failures = build({**base, CELL.name: (CHECKPOINT, grpo)}, tasks)
+    assert together["method"].tolist() == ["base"] * 4 + ["grpo"] * 4
+    assert together["eval_task"].tolist() == (["counting"] * 2 + ["geometry"] * 2) * 2
+    assert together["seed"].dtype == "Int64"
+    assert matrix[["method", "eval_task", "accuracy"]].to_numpy().tolist() == [
+        *(["base", "counting", 0.5], ["base", "geometry", 0.5]),
+        *(["grpo", "counting", 0.5], ["grpo", "geometry", 1.0]),
+    ]
     assert list(failures.columns) == [*ABOUT, "reason"]
     assert failures.empty
-    assert logged == [("r", {"eval/mean": 0.75}, 2)]
+    assert logged == [("base", {"eval/mean": 0.5}, 0), ("r", {"eval/mean": 0.75}, 2)]
 
 
-def test_a_method_without_a_kl_term_has_none(
-    logged: list[tuple[Any, ...]], publish: Publish
-) -> None:
-    history = HISTORY[HISTORY["metric"] == "train/loss"]
-    _, _, training, _ = collect_method(
-        CHECKPOINT, history, publish(predictions()), cells=(CELL,), eval_tasks=("counting",)
+def test_trainings_are_collected_by_name() -> None:
+    cells = (CELL, Cell("counting", "sft", 1), Cell("geometry", "sft", 0))
+    longer = pd.concat([HISTORY, HISTORY.assign(step=HISTORY["step"] + 2)])
+    history, training = collect_training(
+        cells=cells,
+        **{
+            "geometry.sft.s0.history": HISTORY[:0],
+            "geometry.sft.s0.checkpoint": GONE,
+            "counting.sft.s1.history": HISTORY[HISTORY["metric"] == "train/loss"],
+            "counting.grpo.s0.history": longer,
+            "counting.sft.s1.checkpoint": CHECKPOINT.model_copy(update={"run_id": "of sft"}),
+            "counting.grpo.s0.checkpoint": CHECKPOINT,
+        },
     )
-    assert training["kl_term"].isna().all()
+    assert training[["task", "method", "seed", "run_id"]].to_numpy().tolist() == [
+        ["counting", "grpo", 0, "r"],
+        ["counting", "sft", 1, "of sft"],
+    ]
+    assert training["kl_term"].tolist()[0] == pytest.approx((0.1 * 1 + 0.3 * 2) / 2)
+    assert math.isnan(training["kl_term"].tolist()[1])
+    assert training["learning_rate"].tolist() == [CHECKPOINT.parameters.learning_rate] * 2
+    assert history.groupby("method").size().to_dict() == {"grpo": len(longer), "sft": 2}
 
 
 def test_predictions_of_another_checkpoint_are_refused(
     logged: list[tuple[Any, ...]], publish: Publish
 ) -> None:
-    with pytest.raises(ConfigurationError, match=r"counting\.grpo\.s0.*--namespaces="):
-        collect_method(
-            CHECKPOINT,
-            HISTORY,
-            publish(predictions(checkpoint="old")),
-            cells=(CELL,),
-            eval_tasks=("counting",),
-        )
+    for other in (CHECKPOINT.model_copy(update={"digest": "newer"}), GONE):
+        with pytest.raises(ConfigurationError, match=r"counting\.grpo\.s0: its.*--namespaces="):
+            build({CELL.name: (other, [publish()])})
     assert not logged
 
 
 def test_predictions_that_are_gone_or_damaged_are_named(
     logged: list[tuple[Any, ...]], publish: Publish
 ) -> None:
-    manifest = publish(predictions())
+    manifest = publish()
     file = Path(manifest.path)
     file.write_bytes(file.read_bytes()[:-20])
     for _ in range(2):
         with pytest.raises(
             ConfigurationError, match=r"0\.parquet: missing or damaged.*=evaluation"
         ):
-            collect_method(CHECKPOINT, HISTORY, manifest, cells=(CELL,), eval_tasks=("counting",))
+            build({CELL.name: (CHECKPOINT, [manifest])})
         file.unlink(missing_ok=True)
     assert not logged
 
 
 def failed(eval_task: str, reason: str = "RuntimeError: a | b", **about: Any) -> FailedTest:
-    """Why predictions are not there."""
     cell = {"train_task": "counting", "method": "grpo", "seed": 0, "base_model": 0}
-    return FailedTest(**{**cell, "eval_task": eval_task, **about}, failed=reason)
+    return FailedTest(**{**cell, "eval_task": eval_task, **about, "failed": reason})
 
 
 def test_a_cell_that_failed_is_a_hole_beside_those_that_did_not(
-    logged: list[tuple[Any, ...]], publish: Publish, base: Predictions
+    logged: list[tuple[Any, ...]], publish: Publish, base: Models
 ) -> None:
     """One seed's training failed, of another one evaluation: what there is is collected."""
     tasks = ("counting", "geometry")
-    cells = tuple(Cell("counting", "grpo", seed) for seed in (0, 1, 2))
-    whole = [publish(predictions(task, seed=1)) for task in tasks]
-    half = [publish(predictions(seed=2)), failed("geometry", "OSError: gone", seed=2)]
-    collected, history, training, failures = collect_method(
-        *(FAILED, HISTORY, *(failed(task) for task in tasks)),
-        *(CHECKPOINT, HISTORY, *whole),
-        *(CHECKPOINT.model_copy(update={"run_id": "of s2"}), HISTORY, *half),
-        cells=cells,
-        eval_tasks=tasks,
+    base["base.b0"][1].append(publish("geometry", train_task="none", method="base", seed=None))
+    half = [publish(seed=2), failed("geometry", "OSError: gone", seed=2)]
+    together, matrix, failures = build(
+        {
+            **base,
+            "counting.grpo.s0": (GONE, [failed(task) for task in tasks]),
+            "counting.grpo.s1": (CHECKPOINT, [publish(task, seed=1) for task in tasks]),
+            "counting.grpo.s2": (CHECKPOINT.model_copy(update={"run_id": "of s2"}), half),
+        },
+        tasks,
     )
-    assert set(zip(collected["seed"], collected["eval_task"], strict=True)) == {
+    assert set(zip(together["seed"].dropna(), together["eval_task"][4:], strict=True)) == {
         *((1, "counting"), (1, "geometry"), (2, "counting"))
     }
-    assert set(history["seed"]) == set(training["seed"]) == {1, 2}
     assert failures[["seed", "eval_task", "reason"]].to_numpy().tolist() == [
         [0, "counting", "RuntimeError: a | b"],
         [0, "geometry", "RuntimeError: a | b"],
         [2, "geometry", "OSError: gone"],
     ]
-    assert logged == [("r", {"eval/mean": 0.5}, 2)]  # a mean over half the tasks is none
-
-    _, matrix = build_transfer_matrix(
-        failures, base, publish(predictions("geometry", method="base", seed=None)), collected
-    )
+    assert logged[1:] == [("r", {"eval/mean": 0.5}, 2)]  # a mean over half the tasks is none
     holes = matrix[matrix["n"] == 0]
     assert holes[["method", "seed", "eval_task"]].to_numpy().tolist() == [
         ["grpo", 0, "counting"],
@@ -203,83 +227,86 @@ def test_a_cell_that_failed_is_a_hole_beside_those_that_did_not(
     assert [lines[seed].count("—") for seed in ("0", "1", "2")] == [2, 0, 1]
 
 
-def test_a_task_of_which_nothing_is_left_does_not_stop_the_others(
+@pytest.mark.parametrize("left", [True, False])
+def test_a_method_of_which_nothing_is_left_does_not_stop_the_others(
     logged: list[tuple[Any, ...]],
     publish: Publish,
-    base: Predictions,
+    base: Models,
     monkeypatch: pytest.MonkeyPatch,
+    left: bool,
 ) -> None:
-    tasks = ("counting",)
-    good = collect_method(
-        CHECKPOINT, HISTORY, publish(predictions()), cells=(CELL,), eval_tasks=tasks
+    lost = Cell("counting", "sft", 0)
+    models = {**base, lost.name: (GONE, [failed("counting", method="sft")])}
+    named: dict[str, Any] = {f"{lost.name}.checkpoint": GONE, f"{lost.name}.history": HISTORY[:0]}
+    cells = (lost,)
+    if left:
+        models[CELL.name] = (CHECKPOINT, [publish()])
+        named |= {f"{CELL.name}.checkpoint": CHECKPOINT, f"{CELL.name}.history": HISTORY}
+        cells = (lost, CELL)
+    together, matrix, failures = build(models)
+    by_method = [collect_training(cells=(cell,), **named) for cell in cells]
+    history, training = (concatenate(*tables) for tables in zip(*by_method, strict=True))
+    assert (len(training), len(failures)) == (left, 1)
+    assert len(history) == left * len(HISTORY)
+    assert len(together) == 2 + 2 * left
+    order = ["base", "sft", "grpo"] if left else ["base", "sft"]  # the hole in its place
+    assert matrix["method"].tolist() == order
+    assert matrix["n"].tolist() == ([2, 0, 2] if left else [2, 0])
+    monkeypatch.delenv("OTHINK_PARENT_RUN_ID", raising=False)
+    report = write_report(
+        *(matrix, together, training, failures),
+        *(Report(comparisons=(("grpo", "sft"),)), KNOWN, NOTHING_PUBLISHED),
+        methods=METHODS,
     )
-    lost = collect_method(
-        FAILED,
-        pd.DataFrame(columns=["step", "metric", "value"]),
-        failed("counting", method="sft"),
-        cells=(Cell("counting", "sft", 0),),
-        eval_tasks=tasks,
-    )
-    assert [len(table) for table in lost] == [0, 0, 0, 1]
-    both = collect_task(*(table for pair in zip(lost, good, strict=True) for table in pair))
-    assert both[0]["seed"].dtype == "Int64"  # no empty table decides it
-    alone = collect_task(*lost)
-    for tables, cells in ((both, 1), (alone, 0)):
-        history, training, failures = gather_training(*tables[1:])
-        assert (len(training), len(failures)) == (cells, 1)
-        assert len(history) == cells * len(HISTORY)
-        together, matrix = build_transfer_matrix(failures, base, tables[0])
-        assert len(together) == 2 + 2 * cells
-        assert matrix.set_index("method")["n"].to_dict() == {
-            **{"base": 2, "sft": 0},
-            **({"grpo": 2} if cells else {}),
-        }
-        monkeypatch.delenv("OTHINK_PARENT_RUN_ID", raising=False)
-        report = write_report(
-            *(matrix, together, training, failures),
-            Report(comparisons=(("grpo", "sft"),)),
-            Published(source="nobody", accuracy={}, improvements=()),
-            BaseModelCheckpoint(path="p", digest="d", run_id="of the base model", model_id="m"),
-        )
-        assert "## What failed" in report
-        assert r"| counting | sft | 0 | → counting | RuntimeError: a \| b |" in report
-        figures = draw_figures(matrix, history)
-        assert len(figures) == 4
-        plt.close("all")
-    assert logged[-1] == ("of the base model", {"eval/mean": 0.5}, 0)
+    assert "## What failed" in report
+    assert r"| counting | sft | 0 | → counting | RuntimeError: a \| b |" in report
+    heat_map, curves = draw_figures(matrix, history, KNOWN, methods=METHODS)
+    assert len(heat_map.axes[0].get_yticklabels()) == len(matrix)
+    assert len(curves.legends[0].get_texts()) == left
 
 
-def test_predictions_on_other_test_data_are_refused(base: Predictions) -> None:
-    tables = [predictions(), predictions(method="sft")]
-    together, matrix = build_transfer_matrix(NO_FAILURES, base, *tables)
-    assert (len(together), len(matrix)) == (6, 3)
-    tables[1]["test_data"] = "other"
-    with pytest.raises(ConfigurationError, match=r"same examples of counting.*counting\.sft"):
-        build_transfer_matrix(NO_FAILURES, base, *tables)
+def test_predictions_on_other_test_data_are_refused(
+    logged: list[tuple[Any, ...]], publish: Publish, base: Models
+) -> None:
+    grpo = {CELL.name: (CHECKPOINT, [publish()])}
+    for test_data in ("d", "other"):
+        made = [publish(method="sft", test_data=test_data)]
+        models = {**base, **grpo, "counting.sft.s0": (CHECKPOINT, made)}
+        if test_data == "d":
+            together, matrix, _ = build(models)
+            assert (len(together), len(matrix)) == (6, 3)
+        else:
+            with pytest.raises(ConfigurationError, match=r"same examples of counting.*ing\.sft"):
+                build(models)
 
 
 def test_cells_trained_from_another_base_model_are_refused(
-    base: Predictions, publish: Publish
+    logged: list[tuple[Any, ...]], publish: Publish, base: Models
 ) -> None:
-    second = publish(
-        predictions(train_task="none", method="base", seed=None, base_model=1, base_digest="c")
-    )
-    ours = predictions(seed=1, base_model=1, base_digest="c")
-    _, matrix = build_transfer_matrix(NO_FAILURES, base, second, predictions(), ours)
+    second = publish(train_task="none", method="base", seed=None, base_model=1, base_digest="c")
+    both = {**base, "base.b1": (BASE, [second])}
+    grpo = {CELL.name: (CHECKPOINT, [publish()])}
+
+    def ours(base_digest: str) -> Models:
+        made = publish(seed=1, base_model=1, base_digest=base_digest)
+        return {"counting.grpo.s1": (CHECKPOINT, [made])}
+
+    _, matrix, _ = build({**both, **grpo, **ours("c")})
     assert len(matrix) == 4
-    strange = ours.assign(base_digest="b")
     with pytest.raises(ConfigurationError, match=r"base_model\.path.*=counting\.grpo\.s1 "):
-        build_transfer_matrix(NO_FAILURES, base, second, predictions(), strange)
+        build({**both, **grpo, **ours("b")})
     with pytest.raises(ConfigurationError, match=r"=counting\.grpo\.s1 "):
-        build_transfer_matrix(NO_FAILURES, base, predictions(), ours)  # its base model is not there
+        build({**base, **grpo, **ours("c")})  # its base model is not there
 
 
-def test_predictions_made_with_other_settings_are_refused(base: Predictions) -> None:
-    several = predictions(method="sft")
-    several["sampled_correct"] = [[True, False]] * 2
-    for other in (predictions(method="sft", image_of="x"), several):
+def test_predictions_made_with_other_settings_are_refused(
+    logged: list[tuple[Any, ...]], publish: Publish, base: Models
+) -> None:
+    grpo = {CELL.name: (CHECKPOINT, [publish()])}
+    for other in ({"image_of": "x"}, {"sampled_correct": [True, False]}):
+        made = [publish(method="sft", **other)]
         with pytest.raises(ConfigurationError, match=r"--pipelines=evaluation"):
-            build_transfer_matrix(NO_FAILURES, base, predictions(), other)
+            build({**base, **grpo, "counting.sft.s0": (CHECKPOINT, made)})
 
 
 def test_a_history_is_summed_up_by_its_ends_and_its_means() -> None:
@@ -321,6 +348,6 @@ def test_what_a_method_has_not_is_unknown() -> None:
 def test_scores_on_shuffled_pictures_are_logged_under_a_name_of_their_own(
     logged: list[tuple[Any, ...]], publish: Publish
 ) -> None:
-    shuffled = publish(predictions(image_of="another"))
-    collect_method(CHECKPOINT, HISTORY, shuffled, cells=(CELL,), eval_tasks=("counting",))
-    assert logged == [("r", {"eval_shuffled/mean": 0.5}, 2)]
+    about = {"train_task": "none", "method": "base", "seed": None, "image_of": "another"}
+    build({"base.b0": (BASE, [publish(**about)])})
+    assert logged == [("base", {"eval_shuffled/mean": 0.5}, 0)]

@@ -5,28 +5,46 @@ from __future__ import annotations
 import math
 from collections import Counter
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from othink_pipeline.report.estimators import (
+    difference,
     difference_where,
-    hierarchical_difference,
-    hierarchical_improvement,
+    improvement,
     majority_at_k,
     mean_score,
-    paired_difference,
     pass_at_k,
-    relative_improvement,
     split_gain,
     wilson_interval,
 )
-from othink_pipeline.report.resampling import Estimate, seed_weights
+from othink_pipeline.report.resampling import Estimate, resample, seed_weights
 from othink_pipeline.report.significance import between_seeds_p, holm, mcnemar_p
 
 
+def over_items(a: ArrayLike, b: ArrayLike, seed: int, **how: Any) -> Estimate:
+    """The difference of two columns of items."""
+    return resample([[a], [b]], seed, **how).estimate(difference)
+
+
+def relative_over_items(a: ArrayLike, b: ArrayLike, seed: int) -> Estimate:
+    return resample([[a], [b]], seed).estimate(improvement)
+
+
+def over_seeds(a: ArrayLike, b: ArrayLike, seed: int, **how: Any) -> Estimate:
+    """The difference of two columns of [seeds x items]."""
+    return resample([a, b], seed, **how).estimate_over_seeds(difference)
+
+
+def relative_over_seeds(a: ArrayLike, b: ArrayLike, seed: int) -> Estimate:
+    return resample([a, b], seed).estimate_over_seeds(improvement)
+
+
 def is_unknown(estimate: Estimate) -> bool:
-    return math.isnan(estimate.low) and math.isnan(estimate.high) and bool(estimate.reason)
+    return math.isnan(estimate.low) and math.isnan(estimate.high)
 
 
 def test_wilson_matches_the_published_r1v_intervals() -> None:
@@ -55,18 +73,18 @@ def test_wilson_rejects_impossible_counts(correct: int, n: int) -> None:
         wilson_interval(correct, n)
 
 
-def test_paired_difference_is_the_mean_not_the_median() -> None:
+def test_a_difference_is_the_mean_not_the_median() -> None:
     a = [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]  # differences: median 0, mean 0.3
-    estimate = paired_difference(a, np.zeros(10), seed=0)
+    estimate = over_items(a, np.zeros(10), seed=0)
     assert estimate.value == pytest.approx(0.3)
     assert 0 <= estimate.low < 0.3 < estimate.high <= 0.7
 
 
-def test_paired_difference_is_signed_and_seeded() -> None:
+def test_a_difference_is_signed_and_seeded() -> None:
     generator = np.random.default_rng(3)
     a, b = generator.random(200), generator.random(200) - 0.2  # continuous: no ties by chance
-    first, again = paired_difference(a, b, seed=1), paired_difference(a, b, seed=1)
-    other, flipped = paired_difference(a, b, seed=2), paired_difference(b, a, seed=1)
+    first, again = over_items(a, b, seed=1), over_items(a, b, seed=1)
+    other, flipped = over_items(a, b, seed=2), over_items(b, a, seed=1)
     assert first == again
     assert first != other
     assert flipped.value == pytest.approx(-first.value)
@@ -77,8 +95,8 @@ def test_pairing_narrows_the_interval() -> None:
     # b is right where a is, save for 5 items: the difference has almost no variance.
     a = np.arange(200) % 2 == 0
     b = a & (np.arange(200) >= 10)
-    paired = paired_difference(a, b, seed=0)
-    shuffled = paired_difference(a, np.random.default_rng(0).permutation(b), seed=0)
+    paired = over_items(a, b, seed=0)
+    shuffled = over_items(a, np.random.default_rng(0).permutation(b), seed=0)
     assert paired.high - paired.low < 0.5 * (shuffled.high - shuffled.low)
 
 
@@ -87,7 +105,7 @@ def test_bootstrap_matches_the_normal_interval_and_covers() -> None:
     misses, widths = 0, []
     for trial in range(200):
         a = generator.random(300) < 0.6
-        estimate = paired_difference(a, np.full(300, 0.5), seed=trial, resamples=500)
+        estimate = over_items(a, np.full(300, 0.5), seed=trial, resamples=500)
         misses += not estimate.low <= 0.1 <= estimate.high
         normal_width = 2 * 1.96 * a.std() / math.sqrt(300)
         widths.append((estimate.high - estimate.low) / normal_width)
@@ -98,52 +116,51 @@ def test_bootstrap_matches_the_normal_interval_and_covers() -> None:
 def test_strata_count_alike_whatever_their_sizes() -> None:
     a = [1] * 90 + [0] * 10
     strata = ["large"] * 90 + ["small"] * 10
-    assert paired_difference(a, np.zeros(100), 0).value == pytest.approx(0.9)
-    stratified = paired_difference(a, np.zeros(100), 0, strata=strata)
+    assert over_items(a, np.zeros(100), 0).value == pytest.approx(0.9)
+    stratified = over_items(a, np.zeros(100), 0, strata=strata)
     # No variance within a stratum, so none at all.
     assert (stratified.low, stratified.value, stratified.high) == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_no_items_is_unknown() -> None:
-    for function in (paired_difference, relative_improvement):
+    for function in (over_items, relative_over_items):
         assert is_unknown(function([], [], 0))
-    assert is_unknown(hierarchical_difference(np.zeros((0, 4)), np.zeros((0, 4)), 0))
+    assert is_unknown(over_seeds(np.zeros((0, 4)), np.zeros((0, 4)), 0))
 
 
 def test_shapes_must_match() -> None:
     with pytest.raises(ValueError, match="one shape"):
-        paired_difference([1, 0], [1], 0)
-    with pytest.raises(ValueError, match="1 axes"):
-        paired_difference([[1, 0]], [[1, 1]], 0)
+        over_items([1, 0], [1], 0)
+    with pytest.raises(ValueError, match="2 axes"):
+        over_items([[1, 0]], [[1, 1]], 0)
     with pytest.raises(ValueError, match="strata must label 2 items"):
-        paired_difference([1, 0], [1, 1], 0, strata=["x"])
+        over_items([1, 0], [1, 1], 0, strata=["x"])
     with pytest.raises(ValueError, match="clusters must label 2 seeds"):
-        hierarchical_difference([[1], [0]], [[1], [1]], 0, clusters=[0])
+        over_seeds([[1], [0]], [[1], [1]], 0, clusters=[0])
     with pytest.raises(ValueError, match="one shape"):
         difference_where([[1, 0]], [[1, 0]], [[True]], 0)
 
 
 def test_relative_improvement_by_hand() -> None:
     a, b = [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]
-    estimate = relative_improvement(np.tile(a, 40), np.tile(b, 40), seed=0)
+    estimate = relative_over_items(np.tile(a, 40), np.tile(b, 40), seed=0)
     assert estimate.value == pytest.approx(50)  # 0.6 against 0.4
     assert 20 < estimate.low < 50 < estimate.high < 90
 
 
 def test_relative_improvement_over_zero_is_unknown() -> None:
-    never = relative_improvement([1, 1], [0, 0], 0)
+    never = relative_over_items([1, 1], [0, 0], 0)
     assert math.isnan(never.value)
     assert is_unknown(never)
-    rarely = relative_improvement([1, 1, 1], [1, 0, 0], 0)
+    rarely = relative_over_items([1, 1, 1], [1, 0, 0], 0)
     assert rarely.value == pytest.approx(200)
     assert is_unknown(rarely)
 
 
 def test_one_seed_leaves_the_variation_between_seeds_unknown() -> None:
-    estimate = hierarchical_difference([[1, 1, 0, 0]], [[0, 0, 0, 0]], seed=0)
+    estimate = over_seeds([[1, 1, 0, 0]], [[0, 0, 0, 0]], seed=0)
     assert estimate.value == 0.5
     assert is_unknown(estimate)
-    assert "seed" in estimate.reason
 
 
 def test_seeds_that_disagree_widen_the_interval() -> None:
@@ -152,8 +169,8 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     level = np.arange(items) / items
     agreeing = np.stack([level < 0.5] * 4)
     disagreeing = np.stack([level < share for share in (0.2, 0.4, 0.6, 0.8)])
-    narrow = hierarchical_difference(agreeing, zeros, seed=0)
-    wide = hierarchical_difference(disagreeing, zeros, seed=0)
+    narrow = over_seeds(agreeing, zeros, seed=0)
+    wide = over_seeds(disagreeing, zeros, seed=0)
     assert narrow.value == wide.value == 0.5
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
 
@@ -161,26 +178,26 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
 def test_axes_are_seeds_by_items() -> None:
     # Seeds differ, items do not: with the axes swapped there would be nothing between "seeds".
     a = np.repeat([[0.0], [1.0]], 50, axis=1)
-    estimate = hierarchical_difference(a, np.zeros((2, 50)), seed=0)
+    estimate = over_seeds(a, np.zeros((2, 50)), seed=0)
     assert (estimate.low, estimate.value, estimate.high) == pytest.approx((0, 0.5, 1))
 
 
 def test_items_are_shared_by_the_seeds() -> None:
     # The same answers from every seed say no more than one seed's: the item variance stays.
     answers = np.arange(400) % 2 == 0
-    one = paired_difference(answers, np.zeros(400), seed=0)
-    four = hierarchical_difference(np.stack([answers] * 4), np.zeros((4, 400)), seed=0)
+    one = over_items(answers, np.zeros(400), seed=0)
+    four = over_seeds(np.stack([answers] * 4), np.zeros((4, 400)), seed=0)
     assert four.high - four.low == pytest.approx(one.high - one.low, rel=0.1)
 
 
-def test_hierarchical_difference_is_seeded_and_stratified() -> None:
+def test_a_difference_over_seeds_is_seeded_and_stratified() -> None:
     noise = np.random.default_rng(0).random((3, 100))
-    first = hierarchical_difference(noise, np.zeros((3, 100)), seed=1)
-    assert first == hierarchical_difference(noise, np.zeros((3, 100)), seed=1)
-    assert first != hierarchical_difference(noise, np.zeros((3, 100)), seed=2)
+    first = over_seeds(noise, np.zeros((3, 100)), seed=1)
+    assert first == over_seeds(noise, np.zeros((3, 100)), seed=1)
+    assert first != over_seeds(noise, np.zeros((3, 100)), seed=2)
     a = np.concatenate([np.ones((3, 90)), np.zeros((3, 10))], axis=1)
     strata = ["large"] * 90 + ["small"] * 10
-    stratified = hierarchical_difference(a, np.zeros((3, 100)), seed=1, strata=strata)
+    stratified = over_seeds(a, np.zeros((3, 100)), seed=1, strata=strata)
     assert (stratified.low, stratified.value, stratified.high) == pytest.approx((0.5, 0.5, 0.5))
 
 
@@ -188,17 +205,17 @@ def test_base_models_are_drawn_first() -> None:
     # Base model 1 gains everything, base model 0 nothing. Of six independent seeds 1 or 5 would
     # stand at the ends (2 x 1/64 have 0 or 6); of two base models a draw is one of them 1/2 times.
     a, b = np.repeat([[0.0], [1.0]] * 3, 50, axis=1), np.zeros((6, 50))
-    alone = hierarchical_difference(a, b, seed=0)
-    clustered = hierarchical_difference(a, b, seed=0, clusters=[0, 1] * 3)
+    alone = over_seeds(a, b, seed=0)
+    clustered = over_seeds(a, b, seed=0, clusters=[0, 1] * 3)
     assert (alone.low, alone.value, alone.high) == pytest.approx((1 / 6, 1 / 2, 5 / 6))
     assert (clustered.low, clustered.value, clustered.high) == pytest.approx((0, 1 / 2, 1))
 
 
 def test_one_base_model_is_as_none_given() -> None:
     noise = np.random.default_rng(0).random((3, 100))
-    given = hierarchical_difference(noise, 0 * noise, seed=1, clusters=["x"] * 3)
-    assert given == hierarchical_difference(noise, 0 * noise, seed=1)
-    assert is_unknown(hierarchical_difference(noise[:1], 0 * noise[:1], seed=1, clusters=["x"]))
+    given = over_seeds(noise, 0 * noise, seed=1, clusters=["x"] * 3)
+    assert given == over_seeds(noise, 0 * noise, seed=1)
+    assert is_unknown(over_seeds(noise[:1], 0 * noise[:1], seed=1, clusters=["x"]))
 
 
 def test_seeds_are_drawn_anew_each_time_their_base_model_is() -> None:
@@ -213,7 +230,7 @@ def test_seeds_are_drawn_anew_each_time_their_base_model_is() -> None:
 
 def test_a_base_model_with_more_seeds_counts_more() -> None:
     a = np.repeat([[0.0], [0.0], [0.0], [1.0]], 10, axis=1)
-    estimate = hierarchical_difference(a, 0 * a, seed=0, clusters=[0, 0, 0, 1])
+    estimate = over_seeds(a, 0 * a, seed=0, clusters=[0, 0, 0, 1])
     assert estimate.value == 1 / 4
     weights = seed_weights([0, 0, 0, 1], 1_000, np.random.default_rng(0))
     assert set(weights[:, 3].round(12)) == {0, 1 / 4, 1}  # never, once, twice
@@ -221,17 +238,17 @@ def test_a_base_model_with_more_seeds_counts_more() -> None:
 
 def test_relative_improvement_over_seeds() -> None:
     a, b = np.ones((2, 40)), np.tile([1.0, 0.0], (2, 20))
-    estimate = hierarchical_improvement(a, b, seed=0)
+    estimate = relative_over_seeds(a, b, seed=0)
     assert estimate.value == pytest.approx(100)
     assert 40 < estimate.low < 100 < estimate.high < 250
-    assert is_unknown(hierarchical_improvement(a[:1], b[:1], seed=0))
-    assert "mean is 0" in hierarchical_improvement(a, 0 * b, seed=0).reason
+    assert is_unknown(relative_over_seeds(a[:1], b[:1], seed=0))
+    assert math.isnan(relative_over_seeds(a, 0 * b, seed=0).value)
 
 
 def test_mean_score_of_one_seed_is_over_items_and_of_several_over_seeds() -> None:
     answers = (np.arange(100) < 30).astype(float)
     one = mean_score([answers], seed=0)
-    assert one == paired_difference(answers, 0 * answers, seed=0)
+    assert one == over_items(answers, 0 * answers, seed=0)
     several = mean_score([answers, 1 - answers], seed=0)
     assert several.value == 0.5
     assert (several.low, several.high) == pytest.approx((0.3, 0.7), abs=0.1)
@@ -266,7 +283,6 @@ def test_a_split_without_parsed_answers_is_unknown() -> None:
     for part in (split.format, split.ability):
         assert math.isnan(part.value)
         assert is_unknown(part)
-        assert "parses" in part.reason
     once = np.arange(20)[None] == 0  # one answer parses: some resamples have none
     rarely = split_gain(always, always, once, once, 0)
     assert rarely.ability.value == pytest.approx(0)
@@ -296,7 +312,6 @@ def test_a_difference_where_it_counts_by_hand() -> None:
     assert difference_where(a, b, np.logical_not(chosen), 0).value == -1
     nothing = difference_where(a, b, np.zeros((1, 40)), 0)
     assert math.isnan(nothing.value)
-    assert nothing.reason == "nothing is chosen"
 
 
 def test_the_test_between_seeds_by_hand() -> None:

@@ -7,19 +7,21 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
-from othink_pipeline.cells.parameters import Improvement, Published
-from othink_pipeline.report.figures import (
-    heat_map_plotly,
-    heat_map_png,
-    method_colors,
-    training_curves_plotly,
-    training_curves_png,
-)
-from othink_pipeline.report.markdown import report_markdown
+from othink_pipeline.report.figures import heat_map
+from othink_pipeline.report.markdown import Results, report_markdown
 from othink_pipeline.report.matrix import matrix_text, sort_methods, transfer_matrix
-from tests.support.handmade import cell, grid, two_tasks
+from othink_pipeline.report.parameters import Improvement, KnownMethods, Published
+from tests.support.handmade import (
+    KNOWN,
+    NO_FAILURES,
+    NOTHING_PUBLISHED,
+    cell,
+    grid,
+    matrix_of,
+    report_on,
+    two_tasks,
+)
 
 MATRIX_COLUMNS = [
     *("train_task", "method", "seed", "base_model", "eval_task", "n", "correct", "accuracy"),
@@ -49,25 +51,8 @@ def training() -> pd.DataFrame:
     )
 
 
-@pytest.fixture
-def history() -> pd.DataFrame:
-    rows = [
-        ("counting", "sft", 0, 20, "val/geometry", 0.1),
-        ("counting", "sft", 0, 0, "val/geometry", 0.4),
-        ("counting", "sft", 0, 20, "val/counting", 0.5),
-        ("counting", "sft", 0, 20, "val/think_rate/counting", 0.9),
-        ("counting", "sft", 0, 1, "train/loss", 3.0),
-        ("counting", "grpo_d", 0, 1, "train/reward", 1.0),
-        ("counting", "grpo_d", 0, 2, "train/reward", 1.5),
-        ("counting", "grpo_d", 1, 1, "train/reward", 1.1),
-        ("counting", "grpo_d", 0, 1, "train/kl_weight", 0.001),
-        ("geometry", "sft", 0, 20, "val/geometry", 0.6),
-    ]
-    return pd.DataFrame(rows, columns=["task", "method", "seed", "step", "metric", "value"])
-
-
 def test_matrix_values_by_hand(predictions: pd.DataFrame) -> None:
-    matrix = transfer_matrix(predictions)
+    matrix = matrix_of(predictions)
     assert list(matrix.columns) == MATRIX_COLUMNS
     assert len(matrix) == 10
     row = matrix.query("train_task=='counting' and method=='grpo_d' and eval_task=='counting'")
@@ -85,7 +70,7 @@ def test_matrix_values_by_hand(predictions: pd.DataFrame) -> None:
 
 
 def test_matrix_order_and_the_base_model(predictions: pd.DataFrame) -> None:
-    matrix = transfer_matrix(predictions)
+    matrix = matrix_of(predictions)
     assert list(matrix["method"]) == ["base"] * 2 + (["sft"] * 2 + ["grpo_d"] * 2) * 2
     assert list(matrix["eval_task"]) == ["counting", "geometry"] * 5
     assert list(matrix["train_task"]) == ["none"] * 2 + ["counting"] * 4 + ["geometry"] * 4
@@ -94,7 +79,7 @@ def test_matrix_order_and_the_base_model(predictions: pd.DataFrame) -> None:
 
 
 def test_matrix_survives_csv(predictions: pd.DataFrame, tmp_path: object) -> None:
-    matrix = transfer_matrix(predictions)
+    matrix = matrix_of(predictions)
     path = f"{tmp_path}/transfer_matrix.csv"
     matrix.to_csv(path, index=False)
     read = pd.read_csv(path, dtype={"seed": "Int64"})
@@ -103,7 +88,7 @@ def test_matrix_survives_csv(predictions: pd.DataFrame, tmp_path: object) -> Non
 
 def test_matrix_text_is_fixed_width_with_marks_and_holes(predictions: pd.DataFrame) -> None:
     is_hole = (predictions["method"] == "sft") & (predictions["eval_task"] == "geometry")
-    lines = matrix_text(transfer_matrix(predictions[~is_hole])).splitlines()
+    lines = matrix_text(matrix_of(predictions[~is_hole])).splitlines()
     assert lines[0].split() == [
         "trained",
         "on",
@@ -122,19 +107,38 @@ def test_matrix_text_is_fixed_width_with_marks_and_holes(predictions: pd.DataFra
     assert lines[2].split()[:3] == ["none", "base", "—"]
 
 
-def test_unknown_methods_come_last_and_every_method_has_one_color() -> None:
-    methods = ["zeta", "grpo_d", "base", "alpha", "sft"]
-    assert sort_methods(methods) == ["base", "sft", "grpo_d", "alpha", "zeta"]
-    colors = method_colors(methods)
-    assert len(set(colors.values())) == 5
-    assert method_colors(["grpo_d"])["grpo_d"] == colors["grpo_d"]
+def test_methods_stand_in_the_order_of_the_grid_and_others_after_them() -> None:
+    found = ["zeta", "sft", "base", "alpha", "grpo_d", "sft"]
+    assert sort_methods(found, ["grpo_d", "grpo", "sft"]) == [
+        *("base", "grpo_d", "sft", "alpha", "zeta")
+    ]
+
+
+def test_the_grid_alone_decides_the_order_of_rows(
+    predictions: pd.DataFrame, training: pd.DataFrame
+) -> None:
+    """Whatever the methods are called, and in whatever order their rows come."""
+    names = {"sft": "b", "grpo_d": "a"}
+    mine = predictions.replace({"method": names}).sample(frac=1, random_state=0)
+    costs = training.replace({"method": names})
+    for methods in (("a", "b"), ("b", "a")):
+        matrix = transfer_matrix(mine, NO_FAILURES, methods)
+        assert matrix["method"].tolist() == [
+            *["base"] * 2,
+            *[method for _ in ("counting", "geometry") for method in methods for _ in range(2)],
+        ]
+        results = Results(matrix, mine, costs, NO_FAILURES)
+        text = report_markdown(results, methods, [], KNOWN, NOTHING_PUBLISHED, {})
+        for title in ("Accuracy", "Means", "Format", "Does thinking help?", "Costs"):
+            rows = section(text, title).splitlines()[2:]
+            named = [
+                word for row in rows for word in row.split(" | ") if word.strip("| ") in methods
+            ]
+            assert [word.strip("| ") for word in dict.fromkeys(named)] == list(methods), title
 
 
 def test_report_by_hand(predictions: pd.DataFrame, training: pd.DataFrame) -> None:
-    lineage = {"parent run": "abc123", "commit": "f00"}
-    text = report_markdown(
-        transfer_matrix(predictions), predictions, training, lineage, [("grpo_d", "sft")]
-    )
+    text = report_on(predictions, training, comparisons=[("grpo_d", "sft")])
     for expected in (
         "- parent run: abc123\n- commit: f00",
         "| counting | grpo_d | 1 | **62.5 [30.6, 86.3]** | 50.0 [15.0, 85.0] |",
@@ -175,8 +179,7 @@ PUBLISHED = Published(
 def test_published_figures_stand_beside_ours_each_direction_apart(
     predictions: pd.DataFrame, training: pd.DataFrame
 ) -> None:
-    matrix = transfer_matrix(predictions)
-    text = report_markdown(matrix, predictions, training, published=PUBLISHED)
+    text = report_on(predictions, training, published=PUBLISHED)
     text = section(text, "Beside published figures")
     assert "| trained and tested on | method | this run, % | 2B, % | 7B, % |" in text
     assert "| counting | base | 25.0 [7.1, 59.1] | 42.50 | 76.00 |" in text
@@ -196,15 +199,14 @@ def test_figures_of_methods_that_are_not_in_the_run_are_left_out(
     predictions: pd.DataFrame, training: pd.DataFrame
 ) -> None:
     others = predictions.replace({"method": {"grpo_d": "mine"}})
-    text = report_markdown(transfer_matrix(others), others, training, published=PUBLISHED)
+    text = report_on(others, training, published=PUBLISHED)
     assert "published" not in text
 
 
 def test_report_adjusts_for_all_its_tests(
     predictions: pd.DataFrame, training: pd.DataFrame
 ) -> None:
-    matrix = transfer_matrix(predictions)
-    text = report_markdown(matrix, predictions, training, comparisons=[("grpo_d", "sft")])
+    text = report_on(predictions, training, comparisons=[("grpo_d", "sft")])
     rows = [line for line in text.splitlines() if " minus " in line]
     assert len(rows) == 6
     assert "for the 6 tests here" in text
@@ -228,8 +230,27 @@ def test_positive_control(trained: list[int], verdict: str, training: pd.DataFra
         cell("counting", "grpo", 0, "counting", trained),
         cell("geometry", "grpo_d", 0, "counting", [1] * 100),
     )
-    text = report_markdown(transfer_matrix(predictions), predictions, training)
+    text = report_on(predictions, training)
     assert f"interval above zero): {verdict} on counting." in text
+
+
+def test_controls_are_those_that_the_configuration_names(training: pd.DataFrame) -> None:
+    predictions = grid(
+        cell("none", "base", None, "counting", [1] * 20 + [0] * 80),
+        cell("counting", "mine", 0, "counting", [1] * 30 + [0] * 70),
+        cell("counting", "grpo", 0, "counting", [1] * 20 + [0] * 80),
+    )
+    known = KnownMethods(
+        labels={"mine": "Mine"}, positive_controls=("mine", "absent"), format_control="grpo"
+    )
+    said = section(report_on(predictions, training, known=known), "Controls")
+    assert "on its own task Mine or absent gains" in said
+    assert "**met** on counting." in said
+    assert said.count("counting: mine +10.0 [") == 1
+    assert "counting: grpo" not in said
+    assert "Negative control: `grpo` is rewarded" in said
+    none = KnownMethods(labels={}, positive_controls=(), format_control=None)
+    assert "## Controls" not in report_on(predictions, training, known=none)
 
 
 @pytest.mark.parametrize(
@@ -249,12 +270,10 @@ def test_any_subset_of_the_grid_has_a_report_and_figures(
     predictions: pd.DataFrame, training: pd.DataFrame, query: str
 ) -> None:
     part = predictions.query(query)
-    matrix = transfer_matrix(part)
-    text = report_markdown(matrix, part, training.iloc[:0])
+    text = report_on(part, training.iloc[:0])
     assert "nan" not in text
     assert "Nothing was trained." in text
-    assert heat_map_plotly(matrix).data[0].type == "heatmap"
-    assert isinstance(heat_map_png(matrix), Figure)
+    assert heat_map(matrix_of(part), KNOWN).axes[0].images
 
 
 def test_more_tasks_and_seeds_have_a_report(training: pd.DataFrame) -> None:
@@ -269,9 +288,8 @@ def test_more_tasks_and_seeds_have_a_report(training: pd.DataFrame) -> None:
             if (train, method, test) != ("charts", "mine", "geometry")
         )
     )
-    matrix = transfer_matrix(predictions)
     pairs = [("grpo_d", "sft"), ("mine", "grpo")]
-    text = report_markdown(matrix, predictions, training, comparisons=pairs)
+    text = report_on(predictions, training, comparisons=pairs)
     assert "There are 2 training seeds" in text
     tests = [line for line in text.splitlines() if " minus " in line]
     assert tests
@@ -281,26 +299,6 @@ def test_more_tasks_and_seeds_have_a_report(training: pd.DataFrame) -> None:
     row = next(line for line in text.splitlines() if line.startswith("| charts | mine | 2 |"))
     assert "| **41.7 [" in row
     assert "| — |" in row
-    texts = [axis.get_text() for axis in heat_map_png(matrix).axes[0].texts]
-    assert "33.3 to 50.0, 2 seeds" in texts
-    assert texts.count("—") == 1
-
-
-def test_heat_map_values_outlines_and_holes(predictions: pd.DataFrame) -> None:
-    is_hole = (predictions["method"] == "sft") & (predictions["eval_task"] == "geometry")
-    figure = heat_map_plotly(transfer_matrix(predictions[~is_hole]))
-    heat = figure.data[0]
-    assert list(heat.y) == [
-        "base model",
-        *("SFT on counting", "GRPO-D on counting", "SFT on geometry", "GRPO-D on geometry"),
-    ]
-    assert [list(row) for row in heat.z] == [
-        *([25, 25], [37.5, None], [62.5, 50], [12.5, None], [25, 75]),
-    ]
-    assert heat.text[1][1] == "—"
-    # Same-task: rows 1 and 2 on counting, row 4 on geometry; row 3 is a hole there.
-    centers = {(round(shape.y0 + 0.49), round(shape.x0 + 0.49)) for shape in figure.layout.shapes}
-    assert centers == {(1, 0), (2, 0), (4, 1)}
 
 
 FAILURES = pd.DataFrame(
@@ -319,7 +317,7 @@ def test_what_failed_is_a_row_of_holes_and_changes_no_other(
     tests = [("geometry", "grpo_d", "counting")]
     cells = predictions[["train_task", "method", "eval_task"]].apply(tuple, axis=1)
     left = predictions[~cells.isin(tests)]
-    matrix = transfer_matrix(left, FAILURES)
+    matrix = matrix_of(left, FAILURES)
     assert list(matrix.columns) == MATRIX_COLUMNS
     holes = matrix[matrix["n"] == 0]
     assert list(zip(holes["method"], holes["eval_task"], strict=True)) == [
@@ -329,15 +327,13 @@ def test_what_failed_is_a_row_of_holes_and_changes_no_other(
     ]
     assert holes["correct"].tolist() == [0, 0, 0]
     assert holes.loc[:, "accuracy":].isna().all().all()
-    pd.testing.assert_frame_equal(
-        matrix[matrix["n"] > 0].reset_index(drop=True), transfer_matrix(left)
-    )
+    pd.testing.assert_frame_equal(matrix[matrix["n"] > 0].reset_index(drop=True), matrix_of(left))
     matrix.to_csv(tmp_path / "matrix.csv", index=False)
     read = pd.read_csv(tmp_path / "matrix.csv", dtype={"seed": "Int64"})
     pd.testing.assert_frame_equal(read, matrix)
 
-    text = report_markdown(matrix, left, training, failures=FAILURES)
-    without = report_markdown(transfer_matrix(left), left, training)
+    text = report_on(left, training, failures=FAILURES)
+    without = report_on(left, training)
     assert "nan" not in text
     said = [line for line in text.splitlines() if line not in without.splitlines()]
     assert said[:2] == ["## What failed", "| trained on | method | seed | no score | reason |"]
@@ -345,48 +341,13 @@ def test_what_failed_is_a_row_of_holes_and_changes_no_other(
     assert r"| counting | sft_cot | 0 | → counting, → geometry | RuntimeError: a \| b |" in said
     assert "| counting | sft_cot | 1 | — | — |" in said
     assert "What failed" not in without
-    assert "What failed" not in report_markdown(matrix, left, training, failures=FAILURES[:0])
+    assert "What failed" not in report_on(left, training, failures=FAILURES[:0])
 
-    heat = heat_map_plotly(matrix).data[0]
-    assert list(heat.z[list(heat.y).index("SFT-CoT on counting")]) == [None, None]
-    assert isinstance(heat_map_png(matrix), Figure)
+    written = [text.get_text() for text in heat_map(matrix, KNOWN).axes[0].texts]
+    assert written.count("—") == len(holes)
     lines = matrix_text(matrix).splitlines()
     sft_cot = next(line for line in lines if "sft_cot" in line)
     assert sft_cot.split() == ["counting", "sft_cot", "0", "—", "—"]
-
-
-def test_training_curves_put_each_series_in_its_panel(history: pd.DataFrame) -> None:
-    png = training_curves_png(history)
-    panels = {
-        (axes.get_subplotspec().rowspan.start, axes.get_title()): axes  # type: ignore[union-attr]
-        for axes in png.axes
-    }
-    assert [title for row, title in panels if row == 0] == [
-        *("reward", "KL weight", "validation: counting (own task)", "validation: geometry"),
-    ]
-    forgetting = panels[0, "validation: geometry"].lines[0]
-    assert list(forgetting.get_xdata()) == [0, 20]  # type: ignore[arg-type]
-    assert list(forgetting.get_ydata()) == [0.4, 0.1]  # type: ignore[arg-type]
-    assert len(panels[0, "reward"].lines) == 2  # a line for each seed
-    assert len(panels[1, "validation: geometry (own task)"].lines) == 1
-    assert [text.get_text() for text in png.legends[0].get_texts()] == ["SFT", "GRPO-D"]
-    plotly = training_curves_plotly(history)
-    assert sum(len(axes.lines) for axes in png.axes) == len(plotly.data) == 6
-    assert sorted(trace.name for trace in plotly.data if trace.showlegend) == ["GRPO-D", "SFT"]
-
-
-def test_figures_render(predictions: pd.DataFrame, history: pd.DataFrame, tmp_path: object) -> None:
-    matrix = transfer_matrix(predictions)
-    heat_map_png(matrix).savefig(f"{tmp_path}/heat_map.png", dpi=50)
-    training_curves_png(history).savefig(f"{tmp_path}/training_curves.png", dpi=50)
-    for figure in (heat_map_plotly(matrix), training_curves_plotly(history)):
-        assert figure.to_json()
-
-
-def test_curves_of_a_run_that_recorded_nothing(history: pd.DataFrame) -> None:
-    empty = history.iloc[:0]
-    assert isinstance(training_curves_png(empty), Figure)
-    assert len(training_curves_plotly(empty).data) == 0
 
 
 def section(text: str, title: str) -> str:
@@ -413,7 +374,7 @@ def two_bases() -> pd.DataFrame:
 def test_base_models_have_a_row_each_in_the_matrix_and_one_in_the_report(
     two_bases: pd.DataFrame, training: pd.DataFrame
 ) -> None:
-    matrix = transfer_matrix(two_bases)
+    matrix = matrix_of(two_bases)
     assert matrix["base_model"].tolist() == [0, 1, 0, 1, 0, 1]
     assert matrix["base_model"].dtype == "int64"
     assert matrix["accuracy"].tolist()[:2] == [2 / 8, 4 / 8]
@@ -424,7 +385,7 @@ def test_base_models_have_a_row_each_in_the_matrix_and_one_in_the_report(
         ["none", "base", "—", "1"],
         ["counting", "grpo_d", "0", "0"],
     ]
-    text = report_markdown(matrix, two_bases, training)
+    text = report_on(two_bases, training)
     base = next(line for line in text.splitlines() if line.startswith("| none | base |"))
     assert base.startswith("| none | base | 2 base models | 37.5 [")  # mean of 25 and 50
     low, high = map(float, base.split("[")[1].split("]")[0].split(", "))
@@ -434,9 +395,9 @@ def test_base_models_have_a_row_each_in_the_matrix_and_one_in_the_report(
     assert "another base model would do" not in text
     # Own base model: 2/8, 1/8, 1/8 and -2/8; against the first one alone it would be 14/32 - 1/4.
     assert "| grpo_d minus base | same-task | 4 | 32 | +6.2 [" in text
-    heat = heat_map_plotly(matrix).data[0]
-    assert heat.text[0][0] == "37.5<br>25.0 to 50.0, 2 base models"
-    assert heat.text[1][0] == "43.8<br>25.0 to 62.5, 4 seeds"
+    written = [text.get_text() for text in heat_map(matrix, KNOWN).axes[0].texts]
+    assert written[:2] == ["37.5", "25.0 to 50.0, 2 base models"]
+    assert written[2:4] == ["43.8", "25.0 to 62.5, 4 seeds"]
 
 
 @pytest.mark.parametrize(("bases", "interval"), [(1, "[16.7, 83.3]"), (2, "[0.0, 100.0]")])
@@ -449,24 +410,23 @@ def test_an_accuracy_over_seeds_draws_base_models_first(
         for seed in range(6)
     )
     predictions = grid(*cells)
-    text = report_markdown(transfer_matrix(predictions), predictions, training)
+    text = report_on(predictions, training)
     assert f"| counting | grpo | 6 | **50.0 {interval}** |" in text
 
 
 def test_one_base_model_is_said_to_be_one(
     predictions: pd.DataFrame, training: pd.DataFrame
 ) -> None:
-    text = report_markdown(transfer_matrix(predictions), predictions, training)
+    text = report_on(predictions, training)
     assert "what another base model would do is unknown" in text
-    assert "base model" not in matrix_text(transfer_matrix(predictions))
+    assert "base model" not in matrix_text(matrix_of(predictions))
 
 
 def test_pairs_to_compare_are_those_asked_for_and_each_method_with_the_base_model(
     predictions: pd.DataFrame, training: pd.DataFrame
 ) -> None:
     def tested(comparisons: list[tuple[str, str]]) -> list[str]:
-        matrix = transfer_matrix(predictions)
-        text = report_markdown(matrix, predictions, training, comparisons=comparisons)
+        text = report_on(predictions, training, comparisons=comparisons)
         rows = [line.split(" | ") for line in text.splitlines() if " minus " in line]
         return [row[0].removeprefix("| ") for row in rows if row[1] == "same-task"]
 
@@ -477,7 +437,7 @@ def test_pairs_to_compare_are_those_asked_for_and_each_method_with_the_base_mode
 
 
 def test_gains_and_forgetting_by_hand(predictions: pd.DataFrame, training: pd.DataFrame) -> None:
-    text = report_markdown(transfer_matrix(predictions), predictions, training)
+    text = report_on(predictions, training)
     rows = section(text, "Gain over the base model, and forgetting")
     # 7 of 8 answers parse in both: all of 5/8 - 2/8 is ability.
     start = "| counting | grpo_d | counting | same-task | 1 | +37.5 ["
@@ -492,7 +452,7 @@ def test_a_gain_in_format_is_no_ability(training: pd.DataFrame) -> None:
     base = base.assign(unparseable=[False, True] * 20)  # every answer that parses is right
     sft = cell("counting", "sft", 0, "counting", [1, 1] * 20).assign(unparseable=False)
     predictions = grid(base, sft)
-    text = report_markdown(transfer_matrix(predictions), predictions, training)
+    text = report_on(predictions, training)
     row = next(
         line for line in text.splitlines() if line.startswith("| counting | sft | counting | same")
     )
@@ -501,7 +461,7 @@ def test_a_gain_in_format_is_no_ability(training: pd.DataFrame) -> None:
     assert total.startswith("+50.0 [")
     assert ability == "+0.0 [+0.0, +0.0] |"
     silent = grid(base.assign(unparseable=True, correct=False), sft)
-    text = report_markdown(transfer_matrix(silent), silent, training)
+    text = report_on(silent, training)
     assert "| same-task | 1 | +100.0 [+100.0, +100.0] | ? [?] | ? [?] |" in text
 
 
@@ -511,7 +471,7 @@ def test_thinking_stands_beside_the_base_model_on_the_same_items(training: pd.Da
     grpo = cell("counting", "grpo", 0, "counting", [1, 1, 1, 0, 0, 1] * 10)
     grpo = grpo.assign(thought=[True, True, True, True, False, False] * 10)
     predictions = grid(base, grpo)
-    text = report_markdown(transfer_matrix(predictions), predictions, training)
+    text = report_on(predictions, training)
     # It thought about items 0 to 3: 3/4 right, the base 2/4. On 1 to 3, where the base did not
     # think, it has 2/3 and the base 1/3.
     start = "| counting | grpo | counting | 75.0 (n = 40) | 50.0 | 50.0 (n = 20) | 0.0 | +33.3 ["
@@ -555,7 +515,7 @@ def test_a_reward_that_rises_alone_is_flagged(
         cell("none", "base", None, "counting", [1] * 10 + [0] * 30),
         cell("counting", "grpo", 0, "counting", trained),
     )
-    text = report_markdown(transfer_matrix(predictions), predictions, rewarded(first, last))
+    text = report_on(predictions, rewarded(first, last))
     row = section(text, "Is the reward gamed?").splitlines()[2]
     assert row.startswith(f"| counting | grpo | 1 | {first:.2f} → {last:.2f} | 25.0 → 50.0 | ")
     assert row.endswith(f"] | {flagged} |")
@@ -570,7 +530,7 @@ def test_the_seeds_that_are_flagged_are_named() -> None:
             for seed in range(3)
         ),
     )
-    text = report_markdown(transfer_matrix(predictions), predictions, rewarded(0.5, 1, 3))
+    text = report_on(predictions, rewarded(0.5, 1, 3))
     rows = section(text, "Is the reward gamed?")
     assert "| counting | grpo | 3 | 0.50 → 1.00 | 25.0 → 50.0 | +33.3 [" in rows
     assert rows.splitlines()[2].endswith("| 1 |")
@@ -587,7 +547,7 @@ def test_without_rewards_or_a_base_model_nothing_is_said_of_gaming(
     if absent == "base":
         training = rewarded(0.5, 1).assign(method="grpo_d")
         predictions = predictions[predictions["method"] != "base"]
-    text = report_markdown(transfer_matrix(predictions), predictions, training)
+    text = report_on(predictions, training)
     said = section(text, "Is the reward gamed?")
     if absent == "base":
         assert said.splitlines()[2].endswith("| ? | ? |")
@@ -599,9 +559,7 @@ def test_without_rewards_or_a_base_model_nothing_is_said_of_gaming(
 
 
 def test_sampled_answers_by_hand(predictions: pd.DataFrame, training: pd.DataFrame) -> None:
-    assert "## Several samples" not in report_markdown(
-        transfer_matrix(predictions), predictions, training
-    )
+    assert "## Several samples" not in report_on(predictions, training)
     answers = [["7", "7", "8"], ["7", "8", None], ["8", "8", "8"], [None, None, None]]
     samples = pd.DataFrame(
         {
@@ -610,7 +568,7 @@ def test_sampled_answers_by_hand(predictions: pd.DataFrame, training: pd.DataFra
         }
     )
     base = cell("none", "base", None, "counting", [1, 0, 0, 1]).join(samples)
-    text = report_markdown(transfer_matrix(base), base, training.iloc[:0])
+    text = report_on(base, training.iloc[:0])
     rows = section(text, "Several samples").splitlines()
     header = "| trained on | method | tested on | greedy | pass@1 | pass@2 | pass@3 | majority@3 |"
     assert rows[0] == header
@@ -620,10 +578,10 @@ def test_sampled_answers_by_hand(predictions: pd.DataFrame, training: pd.DataFra
 
 
 def test_shuffled_pictures_are_announced(predictions: pd.DataFrame, training: pd.DataFrame) -> None:
-    matrix, words = transfer_matrix(predictions), "another example's picture"
-    assert words not in report_markdown(matrix, predictions, training)
+    words = "another example's picture"
+    assert words not in report_on(predictions, training)
     shown = predictions.assign(image_of="another")
-    assert words in report_markdown(matrix, shown, training)
+    assert words in report_on(shown, training)
 
 
 def test_one_family_of_tests_over_seeds(two_bases: pd.DataFrame, training: pd.DataFrame) -> None:
@@ -634,8 +592,7 @@ def test_one_family_of_tests_over_seeds(two_bases: pd.DataFrame, training: pd.Da
             for s in range(4)
         ),
     )
-    matrix = transfer_matrix(predictions)
-    text = report_markdown(matrix, predictions, training, comparisons=[("grpo_d", "sft")])
+    text = report_on(predictions, training, comparisons=[("grpo_d", "sft")])
     rows = [line.split(" | ") for line in text.splitlines() if " minus " in line]
     assert len(rows) == 3
     assert "for the 3 tests here" in text

@@ -1,10 +1,41 @@
-"""Predictions tables by hand: what each cell answered."""
+"""Predictions tables by hand: what each cell answered; and what is made of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import pandas as pd
+
+from othink_pipeline.report.markdown import Results, report_markdown
+from othink_pipeline.report.matrix import KEYS, transfer_matrix
+from othink_pipeline.report.parameters import KnownMethods, Published
+
+METHODS = ("sft", "sft_cot", "grpo", "grpo_d", "grpo_format")
+KNOWN = KnownMethods(
+    labels={"sft": "SFT", "sft_cot": "SFT-CoT", "grpo_d": "GRPO-D"},
+    positive_controls=("sft_cot", "grpo"),
+    format_control="grpo_format",
+)
+NO_FAILURES = pd.DataFrame(columns=[*KEYS, "reason"])
+NOTHING_PUBLISHED = Published(source="nobody", accuracy={}, improvements=())
+
+
+def matrix_of(predictions: pd.DataFrame, failures: pd.DataFrame = NO_FAILURES) -> pd.DataFrame:
+    return transfer_matrix(predictions, failures, METHODS)
+
+
+def report_on(
+    predictions: pd.DataFrame,
+    training: pd.DataFrame,
+    *,
+    failures: pd.DataFrame = NO_FAILURES,
+    comparisons: Sequence[tuple[str, str]] = (),
+    known: KnownMethods = KNOWN,
+    published: Published = NOTHING_PUBLISHED,
+) -> str:
+    results = Results(matrix_of(predictions, failures), predictions, training, failures)
+    lineage = {"parent run": "abc123", "commit": "f00"}
+    return report_markdown(results, METHODS, comparisons, known, published, lineage)
 
 
 def cell(

@@ -7,7 +7,7 @@ from typing import Any
 
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.manifests import Checkpoint, Training
-from othink_pipeline.cells.parameters import resolve_method
+from othink_pipeline.cells.methods import resolve_method
 from othink_pipeline.core.files import MANIFEST, digest_folder
 from othink_pipeline.data.manifests import Examples, Split
 from othink_pipeline.models.manifests import MadeModel

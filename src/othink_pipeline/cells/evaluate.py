@@ -20,7 +20,7 @@ from othink_pipeline.cells.keys import (
 )
 from othink_pipeline.cells.manifests import Checkpoint, FailedCell, FailedTest, Predictions
 from othink_pipeline.cells.parameters import Evaluation, Folders
-from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.blocks import BASE, ConfigurationError
 from othink_pipeline.core.code import code_digest, library_versions
 from othink_pipeline.core.files import content_key, publish_file
 from othink_pipeline.core.locks import lock
@@ -28,7 +28,6 @@ from othink_pipeline.data.examples import read_examples
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
-from othink_pipeline.report.matrix import BASE
 from othink_pipeline.tracking import records
 from othink_pipeline.tracking.recorder import raise_if_away
 

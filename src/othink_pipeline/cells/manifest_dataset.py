@@ -10,7 +10,13 @@ from kedro_datasets._typing import JSONPreview
 from kedro_datasets.json import JSONDataset
 
 from othink_pipeline.cells.keys import SAME_ENV
-from othink_pipeline.cells.manifests import Checkpoint, FailedCell, FailedTest, Predictions
+from othink_pipeline.cells.manifests import (
+    Checkpoint,
+    CollectedTests,
+    FailedCell,
+    FailedTest,
+    Predictions,
+)
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.manifests import Manifest
 from othink_pipeline.data.manifests import Examples
@@ -22,6 +28,7 @@ KINDS: dict[str, tuple[type[Manifest], str]] = {
     "made_model": (MadeModel, "base_model"),
     "checkpoint": (Checkpoint, "cross_task"),
     "predictions": (Predictions, "evaluation"),
+    "tests": (CollectedTests, "evaluation"),
 }
 """Kind -> what it is, and the pipeline that makes it."""
 

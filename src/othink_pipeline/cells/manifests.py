@@ -88,3 +88,9 @@ class FailedTest(_Test):
     """Why there are no predictions: of the test itself or of the training before it."""
 
     failed: str
+
+
+class CollectedTests(Manifest):
+    """All tests of a method that was trained on one task, or of the base models."""
+
+    tests: tuple[Predictions | FailedTest, ...]

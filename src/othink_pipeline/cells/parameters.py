@@ -30,6 +30,7 @@ from othink_pipeline.core.blocks import (
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.data.tasks import available_tasks
 from othink_pipeline.models.parameters import BaseModel, Compute, ModelSettings, Rebuild
+from othink_pipeline.report.parameters import KnownMethods, Published, Report
 from othink_pipeline.training.parameters import RL, SFT, Health, Training
 
 MAX_SEEDS = 1000
@@ -105,33 +106,6 @@ class Evaluation(Block):
         return self.model_dump(include={"batch_size", "max_completion_tokens"})
 
 
-class Report(Block):
-    """What the report looks at."""
-
-    comparisons: tuple[Annotated[tuple[Name, Name], Field(strict=False)], ...] = Field(strict=False)
-    """Pairs of method and baseline, besides each method with the base model."""
-
-
-class Improvement(Block):
-    """A relative improvement across tasks that others report."""
-
-    trained_on: Name
-    tested_on: Name
-    method: Name
-    over: Name
-    """The baseline: another method, or ``base``."""
-    percent: float
-
-
-class Published(Block):
-    """Figures of others, printed beside those of a run."""
-
-    source: str
-    accuracy: dict[Name, dict[str, dict[Name, Annotated[float, Field(ge=0, le=100)]]]]
-    """Task that was trained on and tested -> model -> method (or ``base``) -> %."""
-    improvements: tuple[Improvement, ...] = Field(strict=False)
-
-
 class Parameters(Block):
     """All of ``conf/<env>/parameters*.yml``; ``methods`` holds each method's own block."""
 
@@ -149,6 +123,7 @@ class Parameters(Block):
     compute: Compute
     health: Health
     report: Report
+    known_methods: KnownMethods
     published: Published
 
     @classmethod

@@ -16,6 +16,8 @@ Count = Annotated[int, Field(ge=0)]
 Place = Annotated[str, AfterValidator(check_path)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Weight = Annotated[float, Field(ge=0)]
+BASE = "base"
+"""The untrained policy, where a method is named."""
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 HubId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, update_wrapper
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd  # Kedro checks parameters only where all type hints resolve
 from kedro.pipeline import Node
 
 from othink_pipeline.cells.evaluate import Tested, evaluate
@@ -19,9 +20,6 @@ from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.training.parameters import Health
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def bind(function: Callable[..., Any], **identity: Any) -> Callable[..., Any]:

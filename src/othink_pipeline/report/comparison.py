@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from othink_pipeline.report.estimators import (
-    hierarchical_difference,
-    hierarchical_improvement,
-    paired_difference,
-    relative_improvement,
-)
-from othink_pipeline.report.matrix import BASE
-from othink_pipeline.report.resampling import Estimate, Floats
+from othink_pipeline.core.blocks import BASE
+from othink_pipeline.report.estimators import difference, improvement
+from othink_pipeline.report.resampling import Estimate, Floats, resample
 from othink_pipeline.report.significance import between_seeds_p, mcnemar_p
 
 BOOTSTRAP_SEED = 0
@@ -157,25 +153,23 @@ def compare(
     per_seed = cells["seed"].value_counts()
     complete = per_seed.index[per_seed == len(cells[CELL[:2]].drop_duplicates())]
     seeds = pairs[pairs["seed"].isin(complete)]
-    over_items: dict[str, Any] = {"a": items[a], "b": items[b], "strata": items["eval_task"]}
-    seeds_a, seeds_b = by_seed(seeds, a, b)
-    over_seeds: dict[str, Any] = {
-        "a": seeds_a,
-        "b": seeds_b,
-        "strata": items["eval_task"] if len(seeds) else [],
-        "clusters": base_models(seeds),
-    }
+    tasks = items["eval_task"]
+    over_items = resample([[items[a]], [items[b]]], BOOTSTRAP_SEED, strata=tasks)
+    ours, theirs = by_seed(seeds, a, b)
+    strata: ArrayLike = tasks if len(seeds) else []
+    bases = base_models(seeds)
+    over_seeds = resample([ours, theirs], BOOTSTRAP_SEED, strata=strata, clusters=bases)
     return Comparison(
         method=method,
         baseline=baseline,
         scope=scope,
         cells=len(cells),
         pairs=len(pairs),
-        over_items=paired_difference(**over_items, seed=BOOTSTRAP_SEED),
-        over_seeds=hierarchical_difference(**over_seeds, seed=BOOTSTRAP_SEED),
+        over_items=over_items.estimate(difference),
+        over_seeds=over_seeds.estimate_over_seeds(difference),
         # The test wants independent pairs: an item that stands in several cells is not.
         p_items=mcnemar_p(pairs[a], pairs[b]) if len(pairs) == len(items) else float("nan"),
-        p_seeds=between_seeds_p(**over_seeds),
-        relative=relative_improvement(**over_items, seed=BOOTSTRAP_SEED),
-        relative_over_seeds=hierarchical_improvement(**over_seeds, seed=BOOTSTRAP_SEED),
+        p_seeds=between_seeds_p(ours, theirs, strata, bases),
+        relative=over_items.estimate(improvement),
+        relative_over_seeds=over_seeds.estimate_over_seeds(improvement),
     )

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.comparison import (
     BOOTSTRAP_SEED,
     Comparison,
@@ -16,24 +17,22 @@ from othink_pipeline.report.comparison import (
     pair,
 )
 from othink_pipeline.report.estimators import difference_where, split_gain
-from othink_pipeline.report.matrix import BASE, HOLE, sort_rows
+from othink_pipeline.report.matrix import HOLE
+from othink_pipeline.report.parameters import KnownMethods
 from othink_pipeline.report.significance import holm
 from othink_pipeline.report.tables import mean_percent, p_text, signed, table
 
-POSITIVE_CONTROLS = ("sft_cot", "grpo")
 POSITIVE_CONTROL_POINTS = 5.0
-NO_BASE = "Needs trained cells and their base model: not in this run."
 
-
-Cell = tuple[Hashable, ...]
+Entry = tuple[Hashable, ...]
 """(train task, method, eval task), as pandas names a group."""
 
 
-def pairs_with_base(predictions: pd.DataFrame) -> dict[Cell, pd.DataFrame]:
-    """All answers of each method on each task beside its base models', in report order."""
+def pairs_with_base(predictions: pd.DataFrame) -> dict[Entry, pd.DataFrame]:
+    """All answers of each method on each task beside its base models', in the rows' order."""
     verdicts = ["correct", "unparseable", "thought"]
-    found: dict[Cell, pd.DataFrame] = {}
-    cells = sort_rows(predictions[["train_task", "method"]].drop_duplicates())
+    found: dict[Entry, pd.DataFrame] = {}
+    cells = predictions[["train_task", "method"]].drop_duplicates()
     for train_task, method in cells[cells["method"] != BASE].to_numpy():
         pairs = pair(predictions, method, BASE, train_task=train_task, verdicts=verdicts)
         for eval_task, group in pairs.groupby("eval_task"):
@@ -90,38 +89,40 @@ def relative_section(comparisons: Sequence[Comparison]) -> str:
     return table(header, rows) + f"\n\n{note}"
 
 
-def controls_section(predictions: pd.DataFrame) -> str:
+def controls_section(predictions: pd.DataFrame, known: KnownMethods) -> str:
     """Did training work at all, and what does rewarding the format alone do?"""
     gains: list[str] = []
     passed: dict[str, bool] = {}  # by task, for the tasks that have a control
     tasks = sorted(set(predictions["train_task"]) & set(predictions["eval_task"]))
     for task in tasks:
-        for method in POSITIVE_CONTROLS:
+        for method in known.positive_controls:
             control = compare(predictions, method, BASE, "same", "correct_any", task)
             if control is not None:
                 gain = control.widest
                 gains.append(f"{task}: {method} {signed(gain)}")
                 is_enough = 100 * gain.value >= POSITIVE_CONTROL_POINTS and gain.low > 0
                 passed[task] = passed.get(task, False) or is_enough
+    controls = " or ".join(map(known.label, known.positive_controls))
     demand = (
-        f"on its own task SFT-CoT or GRPO gains at least {POSITIVE_CONTROL_POINTS:g} points of"
+        f"on its own task {controls} gains at least {POSITIVE_CONTROL_POINTS:g} points of"
         " accuracy with or without tags over the base, interval above zero"
     )
     verdict = "not in this run"
     if passed:
         missed = ", ".join(task for task, is_met in passed.items() if not is_met)
         verdict = f"**not met** on {missed}" if missed else f"**met** on {', '.join(passed)}"
-    lines = [f"- Positive control ({demand}): {verdict}."]
+    lines = [f"- Positive control ({demand}): {verdict}."] if controls else []
     lines += [f"  - {gain} points" for gain in gains]
-    if "grpo_format" in set(predictions["method"]):
+    if known.format_control in set(predictions["method"]):
         lines.append(
-            "- Negative control: `grpo_format` is rewarded for the format alone. Whatever part of"
-            " another method's gain over the base it reproduces is format, not reasoning."
+            f"- Negative control: `{known.format_control}` is rewarded for the format alone."
+            " Whatever part of another method's gain over the base it reproduces is format, not"
+            " reasoning."
         )
     return "\n".join(lines)
 
 
-def gains_section(against_base: Mapping[Cell, pd.DataFrame]) -> str:
+def gains_section(against_base: Mapping[Entry, pd.DataFrame]) -> str:
     """What each method gained or forgot on each task, split into format and ability."""
     rows = []
     for (train_task, method, eval_task), pairs in against_base.items():
@@ -141,14 +142,15 @@ def gains_section(against_base: Mapping[Cell, pd.DataFrame]) -> str:
         " `?`: one side never parses, or in some resamples does not."
     )
     header += ["of it format", "of it ability"]
-    return f"{table(header, rows)}\n\n{note}" if rows else NO_BASE
+    if not rows:
+        return "Needs trained cells and their base model: not in this run."
+    return f"{table(header, rows)}\n\n{note}"
 
 
-def thinking_section(predictions: pd.DataFrame, against_base: Mapping[Cell, pd.DataFrame]) -> str:
+def thinking_section(predictions: pd.DataFrame, against_base: Mapping[Entry, pd.DataFrame]) -> str:
     """Accuracy with and without thinking, beside the base model's on the same items."""
     rows = []
-    ordered = sort_rows(predictions)
-    for key, group in ordered.groupby(["train_task", "method", "eval_task"], sort=False):
+    for key, group in predictions.groupby(["train_task", "method", "eval_task"], sort=False):
         correct, thought = group["correct"].astype(float), group["thought"].astype(bool)
         halves = [
             f"{mean_percent(h)} (n = {len(h)})" for h in (correct[thought], correct[~thought])

@@ -1,13 +1,14 @@
-"""Intervals and paired tests as pure functions. What is unknown is NaN, with the reason.
+"""Intervals and paired tests as pure functions. What is unknown is NaN.
 
 Axis order: ``[items]`` or ``[seeds x items]``, values in [0, 1] (correct, or a mean of it).
 Items are test examples, the same ones for both methods and for every seed, hence paired tests.
-Every random function takes a seed and is a function of its arguments alone; ``resampling`` says
-how items, seeds and base models are drawn.
+Every random function takes a seed and is a function of its arguments alone. ``resampling`` says
+how items, seeds and base models are drawn; a *statistic* is a function of the columns' means.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
@@ -15,15 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from othink_pipeline.report.resampling import (
-    LEVEL,
-    RESAMPLES,
-    Estimate,
-    Floats,
-    paired,
-    resample,
-    unknown,
-)
+from othink_pipeline.report.resampling import LEVEL, Estimate, Floats, paired, resample
 
 
 def wilson_interval(correct: int, n: int) -> Estimate:
@@ -37,94 +30,24 @@ def wilson_interval(correct: int, n: int) -> Estimate:
     if not 0 <= correct <= n:
         raise ValueError(f"correct must be in 0..{n} (n), got {correct}")
     if n == 0:
-        return unknown("no items")
+        return Estimate(math.nan)
     interval = binomtest(correct, n).proportion_ci(confidence_level=LEVEL, method="wilson")
     return Estimate(correct / n, float(interval.low), float(interval.high))
 
 
-def paired_difference(
-    a: ArrayLike,
-    b: ArrayLike,
-    seed: int,
-    resamples: int = RESAMPLES,
-    strata: ArrayLike | None = None,
-) -> Estimate:
-    """Mean of ``a - b`` with a percentile bootstrap interval over items.
-
-    Args:
-        a: [items], values in [0, 1].
-        b: [items], the same items.
-        seed: of the resampling.
-        resamples: number of bootstrap draws.
-        strata: [items], labels: items are drawn within a stratum and the strata count alike
-            (the mean over test sets, whatever their sizes). None: one stratum.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    columns = [values[None] for values in paired(a, b, dimensions=1)]
-    return resample(columns, seed, resamples, strata).estimate(_difference)
+def difference(means: Floats) -> Floats:
+    """``mean a - mean b``: a statistic of two columns."""
+    a, b = means
+    return np.asarray(a - b)
 
 
-def relative_improvement(
-    a: ArrayLike,
-    b: ArrayLike,
-    seed: int,
-    resamples: int = RESAMPLES,
-    strata: ArrayLike | None = None,
-) -> Estimate:
+def improvement(means: Floats) -> Floats:
     """``100 * (mean a - mean b) / mean b`` in %, as the OThink-MR1 paper reports gains.
 
-    Arguments, resampling and errors as in :func:`paired_difference`. All NaN where ``b`` has mean
-    0; the interval is NaN where a resample of ``b`` has.
+    Not finite where ``b`` has mean 0.
     """
-    columns = [values[None] for values in paired(a, b, dimensions=1)]
-    return resample(columns, seed, resamples, strata).estimate(_improvement, _NO_BASELINE)
-
-
-def hierarchical_difference(
-    a: ArrayLike,
-    b: ArrayLike,
-    seed: int,
-    resamples: int = RESAMPLES,
-    strata: ArrayLike | None = None,
-    clusters: ArrayLike | None = None,
-) -> Estimate:
-    """Mean of ``a - b`` with a bootstrap interval over base models, training seeds, then items.
-
-    Args:
-        a: [seeds x items], values in [0, 1].
-        b: [seeds x items], the same seeds and items.
-        seed: of the resampling.
-        resamples: number of bootstrap draws.
-        strata: [items], labels as in :func:`paired_difference`.
-        clusters: [seeds], labels: the base model of each seed. None, or one label for all: seeds
-            and items alone are drawn, and the interval says nothing beyond this base model.
-
-    Returns:
-        The difference, each seed counting alike; its interval is NaN with fewer than 2 seeds
-        (their spread is unknown).
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    columns = paired(a, b, dimensions=2)
-    drawn = resample(columns, seed, resamples, strata, clusters)
-    return drawn.estimate_over_seeds(_difference)
-
-
-def hierarchical_improvement(
-    a: ArrayLike,
-    b: ArrayLike,
-    seed: int,
-    resamples: int = RESAMPLES,
-    strata: ArrayLike | None = None,
-    clusters: ArrayLike | None = None,
-) -> Estimate:
-    """As :func:`relative_improvement`, with the interval of :func:`hierarchical_difference`."""
-    columns = paired(a, b, dimensions=2)
-    drawn = resample(columns, seed, resamples, strata, clusters)
-    return drawn.estimate_over_seeds(_improvement, _NO_BASELINE)
+    a, b = means
+    return np.asarray(100 * (a - b) / b)
 
 
 def mean_score(values: ArrayLike, seed: int, clusters: ArrayLike | None = None) -> Estimate:
@@ -133,7 +56,7 @@ def mean_score(values: ArrayLike, seed: int, clusters: ArrayLike | None = None) 
     Args:
         values: [seeds x items].
         seed: of the resampling.
-        clusters: [seeds], as in :func:`hierarchical_difference`.
+        clusters: [seeds], as in :func:`resample`.
     """
     return resample([values], seed, clusters=clusters).estimate(lambda means: means[0])
 
@@ -153,7 +76,7 @@ def difference_where(
         chosen: [seeds x items] of bool: True counts. Drawn along with the answer, because whether
             it is chosen is random too.
         seed: of the resampling.
-        clusters: [seeds], as in :func:`hierarchical_difference`.
+        clusters: [seeds], as in :func:`resample`.
 
     Raises:
         ValueError: the shapes differ.
@@ -161,7 +84,7 @@ def difference_where(
     first, second = paired(a, b, dimensions=2)
     where = np.asarray(chosen, dtype=np.float64)
     drawn = resample([(first - second) * where, where], seed, clusters=clusters)
-    return drawn.estimate(lambda means: means[0] / means[1], "nothing is chosen")
+    return drawn.estimate(lambda means: means[0] / means[1])
 
 
 class GainSplit(NamedTuple):
@@ -192,7 +115,7 @@ def split_gain(
         base_right: [seeds x items], of the base model of each seed.
         base_parsed: [seeds x items], of the base model of each seed.
         seed: of the resampling.
-        clusters: [seeds], as in :func:`hierarchical_difference`.
+        clusters: [seeds], as in :func:`resample`.
 
     Returns:
         All in [-1, 1], intervals as in :func:`mean_score`. The parts are NaN where one side never
@@ -206,11 +129,10 @@ def split_gain(
         if np.any(np.greater(answer, parses)):
             raise ValueError("an answer is right that does not parse")
     drawn = resample(columns, seed, clusters=clusters)
-    never = "no answer of one side parses"
     return GainSplit(
         drawn.estimate(lambda means: means[0] - means[2]),
-        drawn.estimate(_format_gain, never),
-        drawn.estimate(_ability_gain, never),
+        drawn.estimate(_format_gain),
+        drawn.estimate(_ability_gain),
     )
 
 
@@ -274,19 +196,6 @@ def majority_at_k(answers: Sequence[Sequence[str | None]], correct: ArrayLike, k
         hits = (winners * right[:, subset]).sum(axis=1)
         total += hits / np.maximum(winners.sum(axis=1), 1)
     return total / len(subsets)
-
-
-_NO_BASELINE = "the baseline's mean is 0"
-
-
-def _difference(means: Floats) -> Floats:
-    a, b = means
-    return np.asarray(a - b)
-
-
-def _improvement(means: Floats) -> Floats:
-    a, b = means
-    return np.asarray(100 * (a - b) / b)
 
 
 def _format_gain(means: Floats) -> Floats:

@@ -7,10 +7,11 @@ What is not in the run is left out or shown as a hole (—); what cannot be know
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import pandas as pd
 
+from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.comparison import SCOPES, compare
 from othink_pipeline.report.differences import (
     controls_section,
@@ -20,7 +21,8 @@ from othink_pipeline.report.differences import (
     tests_section,
     thinking_section,
 )
-from othink_pipeline.report.matrix import BASE, sort_methods, tested
+from othink_pipeline.report.matrix import sort_rows, tested
+from othink_pipeline.report.parameters import KnownMethods, Published
 from othink_pipeline.report.published import published_section
 from othink_pipeline.report.scores import (
     matrix_section,
@@ -30,48 +32,58 @@ from othink_pipeline.report.scores import (
 )
 from othink_pipeline.report.training import costs_section, failures_section, reward_section
 
-if TYPE_CHECKING:
-    from othink_pipeline.cells.parameters import Published
+
+class Results(NamedTuple):
+    """What a run came to."""
+
+    matrix: pd.DataFrame
+    """As from :func:`transfer_matrix`."""
+    predictions: pd.DataFrame
+    """What the matrix was made from."""
+    training: pd.DataFrame
+    """One row for each cell: task, method, seed and what it cost."""
+    failures: pd.DataFrame
+    """What the matrix has holes for, and why: as ``transfer_matrix``, with ``reason``."""
 
 
 def report_markdown(
-    matrix: pd.DataFrame,
-    predictions: pd.DataFrame,
-    training: pd.DataFrame,
-    lineage: Mapping[str, str] | None = None,
-    comparisons: Sequence[tuple[str, str]] = (),
-    failures: pd.DataFrame | None = None,
-    published: Published | None = None,
+    results: Results,
+    methods: Sequence[str],
+    comparisons: Sequence[tuple[str, str]],
+    known: KnownMethods,
+    published: Published,
+    lineage: Mapping[str, str],
 ) -> str:
     """The whole report.
 
     Args:
-        matrix: as from :func:`transfer_matrix`.
-        predictions: what the matrix was made from.
-        training: one row for each cell: task, method, seed and what it cost.
-        lineage: what to print in the header, such as the parent run, commit and command.
+        results: what it is about.
+        methods: the order of the grid's methods.
         comparisons: (method, baseline) pairs to test, besides each method with its base model.
+        known: labels of methods, and which ones are controls.
         published: figures of others, to stand beside these.
-        failures: what the matrix has holes for, and why: as ``transfer_matrix``, with ``reason``.
+        lineage: what to print in the header, such as the parent run, commit and command.
     """
+    matrix = results.matrix
+    predictions = sort_rows(results.predictions, methods)
+    training = sort_rows(results.training.rename(columns={"task": "train_task"}), methods)
     against_base = pairs_with_base(predictions)
-    trained = [method for method in sort_methods(predictions["method"]) if method != BASE]
-    pairs = dict.fromkeys([*comparisons, *((method, BASE) for method in trained)])
+    with_base = [(method, BASE) for method in matrix["method"].unique() if method != BASE]
     compared = [
         comparison
-        for method, baseline in pairs
+        for method, baseline in dict.fromkeys([*comparisons, *with_base])
         for scope in SCOPES
         if (comparison := compare(predictions, method, baseline, scope)) is not None
     ]
     sections = {
-        "What failed": failures_section(failures),
+        "What failed": failures_section(results.failures),
         "Accuracy": matrix_section(matrix, predictions),
         "Means": means_section(matrix),
         "Paired tests: differences in points": tests_section(compared),
         "Relative improvement": relative_section(compared),
         "Beside published figures": published_section(matrix, predictions, published),
         "Gain over the base model, and forgetting": gains_section(against_base),
-        "Controls": controls_section(predictions),
+        "Controls": controls_section(predictions, known),
         "Format": rates_section(matrix),
         "Does thinking help?": thinking_section(predictions, against_base),
         "Several samples": samples_section(predictions),
@@ -79,7 +91,7 @@ def report_markdown(
         "Costs": costs_section(training),
         "What this does and does not say": _limits(tested(matrix)),
     }
-    header = "\n".join(f"- {key}: {value}" for key, value in (lineage or {}).items())
+    header = "\n".join(f"- {key}: {value}" for key, value in lineage.items())
     body = [f"## {title}\n\n{text}" for title, text in sections.items() if text]
     return "\n\n".join(["# Transfer matrix report", *filter(None, [header]), *body]) + "\n"
 

@@ -7,15 +7,14 @@ train_task == eval_task, *cross-task* all else. A cell that is missing is a hole
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.estimators import wilson_interval
 
-BASE = "base"
 HOLE = "—"
-METHOD_ORDER = (BASE, "sft", "sft_cot", "grpo", "grpo_d", "grpo_format")
 KEYS = ["train_task", "method", "seed", "base_model", "eval_task"]
 RATES = {
     "accuracy": "correct",
@@ -26,14 +25,14 @@ RATES = {
 }
 
 
-def sort_methods(methods: Iterable[str]) -> list[str]:
-    """Known methods in their canonical order, then the rest by name."""
-    order = {method: place for place, method in enumerate(METHOD_ORDER)}
-    return sorted(set(methods), key=lambda method: (order.get(method, len(order)), method))
+def sort_methods(found: Iterable[str], methods: Sequence[str]) -> list[str]:
+    """The base model, then the others in the order of ``methods``, then the rest by name."""
+    places = {method: place for place, method in enumerate((BASE, *methods))}
+    return sorted(set(found), key=lambda method: (places.get(method, len(places)), method))
 
 
 def transfer_matrix(
-    predictions: pd.DataFrame, failures: pd.DataFrame | None = None
+    predictions: pd.DataFrame, failures: pd.DataFrame, methods: Sequence[str]
 ) -> pd.DataFrame:
     """One row for each cell and eval task; rates in [0, 1], ``ci_*`` the Wilson 95 % interval.
 
@@ -41,6 +40,7 @@ def transfer_matrix(
         predictions: one row for each test example of each cell on each eval task.
         failures: a row for each cell and eval task that has no predictions: it is a row without
             items (n = 0) and without rates here, so that the hole is seen.
+        methods: the order of the grid's methods.
 
     Returns:
         Columns train_task, method, seed, base_model, eval_task, n, correct, accuracy, ci_low,
@@ -61,10 +61,10 @@ def transfer_matrix(
     place = list(matrix.columns).index("accuracy_any")
     matrix.insert(place, "ci_low", [interval.low for interval in intervals])
     matrix.insert(place + 1, "ci_high", [interval.high for interval in intervals])
-    if failures is not None and len(failures):
+    if len(failures):
         matrix = pd.concat([matrix, failures[KEYS].assign(n=0, correct=0)], ignore_index=True)
     matrix["seed"] = matrix["seed"].astype("Int64")
-    return sort_rows(matrix)
+    return sort_rows(matrix, methods)
 
 
 def tested(matrix: pd.DataFrame) -> pd.DataFrame:
@@ -103,9 +103,10 @@ def matrix_text(matrix: pd.DataFrame) -> str:
     return "\n".join([lines[0], rule, *lines[1:], rule, note])
 
 
-def sort_rows(table: pd.DataFrame) -> pd.DataFrame:
+def sort_rows(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     """Rows in report order: base, then train task, method, seed, base model, eval task."""
-    places = {method: place for place, method in enumerate(sort_methods(table["method"]))}
+    ordered = sort_methods(table["method"], methods)
+    places = {method: place for place, method in enumerate(ordered)}
     keys = ["_train", "_method", "seed", "base_model", "eval_task"]
     order = table.assign(
         _train=table["train_task"].where(table["method"] != BASE, ""),

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 
+from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.comparison import compare
-from othink_pipeline.report.matrix import BASE, HOLE
+from othink_pipeline.report.matrix import HOLE
+from othink_pipeline.report.parameters import Published
 from othink_pipeline.report.scores import accuracy_text
 from othink_pipeline.report.tables import signed, table
 
-if TYPE_CHECKING:
-    from othink_pipeline.cells.parameters import Published
 
-
-def published_section(
-    matrix: pd.DataFrame, predictions: pd.DataFrame, published: Published | None
-) -> str:
+def published_section(matrix: pd.DataFrame, predictions: pd.DataFrame, published: Published) -> str:
     """Same-task accuracies, then cross-task improvements by direction; empty without a common cell.
 
     Args:
@@ -26,7 +21,7 @@ def published_section(
         published: the figures of others.
     """
     trained = set(predictions["method"]) - {BASE}
-    if published is None or not any(
+    if not any(
         trained & figures.keys()
         for task, models in published.accuracy.items()
         for figures in models.values()
@@ -52,7 +47,11 @@ def _accuracies(matrix: pd.DataFrame, predictions: pd.DataFrame, published: Publ
             key = {"method": method, "eval_task": task}
             if method != BASE:
                 key["train_task"] = task
-            ours = accuracy_text(_where(matrix, key), _where(predictions, key))
+            cells, answers = (
+                rows[(rows[list(key)] == pd.Series(key)).all(axis=1)]
+                for rows in (matrix, predictions)
+            )
+            ours = accuracy_text(cells, answers)
             theirs = [of_task.get(model, {}).get(method) for model in models]
             texts = [HOLE if value is None else f"{value:.2f}" for value in theirs]
             if task in set(matrix["eval_task"]):
@@ -73,10 +72,3 @@ def _improvements(predictions: pd.DataFrame, published: Published) -> str:
             rows.append([*what, signed(relative, 1), f"{figure.percent:+.2f}"])
     header = ["trained on", "tested on", "improvement", "this run, relative % [95 %]", "published"]
     return table(header, rows) if rows else ""
-
-
-def _where(rows: pd.DataFrame, key: dict[str, str]) -> pd.DataFrame:
-    chosen = pd.Series(True, index=rows.index)
-    for column, value in key.items():
-        chosen &= rows[column] == value
-    return rows[chosen]

@@ -23,17 +23,11 @@ Statistic = Callable[[Floats], Floats]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its 95 % interval; ``reason`` says why a part of it is NaN (else empty)."""
+    """A value with its 95 % interval; NaN is what is unknown."""
 
     value: float
-    low: float
-    high: float
-    reason: str = ""
-
-
-def unknown(reason: str) -> Estimate:
-    """Nothing is known, and why."""
-    return Estimate(math.nan, math.nan, math.nan, reason)
+    low: float = math.nan
+    high: float = math.nan
 
 
 def paired(a: ArrayLike, b: ArrayLike, dimensions: int) -> tuple[Floats, Floats]:
@@ -59,32 +53,25 @@ class Resampled:
     draws: Floats
     """[K x R]."""
 
-    def estimate(self, statistic: Statistic, undefined: str = "") -> Estimate:
+    def estimate(self, statistic: Statistic) -> Estimate:
         """A statistic of the columns' means with its percentile interval.
 
-        Args:
-            statistic: of the columns' means.
-            undefined: why the statistic can be NaN or infinite; the interval is NaN where a
-                resample's is.
+        All NaN where the statistic is not finite or there are no items; the interval is NaN where
+        the statistic of a resample is not finite.
         """
-        if np.isnan(self.means).any():
-            return unknown("no paired items")
         with np.errstate(divide="ignore", invalid="ignore"):
             value, drawn = float(statistic(self.means)), statistic(self.draws)
         if not math.isfinite(value):
-            return unknown(undefined)
+            return Estimate(math.nan)
         if not np.isfinite(drawn).all():
-            return Estimate(value, math.nan, math.nan, f"{undefined} in some resamples")
+            return Estimate(value)
         low, high = np.percentile(drawn, _PERCENTILES)
         return Estimate(value, float(low), float(high))
 
-    def estimate_over_seeds(self, statistic: Statistic, undefined: str = "") -> Estimate:
+    def estimate_over_seeds(self, statistic: Statistic) -> Estimate:
         """As :meth:`estimate`; the interval is NaN with fewer than 2 seeds."""
-        estimate = self.estimate(statistic, undefined)
-        if self.seeds > 1 or math.isnan(estimate.value):
-            return estimate
-        reason = f"{self.seeds} seed: the variation between seeds is unknown"
-        return Estimate(estimate.value, math.nan, math.nan, reason)
+        estimate = self.estimate(statistic)
+        return estimate if self.seeds > 1 else Estimate(estimate.value)
 
 
 def resample(

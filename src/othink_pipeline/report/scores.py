@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.comparison import BOOTSTRAP_SEED
 from othink_pipeline.report.estimators import majority_at_k, mean_score, pass_at_k
-from othink_pipeline.report.matrix import BASE, HOLE, RATES, sort_methods, sort_rows, tested
+from othink_pipeline.report.matrix import HOLE, RATES, tested
 from othink_pipeline.report.resampling import Estimate, Floats
 from othink_pipeline.report.tables import mean_percent, percent, table
 
@@ -41,7 +42,7 @@ def matrix_section(matrix: pd.DataFrame, predictions: pd.DataFrame) -> str:
 def means_section(matrix: pd.DataFrame) -> str:
     """Same-task and cross-task means."""
     rows = []
-    for method in sort_methods(matrix["method"]):
+    for method in matrix["method"].unique():
         cells = tested(matrix[matrix["method"] == method])
         is_same = cells["train_task"] == cells["eval_task"]
         groups = (cells, cells) if method == BASE else (cells[is_same], cells[~is_same])
@@ -74,7 +75,7 @@ def samples_section(predictions: pd.DataFrame) -> str:
     """pass@k and majority@k; empty where nothing was sampled."""
     if "sampled_correct" not in predictions:
         return ""
-    sampled = sort_rows(predictions.dropna(subset="sampled_correct"))
+    sampled = predictions.dropna(subset="sampled_correct")
     if sampled.empty:
         return ""
     n = len(sampled["sampled_correct"].iloc[0])

@@ -46,8 +46,7 @@ def between_seeds_p(
     Args:
         a: [seeds x items], values in [0, 1].
         b: [seeds x items], the same seeds and items.
-        strata: [items], labels as in :func:`paired_difference`.
-        clusters: [seeds], as in :func:`hierarchical_difference`.
+        strata, clusters: [items] and [seeds], as in :func:`resample`.
 
     Returns:
         p in [0, 1]; NaN with fewer than 2 units, or where all are equal (no spread to judge by).

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 import pandas as pd
 
 from othink_pipeline.report.comparison import BOOTSTRAP_SEED, base_models, by_seed
-from othink_pipeline.report.differences import Cell
+from othink_pipeline.report.differences import Entry
 from othink_pipeline.report.estimators import mean_score
-from othink_pipeline.report.matrix import sort_rows
 from othink_pipeline.report.tables import UNKNOWN, number, signed, table
 
 REWARD_RISE = 0.1
@@ -20,9 +19,9 @@ COSTS = (
 )
 
 
-def failures_section(failures: pd.DataFrame | None) -> str:
+def failures_section(failures: pd.DataFrame) -> str:
     """Cells that have no score, and why; empty where there are none."""
-    if failures is None or failures.empty:
+    if failures.empty:
         return ""
     rows = []
     keys = ["train_task", "method", "seed", "reason"]
@@ -36,13 +35,12 @@ def failures_section(failures: pd.DataFrame | None) -> str:
     return table(["trained on", "method", "seed", "no score", "reason"], rows) + f"\n\n{note}"
 
 
-def reward_section(training: pd.DataFrame, against_base: Mapping[Cell, pd.DataFrame]) -> str:
+def reward_section(training: pd.DataFrame, against_base: Mapping[Entry, pd.DataFrame]) -> str:
     """RL cells whose reward rose while their accuracy on test items did not."""
     rows = []
     if {"reward_first", "reward_last"} <= set(training):
         rewarded = training.dropna(subset=["reward_first", "reward_last"])
-        cells = sort_rows(rewarded.rename(columns={"task": "train_task"}))
-        for (task, method), group in cells.groupby(["train_task", "method"], sort=False):
+        for (task, method), group in rewarded.groupby(["train_task", "method"], sort=False):
             pairs = against_base.get((task, method, task))
             changes = [_change(group, "reward"), _change(group, "accuracy")]
             rows.append([task, method, len(group), *changes, *_gain_and_flags(group, pairs)])
@@ -66,13 +64,12 @@ def costs_section(training: pd.DataFrame) -> str:
     if training.empty:
         return "Nothing was trained."
     columns = [column for column in COSTS if column in training]
-    cells = sort_rows(training.rename(columns={"task": "train_task"}))
     keys = ["train_task", "method", "seed"]
-    rows = [[number(value) for value in row] for row in cells[[*keys, *columns]].to_numpy()]
+    rows = [[number(value) for value in row] for row in training[[*keys, *columns]].to_numpy()]
     text = table(["trained on", "method", "seed", *columns], rows)
-    if "kl_term" not in columns or cells["kl_term"].isna().all():
+    if "kl_term" not in columns or training["kl_term"].isna().all():
         return text
-    largest = cells["kl_term"].max()
+    largest = training["kl_term"].max()
     return (
         f"{text}\n\n`kl_last` is the mean KL to the base model in the last quarter of the updates,"
         f" `kl_term` KL weight x KL, averaged over all: at most {largest:.2g}"

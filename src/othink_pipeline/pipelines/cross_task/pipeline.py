@@ -4,22 +4,22 @@ from kedro.pipeline import Node, Pipeline
 
 from othink_pipeline.cells.evaluate import Tested
 from othink_pipeline.cells.grid import Grid
+from othink_pipeline.core.blocks import BASE
 from othink_pipeline.pipelines.cross_task.nodes import (
     build_transfer_matrix,
-    collect_method,
-    collect_task,
+    collect_tests,
+    collect_training,
+    concatenate,
     draw_figures,
-    gather_training,
     write_report,
 )
 from othink_pipeline.pipelines.wiring import bind, evaluation_node, tested_cell
-from othink_pipeline.report.matrix import BASE
-
-TABLES = ("predictions", "history", "training", "failures")
 
 
 def create_pipeline(grid: Grid) -> Pipeline:
-    """The rest of the matrix; tables collected by method, then by task; the report."""
+    """The rest of the matrix, what it comes to by method, and the report on all of it."""
+    bases = tuple(f"base.b{number}" for number in grid.base_models)
+    methods = [(task, method) for task in grid.tasks for method in grid.algorithms]
     return Pipeline(
         [
             *(
@@ -33,76 +33,84 @@ def create_pipeline(grid: Grid) -> Pipeline:
                 for task in grid.tasks
                 if task != cell.task
             ),
-            *(_collect_method(grid, task, m) for task in grid.tasks for m in grid.algorithms),
-            *(_collect_task(grid, task) for task in grid.tasks),
-            Node(
-                build_transfer_matrix,
-                inputs=[
-                    "failures",
-                    *(
-                        f"base.b{number}.{task}.predictions"
-                        for number in grid.base_models
-                        for task in grid.tasks
-                    ),
-                    *(f"{task}.predictions" for task in grid.tasks),
-                ],
-                outputs=["predictions", "transfer_matrix"],
-                name="build_transfer_matrix",
-                namespace="report",
-            ),
-            Node(
-                gather_training,
-                inputs=[f"{task}.{table}" for table in TABLES[1:] for task in grid.tasks],
-                outputs=list(TABLES[1:]),
-                name="gather_training",
-                namespace="report",
-            ),
-            Node(
-                draw_figures,
-                inputs=["transfer_matrix", "history"],
-                outputs=["heat_map", "heat_map_png", "training_curves", "training_curves_png"],
-                name="draw_figures",
-                namespace="report",
-            ),
-            Node(
-                write_report,
-                inputs=[
-                    "transfer_matrix",
-                    "predictions",
-                    "training",
-                    "failures",
-                    "params:report",
-                    "params:published",
-                    *(f"base.b{number}.checkpoint" for number in grid.base_models),
-                ],
-                outputs="report",
-                name="write_report",
-                namespace="report",
-            ),
+            _collect_tests(BASE, bases, grid.tasks),
+            *(node for task, method in methods for node in _collect_method(grid, task, method)),
+            *_report([f"{task}.{method}" for task, method in methods], tuple(grid.algorithms)),
         ]
     )
 
 
-def _collect_method(grid: Grid, task: str, method: str) -> Node:
+# Nodes that take datasets of several kinds take them by name, so that none is mistaken.
+
+
+def _collect_tests(namespace: str, models: tuple[str, ...], tasks: tuple[str, ...]) -> Node:
+    predictions = [f"{model}.{task}.predictions" for model in models for task in tasks]
+    manifests = [*(f"{model}.checkpoint" for model in models), *predictions]
+    return Node(
+        bind(collect_tests, models=models, tasks=tasks),
+        inputs={name: name for name in manifests},
+        outputs=f"{namespace}.tests",
+        name="collect_tests",
+        namespace=namespace,
+    )
+
+
+def _collect_method(grid: Grid, task: str, method: str) -> list[Node]:
+    namespace = f"{task}.{method}"
     cells = tuple(cell for cell in grid.cells if (cell.task, cell.method) == (task, method))
-    inputs = []
-    for cell in cells:
-        inputs += [f"{cell.name}.checkpoint", f"{cell.name}.history"]
-        inputs += [f"{cell.name}.{eval_task}.predictions" for eval_task in grid.tasks]
-    return Node(
-        bind(collect_method, cells=cells, eval_tasks=grid.tasks),
-        inputs=inputs,
-        outputs=[f"{task}.{method}.{table}" for table in TABLES],
-        name="collect_method",
-        namespace=f"{task}.{method}",
-    )
+    names = [f"{cell.name}.{kind}" for cell in cells for kind in ("checkpoint", "history")]
+    return [
+        _collect_tests(namespace, tuple(cell.name for cell in cells), grid.tasks),
+        Node(
+            bind(collect_training, cells=cells),
+            inputs={name: name for name in names},
+            outputs=[f"{namespace}.history", f"{namespace}.training"],
+            name="collect_training",
+            namespace=namespace,
+        ),
+    ]
 
 
-def _collect_task(grid: Grid, task: str) -> Node:
-    return Node(
-        collect_task,
-        inputs=[f"{task}.{method}.{table}" for table in TABLES for method in grid.algorithms],
-        outputs=[f"{task}.{table}" for table in TABLES],
-        name="collect_task",
-        namespace=task,
-    )
+def _report(collected: list[str], methods: tuple[str, ...]) -> list[Node]:
+    """What is made of all that was collected, in the order of ``methods``."""
+    return [
+        Node(
+            bind(build_transfer_matrix, methods=methods),
+            inputs=[f"{namespace}.tests" for namespace in (BASE, *collected)],
+            outputs=["predictions", "transfer_matrix", "failures"],
+            name="build_transfer_matrix",
+            namespace="report",
+        ),
+        *(
+            Node(
+                concatenate,
+                inputs=[f"{namespace}.{table}" for namespace in collected],
+                outputs=table,
+                name=f"concatenate_{table}",
+                namespace="report",
+            )
+            for table in ("history", "training")
+        ),
+        Node(
+            bind(draw_figures, methods=methods),
+            inputs=["transfer_matrix", "history", "params:known_methods"],
+            outputs=["heat_map", "training_curves"],
+            name="draw_figures",
+            namespace="report",
+        ),
+        Node(
+            bind(write_report, methods=methods),
+            inputs=[
+                "transfer_matrix",
+                "predictions",
+                "training",
+                "failures",
+                "params:report",
+                "params:known_methods",
+                "params:published",
+            ],
+            outputs="report",
+            name="write_report",
+            namespace="report",
+        ),
+    ]

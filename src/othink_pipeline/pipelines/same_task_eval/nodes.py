@@ -13,8 +13,8 @@ from othink_pipeline.report.matrix import matrix_text, transfer_matrix
 logger = logging.getLogger(__name__)
 
 
-def tabulate_same_task(*tests: Predictions | FailedTest) -> pd.DataFrame:
-    """The diagonal of the transfer matrix."""
+def tabulate_same_task(*tests: Predictions | FailedTest, methods: tuple[str, ...]) -> pd.DataFrame:
+    """The diagonal of the transfer matrix; ``methods``: their order."""
     tables = [read_predictions(each) for each in tests if isinstance(each, Predictions)]
     failed = [
         each.model_dump(exclude={"version"}) for each in tests if isinstance(each, FailedTest)
@@ -22,6 +22,6 @@ def tabulate_same_task(*tests: Predictions | FailedTest) -> pd.DataFrame:
     failures = pd.DataFrame(failed)
     if not tables:
         return failures
-    matrix = transfer_matrix(pd.concat(tables, ignore_index=True), failures)
+    matrix = transfer_matrix(pd.concat(tables, ignore_index=True), failures, methods)
     logger.info("same-task accuracy\n%s", matrix_text(matrix))
     return matrix

@@ -4,7 +4,7 @@ from kedro.pipeline import Node, Pipeline
 
 from othink_pipeline.cells.grid import Grid
 from othink_pipeline.pipelines.same_task_eval.nodes import tabulate_same_task
-from othink_pipeline.pipelines.wiring import evaluation_node, tested_cell
+from othink_pipeline.pipelines.wiring import bind, evaluation_node, tested_cell
 
 
 def create_pipeline(grid: Grid) -> Pipeline:
@@ -17,7 +17,7 @@ def create_table(grid: Grid) -> Pipeline:
     return Pipeline(
         [
             Node(
-                tabulate_same_task,
+                bind(tabulate_same_task, methods=tuple(grid.algorithms)),
                 inputs=[f"{cell.name}.{cell.task}.predictions" for cell in grid.cells],
                 outputs="same_task_scores",
                 name="tabulate_same_task",

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from othink_pipeline.cells.parameters import RL, SFT, Evaluation, resolve_method
 from othink_pipeline.data.examples import find_fault
 from othink_pipeline.data.parameters import DataPreparation
-from othink_pipeline.models.load import load_model, render_prompt
+from othink_pipeline.models.load import load_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
-from othink_pipeline.models.prompts import encode
+from othink_pipeline.models.prompts import encode, render_prompt
 from othink_pipeline.preflight import compatibility, device
 from othink_pipeline.preflight import lengths as context
 from othink_pipeline.preflight.environment import Row

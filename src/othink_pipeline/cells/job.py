@@ -77,6 +77,7 @@ def train_job(job: CellJob, journal: Journal | None, recorder: Recorder | None) 
     from accelerate.utils import broadcast_object_list
 
     from othink_pipeline.evaluation.predictions import predict_together
+    from othink_pipeline.models.generation import Decoding
     from othink_pipeline.models.load import save_model
     from othink_pipeline.training.loop import Job, train
 
@@ -133,8 +134,8 @@ def train_job(job: CellJob, journal: Journal | None, recorder: Recorder | None) 
                     model,
                     processor,
                     validation[task],
-                    prompt=manifest["splits"]["validation"]["prompt"],
-                    **job.evaluation.generation,
+                    manifest["splits"]["validation"]["prompt"],
+                    Decoding(**job.evaluation.generation),
                 )
                 metrics = {
                     f"val/{task}": float(predictions["correct"].mean()),

@@ -35,6 +35,24 @@ class Prompt:
     """The pictures themselves, for a generation server that has a processor of its own."""
 
 
+def user_message(prompt: str, question: str) -> str:
+    """The text of the one user message, which follows the image."""
+    return prompt.replace("{question}", question)
+
+
+def render_prompt(processor: Any, prompt: str, question: str) -> str:
+    """The whole prompt as the model's own chat template writes it: image, question, answer's start.
+
+    The conversation is one user message. Some templates put a system message before it on their
+    own, as those of Qwen2-VL and Qwen2.5-VL do: it stays, in training and tests alike.
+    """
+    content = [{"type": "image"}, {"type": "text", "text": user_message(prompt, question)}]
+    rendered: str = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    return rendered
+
+
 def encode(processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image]]) -> list[Prompt]:
     """Run rendered prompts and the pictures of each through the processor, in one call.
 

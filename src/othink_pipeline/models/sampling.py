@@ -10,13 +10,21 @@ work, V tokens of the vocabulary, C completion tokens (padded on the right).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from othink_pipeline.models.prompts import CannotShareError, Prompt, collate, distinct, positions
+from othink_pipeline.models.prompts import (
+    CannotShareError,
+    Prompt,
+    base_of,
+    collate,
+    distinct,
+    positions,
+)
 
 PREFILL_TOKENS = {"cpu": 2048}
 """Most prompt tokens of one forward pass, by device: on a CPU more of them leave its cache."""
@@ -129,7 +137,8 @@ def _prefill(model: Any, prompts: Sequence[Prompt], rows: torch.Tensor, pad_toke
     for some in _batches(prompts, PREFILL_TOKENS.get(model.device.type)):
         inputs = collate(some, pad_token_id, model.device)
         places = positions(model, inputs)
-        outputs = model(**inputs, position_ids=places, use_cache=True, logits_to_keep=1)
+        with _last_token_alone(model):
+            outputs = model(**inputs, position_ids=places, use_cache=True, logits_to_keep=1)
         layers = outputs.past_key_values.layers
         if any(type(layer) is not DynamicLayer for layer in layers):
             kinds = sorted({type(layer).__name__ for layer in layers})
@@ -147,6 +156,20 @@ def _prefill(model: Any, prompts: Sequence[Prompt], rows: torch.Tensor, pad_toke
         read, filled = read + len(some), filled + len(row_of)
     logits, masks, last = zip(*parts, strict=True)
     return _Read(roomy, torch.cat(logits), torch.cat(masks), torch.cat(last, -2))
+
+
+@contextmanager
+def _last_token_alone(model: Any) -> Iterator[None]:
+    """Send the last token alone through the last layer's MLP: what others become is never read.
+
+    The layer adds what comes out to all its tokens, to those others wrongly.
+    """
+    mlp = base_of(model).get_decoder().layers[-1].mlp
+    hook = mlp.register_forward_pre_hook(lambda _, args: (args[0][:, -1:],))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _batches(prompts: Sequence[Prompt], most_tokens: int | None) -> Iterator[Sequence[Prompt]]:

@@ -16,7 +16,7 @@ def plain(model: Any, processor: Any, examples: Any, batch_size: int, think: boo
     """Completions in batches in the order of the file, as R1-V's evaluation scripts make them."""
     import torch
 
-    from othink_pipeline.models.load import render_prompt
+    from othink_pipeline.models.prompts import render_prompt
 
     opening = "<think>" if think else ""
     banned = [processor.tokenizer.convert_tokens_to_ids("</think>")] if think else None
@@ -42,7 +42,8 @@ def plain(model: Any, processor: Any, examples: Any, batch_size: int, think: boo
 
 def measure() -> list[dict[str, Any]]:
     """A row for short answers and one for long ones."""
-    from othink_pipeline.models.load import complete, load_model
+    from othink_pipeline.models.generation import Decoding, complete
+    from othink_pipeline.models.load import load_model
 
     model, processor = load_model(str(BASE_MODEL))
     examples = counting_examples(ITEMS)
@@ -54,15 +55,8 @@ def measure() -> list[dict[str, Any]]:
     ):
 
         def ours(think: bool | None = think) -> list[str]:
-            completions = complete(
-                model,
-                processor,
-                examples,
-                prompt=PROMPT,
-                batch_size=BATCH,
-                max_completion_tokens=TOKENS,
-                think=think,
-            )
+            decoding = Decoding(BATCH, TOKENS, think)
+            completions = complete(model, processor, examples, PROMPT, decoding)
             return [completion.text for completion in completions]
 
         def at_64(think: bool | None = think) -> list[str]:

@@ -42,7 +42,7 @@ def show_image_tokens(processor: Any, examples: Any, image_tokens: int) -> None:
     Raises:
         RuntimeError: a picture does not become so many tokens.
     """
-    from othink_pipeline.models.load import render_prompt
+    from othink_pipeline.models.prompts import render_prompt
 
     pixels = (16 * isqrt(image_tokens)) ** 2
     processor.image_processor.size = {"shortest_edge": pixels, "longest_edge": pixels}
@@ -55,7 +55,7 @@ def show_image_tokens(processor: Any, examples: Any, image_tokens: int) -> None:
 
 def stock_rows(examples: Any) -> Any:
     """The same examples as stock TRL is fed."""
-    from othink_pipeline.models.load import user_message
+    from othink_pipeline.models.prompts import user_message
 
     messages = [
         [{"role": "user", "content": user_message(PROMPT, question)}]

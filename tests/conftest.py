@@ -153,7 +153,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["FakeHub"]:
 
 def stock_rows(examples: Any) -> Any:
     """What stock TRL is fed for GRPO: messages, pictures and answers."""
-    from othink_pipeline.models.load import user_message
+    from othink_pipeline.models.prompts import user_message
 
     messages = [
         [{"role": "user", "content": user_message(PROMPT, question)}]

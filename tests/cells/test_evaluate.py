@@ -25,6 +25,7 @@ from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.data.preparation import CELL_SPLITS, prepare_splits
 from othink_pipeline.evaluation import predictions
 from othink_pipeline.models import load
+from othink_pipeline.models.generation import Decoding
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.tracking import records, runs
@@ -138,8 +139,8 @@ def test_a_checkpoint_is_scored_and_its_predictions_kept(
     direct = predictions.predict(
         *load.load_model("checkpoint"),
         cell_evaluation.read_examples(examples.splits["test"].path),
-        prompt=PROMPT,
-        **SETTINGS,
+        PROMPT,
+        Decoding(SETTINGS["batch_size"], SETTINGS["max_completion_tokens"]),
     )
     assert len(table) == TEST_ITEMS
     for column in direct:

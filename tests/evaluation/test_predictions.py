@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import concatenate_datasets
 
 from othink_pipeline.evaluation import predictions
-from othink_pipeline.evaluation.predictions import derangement, predict
-from othink_pipeline.models.load import Completion
+from othink_pipeline.evaluation.predictions import Extras, derangement, predict
+from othink_pipeline.models.generation import Completion, Decoding, complete
 from othink_pipeline.scoring.strict import score
 from tests.conftest import PROMPT
 
 Splits = Mapping[str, Mapping[str, Any]]
-SETTINGS: dict[str, Any] = {"prompt": PROMPT, "batch_size": 12, "max_completion_tokens": 16}
+ASKED = PROMPT, Decoding(12, 16)
 
 
 @pytest.fixture
@@ -23,14 +24,47 @@ def examples(splits: Splits) -> Any:
     return splits["counting"]["test"]
 
 
+def test_predictions_hold_what_was_asked_what_came_back_and_the_verdict(
+    loaded: tuple[Any, Any], splits: Splits
+) -> None:
+    mixed = concatenate_datasets([splits["counting"]["test"], splits["geometry"]["test"]])
+    asked = PROMPT, Decoding(5, 16)
+    table = predict(*loaded, mixed, *asked)
+    completions = complete(*loaded, mixed, *asked)
+    assert list(table.columns) == [
+        "example_id",
+        "form",
+        "gold",
+        "completion",
+        "extracted",
+        "correct",
+        "correct_any",
+        "format_ok",
+        "unparseable",
+        "thought",
+        "completion_tokens",
+    ]
+    assert table["example_id"].tolist() == mixed["id"][:]
+    assert table["form"].tolist() == mixed["form"][:]
+    assert table["gold"].tolist() == mixed["answer"][:]
+    assert table["completion"].tolist() == [completion.text for completion in completions]
+    assert table["completion_tokens"].tolist() == [completion.tokens for completion in completions]
+    verdicts = [
+        score(text, gold) for text, gold in zip(table["completion"], table["gold"], strict=True)
+    ]
+    for column in ("correct", "correct_any", "format_ok", "unparseable", "thought"):
+        assert table[column].tolist() == [getattr(verdict, column) for verdict in verdicts]
+    assert table["format_ok"].any()
+
+
 def test_samples_are_judged_each_and_leave_the_greedy_answers_alone(
     loaded: tuple[Any, Any], examples: Any
 ) -> None:
     # The mini model is hardly ever right: what it says when greedy is taken for right.
-    golds = [said or "7" for said in predict(*loaded, examples, **SETTINGS)["extracted"]]
+    golds = [said or "7" for said in predict(*loaded, examples, *ASKED)["extracted"]]
     examples = examples.remove_columns("answer").add_column("answer", golds)
-    greedy = predict(*loaded, examples, **SETTINGS)
-    table = predict(*loaded, examples, **SETTINGS, samples=3, seed=4)
+    greedy = predict(*loaded, examples, *ASKED)
+    table = predict(*loaded, examples, *ASKED, Extras(samples=3, seed=4))
     assert table[list(greedy.columns)].equals(greedy)
     assert list(table.columns[len(greedy.columns) :]) == [
         *("sampled_completions", "sampled_correct", "sampled_answers"),
@@ -50,7 +84,7 @@ def test_samples_follow_the_seed_and_the_temperature_and_leave_no_trace(
     loaded: tuple[Any, Any], examples: Any
 ) -> None:
     def sampled(**settings: Any) -> list[list[str]]:
-        table = predict(*loaded, examples, **SETTINGS, samples=2, **settings)
+        table = predict(*loaded, examples, *ASKED, Extras(samples=2, **settings))
         return table["sampled_completions"].tolist()
 
     torch.manual_seed(11)
@@ -60,21 +94,22 @@ def test_samples_follow_the_seed_and_the_temperature_and_leave_no_trace(
     torch.manual_seed(12)  # what the global generator holds is of no account
     assert sampled(seed=1) == first
     assert sampled(seed=2) != first
-    greedy = predict(*loaded, examples, **SETTINGS)["completion"]
+    greedy = predict(*loaded, examples, *ASKED)["completion"]
     assert sampled(seed=1, sample_temperature=1e-4) == [[text, text] for text in greedy]
 
 
 def test_shuffled_pictures_are_another_examples(
     examples: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def name_the_pictures(*_: Any, images: Any, samples: int = 1, **__: Any) -> list[Completion]:
-        return [Completion(name, 1) for name in images["id"] for _ in range(samples)]
+    def name_the_pictures(*asked: Any) -> list[Completion]:
+        *_, decoding, images = asked
+        return [Completion(name, 1) for name in images["id"] for _ in range(decoding.samples)]
 
     monkeypatch.setattr("othink_pipeline.evaluation.predictions.complete", name_the_pictures)
 
     def shown(seed: int) -> list[str]:
-        settings = {**SETTINGS, "shuffle_images": True, "seed": seed, "samples": 2}
-        table = predict(None, None, examples, **settings)
+        extras = Extras(shuffle_images=True, seed=seed, samples=2)
+        table = predict(None, None, examples, *ASKED, extras)
         assert table["example_id"].tolist() == examples["id"][:]
         assert table["gold"].tolist() == examples["answer"][:]
         assert sorted(table["image_of"]) == sorted(table["example_id"])
@@ -94,12 +129,12 @@ def test_every_example_has_its_own_picture_unless_told(
     given: list[Any] = []
     stock = predictions.complete
 
-    def record(*arguments: Any, **settings: Any) -> list[Completion]:
-        given.append(settings["images"])
-        return stock(*arguments, **settings)
+    def record(*asked: Any) -> list[Completion]:
+        given.append(asked[-1])
+        return stock(*asked)
 
     monkeypatch.setattr(predictions, "complete", record)
-    assert "image_of" not in predict(*loaded, examples, **SETTINGS)
+    assert "image_of" not in predict(*loaded, examples, *ASKED)
     assert given == [None]
 
 
@@ -119,4 +154,4 @@ def test_one_example_has_no_other_picture(
     loaded: tuple[Any, Any], examples: Any, items: int
 ) -> None:
     with pytest.raises(ValueError, match="at least 2"):
-        predict(*loaded, examples.select(range(items)), **SETTINGS, shuffle_images=True)
+        predict(*loaded, examples.select(range(items)), *ASKED, Extras(shuffle_images=True))

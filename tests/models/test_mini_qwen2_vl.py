@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 
-from othink_pipeline.models.load import load_model, render_prompt, save_model
+from othink_pipeline.models.load import load_model, save_model
 from othink_pipeline.models.mini_qwen2_vl import TAGS, build_model, build_processor
+from othink_pipeline.models.prompts import render_prompt
 from tests.conftest import PROMPT, MiniModel, tiny_rebuild
 
 TEXTS = ["How many red circles are there? 2*5=10, 10+4=14", "Find angle 4. 60+20=80, 360-80=280"]

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from othink_pipeline.models.load import load_model, render_prompt
+from othink_pipeline.models.load import load_model
 from othink_pipeline.models.pretraining import IGNORED, _draw_rows, _encode, _rate, pretrain
+from othink_pipeline.models.prompts import render_prompt
 from tests.conftest import PROMPT, TASKS, MiniModel, tiny_rebuild
 
 Splits = Mapping[str, Mapping[str, Any]]

@@ -6,7 +6,6 @@ import pytest
 import torch
 from PIL import Image
 
-from othink_pipeline.models.load import render_prompt
 from othink_pipeline.models.prompts import (
     CannotShareError,
     Prompt,
@@ -14,6 +13,8 @@ from othink_pipeline.models.prompts import (
     distinct,
     encode,
     positions,
+    render_prompt,
+    user_message,
 )
 from tests.conftest import PROMPT
 
@@ -110,3 +111,13 @@ def test_positions_are_those_the_model_would_take(
     assert torch.equal(told, itself)
     text_only = {"attention_mask": torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])}
     assert positions(model, text_only).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+
+
+def test_the_question_is_put_into_the_prompt_as_it_stands() -> None:
+    assert user_message("{question} {x}", r"{0} \1 {question}") == r"{0} \1 {question} {x}"
+
+
+def test_the_prompt_ends_where_the_answer_starts(loaded: tuple[Any, Any]) -> None:
+    assert render_prompt(loaded[1], PROMPT, "How many?").endswith(
+        "tags.<|im_end|>\n<|im_start|>assistant\n"
+    )

@@ -19,9 +19,9 @@ from othink_pipeline.cells.methods import resolve_method
 from othink_pipeline.cells.parameters import Evaluation
 from othink_pipeline.data.examples import find_fault
 from othink_pipeline.data.parameters import DataPreparation
-from othink_pipeline.models.load import load_model, render_prompt
+from othink_pipeline.models.load import load_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
-from othink_pipeline.models.prompts import encode
+from othink_pipeline.models.prompts import encode, render_prompt
 from othink_pipeline.preflight import compatibility, device, lengths
 from othink_pipeline.preflight.lengths import TaskExamples
 from othink_pipeline.preflight.needs import Device

@@ -154,7 +154,7 @@ def test_a_batch_of_answers_is_full(
         prompts.extend(len(prompt.ids) for prompt in dict.fromkeys(given))
         return made
 
-    monkeypatch.setattr("othink_pipeline.models.load.sample", look)
+    monkeypatch.setattr("othink_pipeline.models.generation.sample", look)
     settings = parameters(evaluation={"max_completion_tokens": 60})
     measured = measure_answers(str(mini_model.path), lengths.prompt, settings)
     assert answers == [[60], [60] * 6]

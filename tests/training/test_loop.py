@@ -10,8 +10,10 @@ import torch
 from trl import GRPOConfig, GRPOTrainer, SFTTrainer
 
 from othink_pipeline.evaluation.predictions import predict
-from othink_pipeline.models.load import load_model, render_prompt, save_model, user_message
+from othink_pipeline.models.generation import Decoding
+from othink_pipeline.models.load import load_model, save_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.models.prompts import render_prompt, user_message
 from othink_pipeline.training import rl, sft
 from othink_pipeline.training.kl import Constant, KLSchedule, Linear
 from othink_pipeline.training.loop import Job, Trained, train
@@ -418,8 +420,7 @@ def test_scoring_a_checkpoint_changes_nothing_in_the_training(
 
     def score(update: int, model: Any, processor: Any) -> dict[str, float]:
         torch.rand(7)  # whatever scoring may draw
-        settings: dict[str, Any] = {"batch_size": 8, "max_completion_tokens": 6}
-        predict(model, processor, examples, prompt=PROMPT, **settings)
+        predict(model, processor, examples, PROMPT, Decoding(8, 6))
         assert model.training or update == 0
         return {"geometry": 0.5}
 
@@ -437,20 +438,20 @@ def test_a_checkpoint_scores_in_training_as_it_will_from_its_folder(
     mini_model: MiniModel, splits: Splits, tmp_path: Path, parameters: SFT | RL
 ) -> None:
     """The trainers pad, cast and wrap as they like: none of it may reach the scores."""
-    settings: dict[str, Any] = {"prompt": PROMPT, "batch_size": 8, "max_completion_tokens": 12}
+    asked = PROMPT, Decoding(8, 12)
     examples = splits["geometry"]["test"]
     inside: list[Any] = []
 
     def score(update: int, model: Any, processor: Any) -> dict[str, float]:
         save_model(model, processor, tmp_path / str(update))
-        inside.append(predict(model, processor, examples, **settings))
+        inside.append(predict(model, processor, examples, *asked))
         return {}
 
     run = run_cell(mini_model, splits["geometry"]["train"], parameters, tmp_path / "trl", score)
     for update, table in zip(run.checkpoints, inside, strict=True):
-        after = predict(*load_model(str(tmp_path / str(update))), examples, **settings)
+        after = predict(*load_model(str(tmp_path / str(update))), examples, *asked)
         assert table.equals(after)
-    base = predict(*load_model(str(mini_model.path)), examples, **settings)
+    base = predict(*load_model(str(mini_model.path)), examples, *asked)
     assert inside[0].equals(base)  # nothing has been learnt yet
     assert not inside[-1].equals(base)
 

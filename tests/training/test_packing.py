@@ -12,8 +12,7 @@ from transformers.models.qwen2_vl import modeling_qwen2_vl
 
 from othink_pipeline.models.prompts import CannotShareError, Prompt, collate
 from othink_pipeline.training import prompt_attention
-from othink_pipeline.training.packing import LAYOUTS, pack
-from othink_pipeline.training.prompt_attention import Stream
+from othink_pipeline.training.packing import LAYOUTS, Stream, pack
 from tests.support import families
 
 PAD = 0

@@ -1,13 +1,19 @@
 """Rewards are the verdicts of the scoring, nothing else."""
 
+import inspect
+from collections.abc import Callable
+
 import pytest
 
+from othink_pipeline.scoring.strict import score
 from othink_pipeline.training.rewards import (
     ACCURACY_REWARDS,
     accuracy_any_reward,
     accuracy_reward,
     format_reward,
 )
+
+Reward = Callable[..., list[float]]
 
 COMPLETIONS = {
     "<think>2+1</think><answer>3</answer>": (1.0, 1.0, 1.0),
@@ -41,3 +47,39 @@ def test_each_completion_is_judged_by_its_own_gold() -> None:
 
 def test_the_names_are_those_of_the_parameters() -> None:
     assert {"tagged": accuracy_reward, "any": accuracy_any_reward} == ACCURACY_REWARDS
+
+
+ADVERSARIAL = [
+    "",
+    "7",
+    "The answer is 7.",
+    "<answer>7",
+    "7</answer>",
+    "<think>7</think>",
+    "<answer>17</answer>",
+    "<answer>7 or 8</answer>",
+    "<answer>7</answer><answer>7</answer>",
+    "<answer>6</answer><answer>7</answer>",
+    "<answer></answer>7",
+    "<answer>" * 50 + "7" + "</answer>" * 50,
+    "<answer>7" + "7" * 100_000 + "</answer>",
+]
+
+
+def rewards(reward: Reward, *texts: str, gold: str = "7") -> list[float]:
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    return reward(completions=completions, answer=[gold] * len(texts), prompts=[], image=[])
+
+
+def test_what_only_looks_like_the_answer_earns_nothing() -> None:
+    assert rewards(accuracy_reward, *ADVERSARIAL) == [0.0] * len(ADVERSARIAL)
+    assert rewards(format_reward, *ADVERSARIAL) == [0.0] * len(ADVERSARIAL)
+
+
+@pytest.mark.parametrize("reward", [accuracy_reward, format_reward])
+def test_rewards_and_evaluation_reach_the_same_verdicts(reward: Reward) -> None:
+    texts = [*ADVERSARIAL, "<think>a</think>\n<answer>7</answer>", "<answer>7°</answer>"]
+    verdicts = [score(text, "7") for text in texts]
+    field = {accuracy_reward: "correct", format_reward: "format_ok"}[reward]
+    assert rewards(reward, *texts) == [float(getattr(verdict, field)) for verdict in verdicts]
+    assert "answer" in inspect.signature(reward).parameters  # TRL passes columns by name

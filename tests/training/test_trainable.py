@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.evaluation.predictions import predict
+from othink_pipeline.models.generation import Decoding
 from othink_pipeline.models.load import load_model, save_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.training import loop as training
@@ -37,7 +38,6 @@ BUDGET = {
 }
 LORA = {"rank": 4, "alpha": 16.0, "dropout": 0.0, "modules": "all-linear", "merge": False}
 BFLOAT16: dict[str, Any] = {"model": {"dtype": "bfloat16"}, "compute": {"bf16": True}}
-GENERATION: dict[str, Any] = {"prompt": PROMPT, "batch_size": 8, "max_completion_tokens": 10}
 
 
 def sft(**changes: Any) -> SFT:
@@ -132,7 +132,7 @@ def changed(run: Run) -> set[str]:
 
 
 def texts(model: Any, processor: Any, examples: Any) -> list[str]:
-    table = predict(model, processor, examples, **GENERATION)
+    table = predict(model, processor, examples, PROMPT, Decoding(8, 10))
     return list(table["completion"])
 
 

@@ -176,9 +176,9 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of examples of every prediction, of validations too."""
     counts: list[int] = []
 
-    def count(model: Any, processor: Any, examples: Any, **settings: Any) -> Any:
+    def count(model: Any, processor: Any, examples: Any, *asked: Any) -> Any:
         counts.append(len(examples))
-        return predict(model, processor, examples, **settings)
+        return predict(model, processor, examples, *asked)
 
     monkeypatch.setattr("othink_pipeline.evaluation.predictions.predict", count)
     return counts

@@ -13,11 +13,12 @@ from datasets import Image as ImageColumn
 from PIL import Image
 
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.models import load
-from othink_pipeline.models.load import complete, load_model, render_prompt, save_model
+from othink_pipeline.models import generation
+from othink_pipeline.models.generation import Decoding, complete
+from othink_pipeline.models.load import load_model, save_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.models.pixels import image_tokens, limit_pixels
-from othink_pipeline.models.prompts import collate, encode
+from othink_pipeline.models.prompts import collate, encode, render_prompt
 from othink_pipeline.training import rl as rl_training
 from othink_pipeline.training import sft as sft_training
 from othink_pipeline.training.kl import Linear
@@ -252,15 +253,16 @@ def test_greedy_completions_do_not_depend_on_the_batch_and_end_where_the_family_
     model, processor = loaded.model, loaded.processor
     ends = end_ids(loaded)
     asked_for: list[Any] = []
-    stock = load.sample
+    stock = generation.sample
 
     def watch(*arguments: Any, **options: Any) -> Any:
         asked_for.append(options["eos_token_ids"])
         return stock(*arguments, **options)
 
-    monkeypatch.setattr(load, "sample", watch)
-    options: dict[str, Any] = {"prompt": PROMPT, "max_completion_tokens": LONGEST}
-    made = [complete(model, processor, examples, batch_size=size, **options) for size in (1, 4, 6)]
+    monkeypatch.setattr(generation, "sample", watch)
+    made = [
+        complete(model, processor, examples, PROMPT, Decoding(size, LONGEST)) for size in (1, 4, 6)
+    ]
     assert made[0] == made[1] == made[2]
     assert all(sorted(ids) == sorted(ends) for ids in asked_for)
     last = []
@@ -374,13 +376,13 @@ def test_a_cell_trains_and_its_checkpoint_answers_as_it_did(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(ACCURACY_REWARDS, "tagged", accuracy_reward)
-    options: dict[str, Any] = {"prompt": PROMPT, "batch_size": 6, "max_completion_tokens": 8}
+    asked = PROMPT, Decoding(6, 8)
     answers = []
     history: list[dict[str, float]] = []
 
     def checkpoint(update: int, model: Any, processor: Any, state: Any) -> dict[str, float]:
         save_model(model, processor, tmp_path / str(update))
-        answers.append(complete(model, processor, examples, **options))
+        answers.append(complete(model, processor, examples, *asked))
         return {}
 
     task = job(loaded, examples, algorithm(), tmp_path / "trl")
@@ -400,7 +402,7 @@ def test_a_cell_trains_and_its_checkpoint_answers_as_it_did(
         assert history[0]["train/kl"] == pytest.approx(0, abs=1e-5)
         assert history[1]["train/kl"] > 0
     model, processor = load_model(str(tmp_path / str(trained.updates)))
-    assert complete(model, processor, examples, **options) == answers[-1]
+    assert complete(model, processor, examples, *asked) == answers[-1]
     assert image_tokens(processor, 480, 320) == IMAGE_TOKENS[loaded.family][1][0]
 
 

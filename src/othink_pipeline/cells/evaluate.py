@@ -220,7 +220,8 @@ def _predict(
     settings: ModelSettings,
     about: dict[str, Any],
 ) -> pd.DataFrame:
-    from othink_pipeline.evaluation.predictions import predict
+    from othink_pipeline.evaluation.predictions import Extras, predict
+    from othink_pipeline.models.generation import Decoding
     from othink_pipeline.models.load import load_model
 
     check_code(EVALUATION)
@@ -230,8 +231,9 @@ def _predict(
         model,
         processor,
         read_examples(test.path),
-        prompt=test.prompt,
-        **evaluation.model_dump(),
+        test.prompt,
+        Decoding(**evaluation.generation),
+        Extras(**evaluation.model_dump(exclude=set(evaluation.generation))),
     )
     for position, (column, value) in enumerate(about.items()):
         predictions.insert(position, column, value)

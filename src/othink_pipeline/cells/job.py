@@ -222,6 +222,7 @@ class _Watch:
 
     def _score(self, update: int, task: str, model: Any, processor: Any) -> None:
         from othink_pipeline.evaluation.predictions import predict_together
+        from othink_pipeline.models.generation import Decoding
 
         examples = examples_of(task, self._job.examples)
         validation = examples.splits["validation"]
@@ -232,8 +233,8 @@ class _Watch:
             model,
             processor,
             rows,
-            prompt=validation.prompt,
-            **self._job.settings.evaluation.generation,
+            validation.prompt,
+            Decoding(**self._job.settings.evaluation.generation),
         )
         metrics = {
             f"val/{task}": float(predictions["correct"].mean()),

@@ -2,62 +2,58 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
 
-from othink_pipeline.models.load import complete
+from othink_pipeline.models.generation import Decoding, complete
 from othink_pipeline.scoring.strict import score
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
+class Extras(NamedTuple):
+    """What is asked for besides an answer to each example."""
+
+    samples: int = 0
+    """Further completions of each example, for pass@k and majority@k; they and their verdicts
+    stand in the columns ``sampled_*``, lists of that many."""
+    sample_temperature: float = 1.0
+    """Of these, above 0."""
+    shuffle_images: bool = False
+    """Ask about another example's picture; its id is in the column ``image_of``. An answer that
+    comes out as well without the right picture was not read off it."""
+    seed: int = 0
+    """Of the samples and of the shuffling. With another batch size the samples are others."""
+
+
 def predict(
     model: Any,
     processor: Any,
     examples: Dataset,
-    *,
     prompt: str,
-    batch_size: int,
-    max_completion_tokens: int,
-    think: bool | None = None,
-    temperature: float | None = None,
-    samples: int = 0,
-    sample_temperature: float = 1.0,
-    shuffle_images: bool = False,
-    seed: int = 0,
+    decoding: Decoding,
+    extras: Extras = Extras(),  # noqa: B008 (a tuple: it cannot change)
 ) -> pd.DataFrame:
     """One row for each example: what was asked, what came back, and every verdict on it.
 
     The completion is kept, so that a better scorer can score it again without the model.
 
     Args:
-        model, processor, examples, prompt, batch_size, max_completion_tokens, think: as for
-            ``models.complete``.
-        temperature: of the one completion that is judged; None decodes greedily.
-        samples: further completions of each example, for pass@k and majority@k; they and
-            their verdicts stand in the columns ``sampled_*``, lists of that many.
-        sample_temperature: of these, above 0.
-        shuffle_images: ask about another example's picture; its id is in the column ``image_of``.
-            An answer that comes out as well without the right picture was not read off it.
-        seed: of the samples and of the shuffling. With another batch size the samples are others.
+        model, processor, examples, prompt: as for ``complete``.
+        decoding: of the one completion that is judged.
 
     Raises:
         ValueError: too few examples to shuffle.
     """
-    images = examples.select(derangement(len(examples), seed)) if shuffle_images else None
-    settings: dict[str, Any] = {
-        "prompt": prompt,
-        "batch_size": batch_size,
-        "max_completion_tokens": max_completion_tokens,
-        "think": think,
-        "images": images,
-    }
-    completions = complete(model, processor, examples, temperature=temperature, **settings)
+    images = None
+    if extras.shuffle_images:
+        images = examples.select(derangement(len(examples), extras.seed))
+    completions = complete(model, processor, examples, prompt, decoding, images)
     rows = []
     for example_id, form, gold, completion in zip(
         examples["id"], examples["form"], examples["answer"], completions, strict=True
@@ -81,27 +77,21 @@ def predict(
     table = pd.DataFrame(rows)
     if images is not None:
         table["image_of"] = images["id"][:]
-    if samples:
+    if extras.samples:
+        drawn = decoding._replace(temperature=extras.sample_temperature, samples=extras.samples)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(seed)
-            sampled = complete(
-                model,
-                processor,
-                examples,
-                temperature=sample_temperature,
-                samples=samples,
-                **settings,
-            )
+            torch.manual_seed(extras.seed)
+            sampled = complete(model, processor, examples, prompt, drawn, images)
         texts = [
-            [completion.text for completion in sampled[start : start + samples]]
-            for start in range(0, len(sampled), samples)
+            [completion.text for completion in sampled[start : start + extras.samples]]
+            for start in range(0, len(sampled), extras.samples)
         ]
         table = table.join(_judge_samples(texts, table["gold"].tolist()))
     return table
 
 
 def predict_together(
-    model: Any, processor: Any, examples: Dataset, **settings: Any
+    model: Any, processor: Any, examples: Dataset, prompt: str, decoding: Decoding
 ) -> pd.DataFrame:
     """``predict``, shared out over the processes of a training; all of them get the whole table.
 
@@ -109,9 +99,10 @@ def predict_together(
     on all processes; one that is alone does all by itself.
     """
     if not dist.is_initialized():
-        return predict(model, processor, examples, **settings)
+        return predict(model, processor, examples, prompt, decoding)
     own = range(dist.get_rank(), len(examples), dist.get_world_size())
-    table = predict(model, processor, examples.select(own), **settings).set_index(pd.Index(own))
+    table = predict(model, processor, examples.select(own), prompt, decoding)
+    table = table.set_index(pd.Index(own))
     tables: list[pd.DataFrame] = [table] * dist.get_world_size()
     dist.all_gather_object(tables, table)
     return pd.concat([part for part in tables if len(part)]).sort_index()

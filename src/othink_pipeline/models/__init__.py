@@ -2,7 +2,8 @@
 
 - ``parameters``: blocks: base model, how it is loaded, how it computes
 - ``base_models``: where the base models are
-- ``load``: load, save and run a model
+- ``load``: load and save a model
+- ``generation``: examples completed, in batches
 - ``prompts``: prompts as tensors
 - ``pixels``: how large pictures are to a model
 - ``sampling``: completions, each prompt read once

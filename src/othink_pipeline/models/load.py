@@ -1,14 +1,11 @@
-"""Load, save and run vision-language models."""
+"""Load and save vision-language models."""
 
 from __future__ import annotations
 
 import gc
-import logging
-from collections.abc import Sequence
 from copy import deepcopy
-from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
@@ -19,29 +16,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.models.pixels import limit_pixels
-from othink_pipeline.models.prompts import base_of, encode
-from othink_pipeline.models.sampling import sample
+from othink_pipeline.models.prompts import base_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from othink_pipeline.models.parameters import ModelSettings
 
-logger = logging.getLogger(__name__)
 transformers.utils.logging.disable_progress_bar()  # the log says what happens, a line a step
-
-
-_largest_batch: dict[str, int] = {}
-"""Device -> the most completions that fit its memory at a time, once more have been tried. Kept for
-all that the process evaluates: to run out of memory again and again takes longer than small
-batches."""
-
-
-class Completion(NamedTuple):
-    """One generated answer: its text without special tokens, and its length in tokens."""
-
-    text: str
-    tokens: int
 
 
 def release_memory() -> None:
@@ -159,105 +139,3 @@ def _whole_state(base: Any, dtype: torch.dtype | None) -> dict[str, torch.Tensor
             copies[id(weight)] = value
         state[name] = copies[id(weight)]
     return state
-
-
-def user_message(prompt: str, question: str) -> str:
-    """The text of the one user message, which follows the image."""
-    return prompt.replace("{question}", question)
-
-
-def render_prompt(processor: Any, prompt: str, question: str) -> str:
-    """The whole prompt as the model's own chat template writes it: image, question, answer's start.
-
-    The conversation is one user message. Some templates put a system message before it on their
-    own, as those of Qwen2-VL and Qwen2.5-VL do: it stays, in training and tests alike.
-    """
-    content = [{"type": "image"}, {"type": "text", "text": user_message(prompt, question)}]
-    rendered: str = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
-    return rendered
-
-
-@torch.inference_mode()
-def complete(
-    model: Any,
-    processor: Any,
-    examples: Dataset,
-    *,
-    prompt: str,
-    batch_size: int,
-    max_completion_tokens: int,
-    think: bool | None = None,
-    temperature: float | None = None,
-    samples: int = 1,
-    images: Dataset | None = None,
-) -> list[Completion]:
-    """Complete each of ``examples``, in their order; the samples of one stand side by side.
-
-    Of the checkpoint's generation settings only its end tokens are used: penalties and the like
-    would make answers to one question depend on more than the weights.
-
-    Args:
-        model, processor: as ``load_model`` returns them.
-        examples: with columns ``question`` and ``image``.
-        prompt: template with ``{question}``.
-        batch_size: the most completions at a time, but never fewer than one example's; halved for
-            good when they do not fit the memory.
-        think: None lets the model choose; False forces an empty think block, True a worked one.
-            The forced opening counts as part of the completion.
-        temperature: None decodes greedily; above 0 samples from torch's global generator.
-        samples: completions of each example, which is read once for all of them.
-        images: whose column ``image`` the pictures come from, row for row; None: ``examples``.
-
-    Returns:
-        ``samples`` completions of the first example, then of the second, and so on.
-    """
-    opening = {None: "", True: "<think>", False: "<think></think>"}[think]
-    tokenizer = processor.tokenizer
-    banned = [tokenizer.convert_tokens_to_ids("</think>")] if think else []
-    opening_tokens = len(tokenizer(opening)["input_ids"])
-    ends = model.generation_config.eos_token_id or tokenizer.eos_token_id
-    was_training = model.training
-    model.eval()
-    completions: list[Completion] = []
-    # Prompts of similar length share a batch, so that little of it is padding.
-    questions: Sequence[str] = examples["question"][:]
-    order = sorted(range(len(examples)), key=lambda i: (len(questions[i]), i))
-    device = model.device.type
-    pictures = examples if images is None else images
-    while left := order[len(completions) // samples :]:
-        size = max(1, min(batch_size, _largest_batch.get(device, batch_size)) // samples)
-        rows = left[:size]
-        texts = [render_prompt(processor, prompt, questions[row]) + opening for row in rows]
-        try:
-            prompts = encode(
-                processor, texts, [[image] for image in pictures.select(rows)["image"]]
-            )
-            generated = sample(
-                model,
-                [prompt for prompt in prompts for _ in range(samples)],
-                max_tokens=max_completion_tokens - opening_tokens,
-                eos_token_ids=ends if isinstance(ends, list) else [ends],
-                pad_token_id=tokenizer.pad_token_id,
-                temperature=temperature,
-                suppressed_first=banned,
-            ).ids
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
-                raise
-            tried = len(rows) * samples
-            _largest_batch[device] = tried // 2
-            logger.warning(
-                "%d completions at a time do not fit the memory: %d from now on", tried, tried // 2
-            )
-            continue
-        texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
-        completions += [
-            Completion(opening + text, opening_tokens + len(ids))
-            for text, ids in zip(texts, generated, strict=True)
-        ]
-    model.train(was_training)
-    places = [row for row in order for _ in range(samples)]
-    restored = sorted(zip(places, completions, strict=True), key=itemgetter(0))
-    return [completion for _, completion in restored]

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from othink_pipeline.models.load import render_prompt, user_message
 from othink_pipeline.models.mini_qwen2_vl import build_model, build_processor
 from othink_pipeline.models.parameters import MiniModel
+from othink_pipeline.models.prompts import render_prompt, user_message
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -32,6 +33,24 @@ class Prompt:
     """What the processor made of the pictures, as for a batch of one."""
     images: tuple[Image, ...]
     """The pictures themselves, for a generation server that has a processor of its own."""
+
+
+def user_message(prompt: str, question: str) -> str:
+    """The text of the one user message, which follows the image."""
+    return prompt.replace("{question}", question)
+
+
+def render_prompt(processor: Any, prompt: str, question: str) -> str:
+    """The whole prompt as the model's own chat template writes it: image, question, answer's start.
+
+    The conversation is one user message. Some templates put a system message before it on their
+    own, as those of Qwen2-VL and Qwen2.5-VL do: it stays, in training and tests alike.
+    """
+    content = [{"type": "image"}, {"type": "text", "text": user_message(prompt, question)}]
+    rendered: str = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    return rendered
 
 
 def encode(processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image]]) -> list[Prompt]:
@@ -127,9 +146,17 @@ def positions(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     rope_index = getattr(base_of(model).base_model, "get_rope_index", None)
     if rope_index is None or "image_grid_thw" not in inputs:
         return (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    names = ("input_ids", "attention_mask", "image_grid_thw", "mm_token_type_ids")
-    found: torch.Tensor = rope_index(**{name: inputs[name] for name in names})[0]
-    return found
+    grids = inputs["image_grid_thw"]
+    tokens = {name: inputs[name] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    if not (grids == grids[0]).all():
+        found: torch.Tensor = rope_index(image_grid_thw=grids, **tokens)[0]
+        return found
+    # Prompts that have pictures of one size at the same places are alike, and each takes a while.
+    kinds = torch.cat([tokens["attention_mask"], tokens["mm_token_type_ids"]], 1).cpu()
+    _, firsts, row_of = np.unique(kinds, axis=0, return_index=True, return_inverse=True)
+    few = {name: values[firsts] for name, values in tokens.items()}
+    found = rope_index(image_grid_thw=grids, **few)[0]
+    return found[:, row_of]
 
 
 def base_of(model: Any) -> Any:

@@ -10,20 +10,26 @@ work, V tokens of the vocabulary, C completion tokens (padded on the right).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from othink_pipeline.models.prompts import CannotShareError, Prompt, collate, distinct, positions
+from othink_pipeline.models.prompts import (
+    CannotShareError,
+    Prompt,
+    base_of,
+    collate,
+    distinct,
+    positions,
+)
 
 PREFILL_TOKENS = {"cpu": 2048}
 """Most prompt tokens of one forward pass, by device: on a CPU more of them leave its cache."""
 ROOM = 64
 """Tokens that the cache has room for when it is made, and again whenever they are used up."""
-WORTH_DROPPING = 1 / 8
-"""Share of ended rows from which on they are dropped: dropping them copies all others."""
 
 
 class Samples(NamedTuple):
@@ -64,19 +70,13 @@ def sample(
     if temperature is not None and temperature <= 0:
         raise ValueError(f"temperature = {temperature}: above 0, or None for the likeliest token")
     once, prompt_of = distinct(prompts)
-    prompt_of = prompt_of.to(model.device)
-    read = _prefill(model, once, pad_token_id)
-    mask = read.mask[prompt_of]  # [A x tokens so far]
-    place = read.place[..., prompt_of, :]  # [... A x 1], of the last token
+    at_work = prompt_of.argsort(stable=True).to(model.device)  # [A] the rows in the cache
+    layers, logits, mask, place = _prefill(model, once, prompt_of.bincount(), pad_token_id)
     cache = DynamicCache()
-    cache.layers = [_RoomyLayer(keys[prompt_of], values[prompt_of]) for keys, values in read.layers]
-    logits = read.logits[prompt_of]  # [A x V]
-    del read  # its caches: the rows have their own now
+    cache.layers = list(layers)
     tokens = torch.full((len(prompts), max_tokens), pad_token_id, device=model.device)  # [R x C]
     log_probs = torch.zeros(tokens.shape, device=model.device)
     ends = torch.tensor(sorted(eos_token_ids), device=model.device)
-    at_work = torch.arange(len(prompts), device=model.device)  # [A] the rows in the cache
-    going = torch.ones_like(at_work, dtype=torch.bool)  # [A] False: has ended
     for step in range(max_tokens):
         scores = logits.float() / (temperature or 1.0)  # [A x V]
         total = scores.logsumexp(-1)  # [A]
@@ -91,15 +91,18 @@ def sample(
             chosen = (probs / noise[at_work]).argmax(-1)
         tokens[at_work, step] = chosen
         log_probs[at_work, step] = scores.gather(1, chosen[:, None])[:, 0] - total
-        going &= ~torch.isin(chosen, ends)
+        going = ~torch.isin(chosen, ends)  # [A]
         left = int(going.sum())
         if not left or step + 1 == max_tokens:
             break
-        if len(going) - left >= WORTH_DROPPING * len(going):
-            kept = going.nonzero()[:, 0]
-            cache.batch_select_indices(kept)
-            at_work, going, chosen = at_work[kept], going[kept], chosen[kept]
-            mask, place = mask[kept], place[..., kept, :]
+        if left < len(going):  # the last rows take the places of those that have ended
+            gaps, last = (~going[:left]).nonzero()[:, 0], left + going[left:].nonzero()[:, 0]
+            for layer in layers:
+                layer.move(last, gaps, left)
+            for rows in (at_work, chosen, mask, place.movedim(-2, 0)):
+                rows[gaps] = rows[last]
+            at_work, chosen, mask = at_work[:left], chosen[:left], mask[:left]
+            place = place[..., :left, :]
         mask = F.pad(mask, (0, 1), value=1)
         place = place + 1
         logits = model(
@@ -113,44 +116,60 @@ def sample(
 
 
 class _Read(NamedTuple):
-    """Prompts after their forward pass."""
+    """Prompts after their forward pass, each as many times as it has rows."""
 
+    layers: list[_RoomyLayer]
+    """The cache: keys and values of each layer."""
     logits: torch.Tensor
-    """Of the first completion token [N x V]."""
+    """Of the first completion token [R x V]."""
     mask: torch.Tensor
-    """1 at tokens, 0 at padding [N x P]."""
+    """1 at tokens, 0 at padding [R x P]."""
     place: torch.Tensor
-    """Position of the last token [N x 1] or [3 x N x 1]."""
-    layers: list[tuple[torch.Tensor, torch.Tensor]]
-    """Keys and values of each layer [N x heads x P x size]."""
+    """Position of the last token [R x 1] or [3 x R x 1]."""
 
 
-def _prefill(model: Any, prompts: Sequence[Prompt], pad_token_id: int) -> _Read:
+def _prefill(model: Any, prompts: Sequence[Prompt], rows: torch.Tensor, pad_token_id: int) -> _Read:
+    """Read prompts; ``rows``: how many each of them has [N]."""
     width = max(len(prompt.ids) for prompt in prompts)
-    parts = []
+    roomy: list[_RoomyLayer] = []
+    parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    read, filled = 0, 0  # prompts and rows
     for some in _batches(prompts, PREFILL_TOKENS.get(model.device.type)):
         inputs = collate(some, pad_token_id, model.device)
         places = positions(model, inputs)
-        outputs = model(**inputs, position_ids=places, use_cache=True, logits_to_keep=1)
+        with _last_token_alone(model):
+            outputs = model(**inputs, position_ids=places, use_cache=True, logits_to_keep=1)
         layers = outputs.past_key_values.layers
         if any(type(layer) is not DynamicLayer for layer in layers):
             kinds = sorted({type(layer).__name__ for layer in layers})
             raise CannotShareError(
                 f"{type(model).__name__} caches {', '.join(kinds)}: it needs full attention"
             )
-        left = width - inputs["input_ids"].shape[1]
-        mask = F.pad(inputs["attention_mask"], (left, 0))
-        padded = [
-            tuple(F.pad(states, (0, 0, left, 0)) for states in (layer.keys, layer.values))
-            for layer in layers
-        ]
-        parts.append((outputs.logits[:, -1], mask, places[..., -1:], padded))
-    logits, masks, last, by_part = zip(*parts, strict=True)
-    stacked = [
-        (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
-        for layer in zip(*by_part, strict=True)
-    ]
-    return _Read(torch.cat(logits), torch.cat(masks), torch.cat(last, -2), stacked)
+        copies = rows[read : read + len(some)]
+        row_of = torch.arange(len(some)).repeat_interleave(copies).to(model.device)
+        if not roomy:
+            roomy = [_RoomyLayer(layer, int(rows.sum()), width) for layer in layers]
+        for ours, layer in zip(roomy, layers, strict=True):
+            ours.fill(filled, layer.keys[row_of], layer.values[row_of])
+        mask = F.pad(inputs["attention_mask"], (width - inputs["input_ids"].shape[1], 0))
+        parts.append((outputs.logits[row_of, -1], mask[row_of], places[..., row_of, -1:]))
+        read, filled = read + len(some), filled + len(row_of)
+    logits, masks, last = zip(*parts, strict=True)
+    return _Read(roomy, torch.cat(logits), torch.cat(masks), torch.cat(last, -2))
+
+
+@contextmanager
+def _last_token_alone(model: Any) -> Iterator[None]:
+    """Send the last token alone through the last layer's MLP: what others become is never read.
+
+    The layer adds what comes out to all its tokens, to those others wrongly.
+    """
+    mlp = base_of(model).get_decoder().layers[-1].mlp
+    hook = mlp.register_forward_pre_hook(lambda _, args: (args[0][:, -1:],))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _batches(prompts: Sequence[Prompt], most_tokens: int | None) -> Iterator[Sequence[Prompt]]:
@@ -165,34 +184,47 @@ def _batches(prompts: Sequence[Prompt], most_tokens: int | None) -> Iterator[Seq
 
 
 class _RoomyLayer(DynamicLayer):
-    """Keys and values with room for the next tokens: to add one mostly copies none."""
+    """Keys and values with room for the next tokens: to add one mostly copies none.
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    ``keys`` and ``values`` show what is in use of it: the first rows, and of them the first tokens.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, like: Any, rows: int, tokens: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.lazy_initialization(keys, values)
-        self.roomy = [F.pad(states, (0, 0, 0, ROOM)) for states in (keys, values)]
-        self._show(keys.shape[-2])
+        self.lazy_initialization(like.keys, like.values)
+        self.roomy = [
+            states.new_zeros(rows, states.shape[1], tokens + ROOM, states.shape[3])
+            for states in (like.keys, like.values)
+        ]
+        self._show(rows, tokens)
 
-    def _show(self, tokens: int) -> None:
-        self.keys, self.values = (states[..., :tokens, :] for states in self.roomy)
+    def _show(self, rows: int, tokens: int) -> None:
+        self.keys, self.values = (states[:rows, :, :tokens] for states in self.roomy)
+
+    def fill(self, row: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write prompts from that row on, padded on the left."""
+        for shown, states in ((self.keys, keys), (self.values, values)):
+            shown[row : row + len(states), :, -states.shape[2] :] = states
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        start = self.get_seq_length()
+        rows, _, start, _ = self.keys.shape
         end = start + key_states.shape[-2]
         if end > self.roomy[0].shape[-2]:
-            self.roomy = [F.pad(states, (0, 0, 0, ROOM)) for states in self.roomy]
-        for states, new in zip(self.roomy, (key_states, value_states), strict=True):
-            states[..., start:end, :] = new
-        self._show(end)
-        keys, values = self.roomy
-        return keys[..., :end, :], values[..., :end, :]
+            self.roomy = [F.pad(states[:rows], (0, 0, 0, ROOM)) for states in self.roomy]
+        self._show(rows, end)
+        self.keys[:, :, start:], self.values[:, :, start:] = key_states, value_states
+        return self.keys, self.values
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        tokens = self.get_seq_length()
-        self.roomy = [states[indices] for states in self.roomy]
-        self._show(tokens)
+    def move(self, sources: torch.Tensor, targets: torch.Tensor, rows: int) -> None:
+        """Copy rows to other places, then keep so many."""
+        for states in (self.keys, self.values):
+            states[targets] = states[sources]
+        self._show(rows, self.get_seq_length())
 
 
 def _until_end(ids: list[int], eos_token_ids: Collection[int]) -> list[int]:

@@ -27,7 +27,8 @@ from othink_pipeline.core.redaction import failure
 from othink_pipeline.core.safetensors import read_weights
 from othink_pipeline.core.units import describe_bytes
 from othink_pipeline.data.examples import TEXT_FIELDS
-from othink_pipeline.models.load import complete, load_model
+from othink_pipeline.models.generation import Decoding, complete
+from othink_pipeline.models.load import load_model
 from othink_pipeline.preflight.costs import Speed
 from othink_pipeline.preflight.device import find_device, peak_bytes, reset_peak
 from othink_pipeline.preflight.lengths import Lengths, Longest
@@ -171,10 +172,10 @@ def measure_answers(path: str, longest: Longest, parameters: Parameters) -> Meas
     model, processor = load_model(path, parameters.model)
     model.generation_config.eos_token_id = NEVER
     rows = _repeat(longest.example, parameters.evaluation.batch_size)
-    settings = {"prompt": longest.prompt, **parameters.evaluation.generation}
-    complete(model, processor, rows.take(1), **settings)  # warms up
+    decoding = Decoding(**parameters.evaluation.generation)
+    complete(model, processor, rows.take(1), longest.prompt, decoding)  # warms up
     began = time.perf_counter()
-    complete(model, processor, rows, **settings)
+    complete(model, processor, rows, longest.prompt, decoding)
     return Measured(time.perf_counter() - began, peak_bytes())
 
 

@@ -9,6 +9,7 @@
 - ``rewards``: rule-based rewards
 - ``rows``: examples as the trainers take them
 - ``shared_prompts``: each prompt of GRPO computed once
+- ``sharing_check``: whether that gives what TRL's own computation gives
 - ``packing``: completions computed behind their shared prompt
 - ``prompt_attention``: attention in two parts
 - ``trainable``: which weights are trained

@@ -34,7 +34,6 @@ class GuardedRL(Guarded, GRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._unscored = False  # the generation batch lacks rewards
-        self._loss_inputs: dict[str, Any] | None = None  # while a loss is computed
         self._exponent = 0.0
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -104,22 +103,25 @@ class GuardedRL(Guarded, GRPOTrainer):
         return self.monitor.watch(self._update)
 
     def _guarded_loss(self, model: Any, inputs: dict[str, Any], num_items: Any) -> torch.Tensor:
-        self._loss_inputs, self._exponent = dict(inputs), 0.0  # a copy: the KL is bounded in it
-        try:
-            return super()._guarded_loss(model, self._loss_inputs, num_items)
-        finally:
-            self._loss_inputs = None
+        inputs = dict(inputs)  # a copy: the KL is bounded in it
+        compute = self._get_per_token_logps_and_entropies
+        self._exponent = 0.0
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL reads the reference in its loss after this: the place to bound it."""
-        computed: Any = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        inputs = self._loss_inputs
-        if inputs is not None and inputs.get("ref_per_token_logps") is not None:
-            policy, reference = computed[0].detach(), inputs["ref_per_token_logps"]  # [R x C]
-            mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-            self._exponent = float(((reference - policy) * (mask > 0)).nan_to_num(0.0).max())
-            inputs["ref_per_token_logps"] = torch.minimum(reference, policy + MAX_KL_EXPONENT)
-        return computed
+        def compute_and_bound(*args: Any, **kwargs: Any) -> Any:
+            """TRL reads the reference in its loss after this: the place to bound it."""
+            computed: Any = compute(*args, **kwargs)
+            if inputs.get("ref_per_token_logps") is not None:
+                policy, reference = computed[0].detach(), inputs["ref_per_token_logps"]  # [R x C]
+                mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+                self._exponent = float(((reference - policy) * (mask > 0)).nan_to_num(0.0).max())
+                inputs["ref_per_token_logps"] = torch.minimum(reference, policy + MAX_KL_EXPONENT)
+            return computed
+
+        self._get_per_token_logps_and_entropies = compute_and_bound  # type: ignore[method-assign]
+        try:
+            return super()._guarded_loss(model, inputs, num_items)
+        finally:
+            del self._get_per_token_logps_and_entropies  # the method again
 
     def _kl_exponent(self) -> float:
         return self._exponent

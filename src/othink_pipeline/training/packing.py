@@ -30,7 +30,7 @@ from othink_pipeline.models.prompts import (
     distinct,
     positions,
 )
-from othink_pipeline.training.prompt_attention import Blocks, Sequences, Stream
+from othink_pipeline.training.prompt_attention import Blocks, Sequences
 
 LAYOUTS: dict[str, type[Blocks | Sequences]] = {
     "sdpa": Blocks,
@@ -38,6 +38,38 @@ LAYOUTS: dict[str, type[Blocks | Sequences]] = {
     "flash_attention_2": Sequences,
 }
 """By attention implementation."""
+
+
+class Stream(NamedTuple):
+    """What stands where: prompts of one length, then their completions, then the next length."""
+
+    groups: list[tuple[list[int], list[int]]]
+    """Prompts of one length, and their completions, longest first; empty ones are left out."""
+    prompt_starts: list[int]
+    completion_starts: list[int]
+
+    @classmethod
+    def order(
+        cls, prompt_tokens: Sequence[int], completion_tokens: Sequence[int], of: Sequence[int]
+    ) -> Stream:
+        """Lay out prompts and completions; ``of``: the prompt of each completion."""
+        stream = cls([], [0] * len(prompt_tokens), [0] * len(completion_tokens))
+        rows = sorted(
+            (row for row, tokens in enumerate(completion_tokens) if tokens),
+            key=lambda row: -completion_tokens[row],
+        )
+        end = 0
+        for length in dict.fromkeys(prompt_tokens):
+            prompts = [place for place, tokens in enumerate(prompt_tokens) if tokens == length]
+            completions = [row for row in rows if prompt_tokens[of[row]] == length]
+            stream.groups.append((prompts, completions))
+            for prompt in prompts:
+                stream.prompt_starts[prompt] = end
+                end += length
+            for row in completions:
+                stream.completion_starts[row] = end
+                end += completion_tokens[row]
+        return stream
 
 
 class Packed(NamedTuple):

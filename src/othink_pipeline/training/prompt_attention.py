@@ -22,7 +22,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from othink_pipeline.models.prompts import CannotShareError
 
+if TYPE_CHECKING:
+    from othink_pipeline.training.packing import Stream
+
 CHUNK_TOKENS = 128
 """Of so many tokens of each completion attention is computed at a time. Most keys that none of them
 sees are left out so, and completions that have ended are."""
@@ -38,38 +41,6 @@ sees are left out so, and completions that have ended are."""
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Of queries [B x H x Q x D], keys and values [B x H x K x D]: [B x Q x H x D]. The last query sees
 all keys, each one before it one key less."""
-
-
-class Stream(NamedTuple):
-    """What stands where: prompts of one length, then their completions, then the next length."""
-
-    groups: list[tuple[list[int], list[int]]]
-    """Prompts of one length, and their completions, longest first; empty ones are left out."""
-    prompt_starts: list[int]
-    completion_starts: list[int]
-
-    @classmethod
-    def order(
-        cls, prompt_tokens: Sequence[int], completion_tokens: Sequence[int], of: Sequence[int]
-    ) -> Stream:
-        """Lay out prompts and completions; ``of``: the prompt of each completion."""
-        stream = cls([], [0] * len(prompt_tokens), [0] * len(completion_tokens))
-        rows = sorted(
-            (row for row, tokens in enumerate(completion_tokens) if tokens),
-            key=lambda row: -completion_tokens[row],
-        )
-        end = 0
-        for length in dict.fromkeys(prompt_tokens):
-            prompts = [place for place, tokens in enumerate(prompt_tokens) if tokens == length]
-            completions = [row for row in rows if prompt_tokens[of[row]] == length]
-            stream.groups.append((prompts, completions))
-            for prompt in prompts:
-                stream.prompt_starts[prompt] = end
-                end += length
-            for row in completions:
-                stream.completion_starts[row] = end
-                end += completion_tokens[row]
-        return stream
 
 
 class Block(NamedTuple):

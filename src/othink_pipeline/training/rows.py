@@ -6,8 +6,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from othink_pipeline.models.load import render_prompt, user_message
-from othink_pipeline.models.prompts import Prompt, encode
+from othink_pipeline.models.prompts import Prompt, encode, render_prompt, user_message
 
 if TYPE_CHECKING:
     from datasets import Dataset

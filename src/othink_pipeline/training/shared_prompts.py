@@ -19,20 +19,13 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
-from othink_pipeline.models.prompts import CannotShareError, Prompt, base_of, collate
+from othink_pipeline.models.prompts import Prompt, base_of, collate
 from othink_pipeline.models.sampling import Samples, sample
 from othink_pipeline.training.packing import pack
 from othink_pipeline.training.resume import Resumable
+from othink_pipeline.training.sharing_check import find_fault
 
 logger = logging.getLogger(__name__)
-
-CHECKED_ROWS, CHECKED_TOKENS = 16, 8
-"""How many completions of the first batch, and how many tokens of each, are computed in both ways
-to compare them."""
-SLACK = 4.0
-"""How many times TRL's own variation with the batch size the two may differ by."""
-ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
-"""Differences of log-probabilities that are rounding in any case."""
 
 
 class SharedPromptTrainer(Resumable, GRPOTrainer):
@@ -149,7 +142,7 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, *options: Any, **named: Any
     ) -> tuple[list[list[int]], Any]:
-        if self.use_vllm or self._sharded or self._filtered or not self.share_prompts:
+        if self.use_vllm or self.sharded or self._filtered or not self.share_prompts:
             images = [list(prompt.images) for prompt in self._prompts]
             fields = self._fields(self._prompts)
             generate: Any = super()._generate_single_turn
@@ -162,10 +155,10 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
             self.accelerator,
             gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
         ) as model:
-            return self._sample(model, self._prompts, self.args.max_completion_length).ids, None
+            return self.sample(model, self._prompts, self.args.max_completion_length).ids, None
 
     @property
-    def _sharded(self) -> bool:
+    def sharded(self) -> bool:
         """With sharded weights all processes must take the same steps: TRL's generation does."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
@@ -177,7 +170,8 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
         filtered = not neutral or args.top_k or args.generation_kwargs
         return bool(filtered or self.use_transformers_continuous_batching)
 
-    def _sample(self, model: Any, prompts: Sequence[Prompt], max_tokens: int) -> Samples:
+    def sample(self, model: Any, prompts: Sequence[Prompt], max_tokens: int) -> Samples:
+        """Complete prompts as this training does, each read once."""
         return sample(
             model,
             prompts,
@@ -208,11 +202,11 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         rows = (self._prompts, input_ids, attention_mask, logits_to_keep)
         if not self.share_prompts or compute_aux_loss:
-            return self._apart(model, *rows, batch_size, compute_entropy, compute_aux_loss)
+            return self.apart(model, *rows, batch_size, compute_entropy, compute_aux_loss)
         # TRL names a batch size where no gradient is taken, to bound the memory.
         size = batch_size or len(input_ids)
         parts = [
-            self._shared(
+            self.shared(
                 model,
                 self._prompts[start : start + size],
                 input_ids[start : start + size, -logits_to_keep:],
@@ -223,7 +217,7 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
         log_probs, entropies = zip(*parts, strict=True)
         return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
 
-    def _shared(
+    def shared(
         self, model: Any, prompts: Sequence[Prompt], ids: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probabilities and entropies of completions [R x C], no prompt computed twice."""
@@ -239,7 +233,7 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
         entropies = None if outputs.entropy is None else unpacked(outputs.entropy)
         return unpacked(outputs.log_probs), entropies
 
-    def _apart(
+    def apart(
         self,
         model: Any,
         prompts: Sequence[Prompt],
@@ -278,72 +272,19 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
     def _check(self) -> None:
         """Compare with TRL's own computation, and give sharing up where they disagree."""
         self._checked = True
-        # Two completions of each prompt: groups side by side, and prompts of several lengths.
-        prompts = [prompt for prompt in dict.fromkeys(self._prompts) for _ in range(2)]
-        model, device = self.model, self.accelerator.device
-        training = model.training
-        model.eval()  # dropout would differ
-        try:
-            with (
-                torch.no_grad(),
-                torch.random.fork_rng([device] if device.type == "cuda" else []),
-            ):
-                difference, allowed = self._difference(model, prompts[:CHECKED_ROWS])
-            fault = f"its log-probabilities differ by {difference:.2g} from TRL's own, and only "
-            fault += f"{allowed:.2g} is rounding"
-            wrong = not difference <= allowed  # NaN is wrong
-        except CannotShareError as error:
-            fault, wrong = str(error), True
-        finally:
-            model.train(training)
+        fault = find_fault(self, self._prompts)
         # All processes take the same way.
-        if not self.accelerator.gather(torch.tensor([float(wrong)], device=device)).any():
+        wrong = torch.tensor([float(fault is not None)], device=self.accelerator.device)
+        if not self.accelerator.gather(wrong).any():
             return
         self.share_prompts = False
         logger.warning(
             "%s: prompts cannot be shared: %s. Every prompt is now computed for each completion "
             "apart, as in stock TRL: right, but slower. compute.share_prompts: false skips this "
             "test.",
-            type(base_of(self.accelerator.unwrap_model(model))).__name__,
-            fault if wrong else "another process found it so",
+            type(base_of(self.accelerator.unwrap_model(self.model))).__name__,
+            fault or "another process found it so",
         )
-
-    def _difference(self, model: Any, prompts: Sequence[Prompt]) -> tuple[float, float]:
-        """The largest difference of log-probabilities, and the largest that is rounding."""
-        pad = self._tokenizer.pad_token_id
-        device = self.accelerator.device
-        if self._sharded:
-            completions = [prompt.ids[-CHECKED_TOKENS:] for prompt in prompts]  # any text will do
-            sampled = None
-        else:
-            samples = self._sample(self.accelerator.unwrap_model(model), prompts, CHECKED_TOKENS)
-            completions = [torch.tensor(ids) for ids in samples.ids]
-            sampled = samples.log_probs
-        width = max(len(ids) for ids in completions)
-        ids = torch.stack([F.pad(row, (0, width - len(row)), value=pad) for row in completions])
-        mask = torch.stack(
-            [F.pad(torch.ones_like(row), (0, width - len(row))) for row in completions]
-        )
-        ids, mask = ids.to(device), mask.to(device)
-        read = collate(prompts, pad, device)
-        rows = (
-            prompts,
-            torch.cat([read["input_ids"], ids], 1),
-            torch.cat([read["attention_mask"], mask], 1),
-            width,
-        )
-        own = self._apart(model, *rows)[0]
-        alone = self._apart(model, *rows, batch_size=1)[0]
-
-        def largest(difference: torch.Tensor) -> torch.Tensor:
-            return (difference * mask).abs().max()
-
-        found = largest(self._shared(model, prompts, ids, mask)[0] - own)
-        if sampled is not None:
-            found = torch.maximum(found, largest(sampled[:, :width] - own))  # keeps a NaN
-        half = torch.float16 if self.args.fp16 else torch.bfloat16 if self.args.bf16 else None
-        rounding = ROUNDING.get(half or model.dtype, ROUNDING[torch.float32])
-        return float(found), max(SLACK * float(largest(own - alone)), rounding)
 
 
 def _join(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:

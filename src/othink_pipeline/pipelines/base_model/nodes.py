@@ -223,6 +223,7 @@ def _measure(
 ) -> dict[str, float]:
     """Accuracy on the validation split: free (greedy, sampled), think block forced either way."""
     from othink_pipeline.evaluation.predictions import predict
+    from othink_pipeline.models.generation import Decoding
 
     measured: dict[str, float] = {}
     part = examples.splits["validation"]
@@ -238,9 +239,8 @@ def _measure(
             model,
             processor,
             validation,
-            prompt=part.prompt,
-            **settings,
-            **evaluation.generation,
+            part.prompt,
+            Decoding(**evaluation.generation, **settings),
         )
         measured[f"accuracy_{mode}"] = round(float(predictions["correct"].mean()), 4)
         measured[f"format_rate_{mode}"] = round(float(predictions["format_ok"].mean()), 4)

@@ -15,6 +15,8 @@ OUTPUTS := data/02_intermediate data/03_primary data/04_feature data/05_model_in
 # No library reports home. MLflow takes nothing but "true".
 export DO_NOT_TRACK := true
 export KEDRO_DISABLE_TELEMETRY := true
+# Where it is set (containers), every process would compile torch and its like anew: 20 s each.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test release check faults bench lock clean
 
@@ -66,7 +68,8 @@ clean:
 
 # Python's own pip fetches uv, checked by its hash, and uv all the rest: pips of other years read the
 # lock differently, uv is the one that wrote it. uv reads no pip.conf: a mirror named there is handed
-# on. A finished .venv is brought up to date in place; the stamp is gone while that lasts.
+# on. A finished .venv is brought up to date in place; the stamp is gone while that lasts. In the end
+# all that is large is imported once: it works, and is compiled for all that comes.
 $(STAMP): requirements.lock pyproject.toml
 	@set -e; \
 	if [ -f $@ ]; then \
@@ -98,4 +101,5 @@ $(STAMP): requirements.lock pyproject.toml
 	if [ -t 2 ]; then quiet=; else quiet=--quiet; fi; \
 	$(UV) pip sync $$quiet --require-hashes requirements.lock; \
 	$(UV) pip install --quiet --no-deps --no-build-isolation --editable .; \
+	$(VENV)/bin/python -c "import kedro.framework.cli, matplotlib.pyplot, mlflow, othink_pipeline.training.rl"; \
 	touch $@

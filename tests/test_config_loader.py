@@ -427,11 +427,12 @@ def test_seeds_take_turns_with_the_base_models(configure: Configure) -> None:
     for seed, number in {3: 0, 5: 2}.items():
         assert nodes[f"counting.grpo_d.s{seed}.train_rl"].inputs[0] == f"base.b{number}.checkpoint"
         evaluate = nodes[f"counting.grpo_d.s{seed}.evaluate_on_geometry"]
-        assert evaluate.func.keywords["base_model"] == number
+        assert evaluate.func.keywords["tested"].base_model == number
         assert nodes[f"base.b{number}.check_base_model"].func.keywords == {"number": number}
-        assert nodes[f"base.b{number}.evaluate_on_counting"].func.keywords == {"base_model": number}
+        base = nodes[f"base.b{number}.evaluate_on_counting"].func.keywords["tested"]
+        assert base == ("none", "base", None, number)
     assert not any(name.startswith("base.b1.") for name in nodes)  # no seed starts from it
-    assert nodes["report.write_report"].inputs[-2:] == ["base.b0.checkpoint", "base.b2.checkpoint"]
+    assert nodes["base.collect_tests"].inputs[:2] == ["base.b0.checkpoint", "base.b2.checkpoint"]
 
 
 def identify(first: int, *rest: str, name: str) -> str:

@@ -447,7 +447,7 @@ def test_the_parent_run_keeps_the_report(outcome: Outcome) -> None:
 
 def test_checkpoints_name_their_run_and_are_changed_models(outcome: Outcome) -> None:
     base = digest_folder(outcome.project / "data/01_raw/tiny")
-    digests = {base["digest"]}
+    digests = {base}
     for task, method in CELLS:
         manifest = read_checkpoint(outcome.project, task, method)
         assert manifest["run_id"] == outcome.children[f"{task}/{method}/s0"].info.run_id

@@ -1,5 +1,6 @@
 """Predictions -> transfer matrix, intervals, text and figures; never torch.
 
+- ``parameters``: what the report looks at, what it calls it
 - ``matrix``: trained on x tested on
 - ``estimators``: means, gains and their intervals
 - ``resampling``: the seeded bootstrap

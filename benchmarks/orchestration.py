@@ -6,7 +6,8 @@ import json
 import logging
 import subprocess
 import sys
-from functools import partial, update_wrapper
+from collections.abc import Callable
+from functools import cache, partial, update_wrapper
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -19,6 +20,9 @@ from benchmarks.harness import interleave, record
 if TYPE_CHECKING:
     from kedro.pipeline import Pipeline
     from kedro.pipeline.node import Node
+
+    from othink_pipeline.cells.grid import Cell
+    from othink_pipeline.cells.manifests import Checkpoint
 
 CELLS = (1, 10, 100, 1000)
 VIZ_LIMIT_S = 180
@@ -93,22 +97,56 @@ def do_nothing(outputs: list[str], *inputs: Any, **identity: Any) -> list[Any]:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    kinds = {
-        "examples": dict,
-        "checkpoint": dict,
-        "tests": dict,
+    from othink_pipeline.cells.manifests import CollectedTests, Predictions
+    from othink_pipeline.data.manifests import Examples
+    from othink_pipeline.models.manifests import BaseModelCheckpoint
+
+    kinds: dict[str, Callable[[], Any]] = {
+        "examples": lambda: Examples(
+            task="counting", seed=0, key="", rejected=0, splits={}, digest=""
+        ),
+        "checkpoint": lambda: (
+            checkpoint_of(identity["cell"])
+            if "cell" in identity
+            else BaseModelCheckpoint(path="", digest="", run_id="", model_id="")
+        ),
+        "tests": lambda: CollectedTests(tests=()),
         "report": str,
         "heat_map": Figure,
         "training_curves": Figure,
     }
+    if tested := identity.get("tested"):
+        kinds["predictions"] = lambda: Predictions(
+            **tested._asdict(), eval_task="counting", key="", path="", checkpoint=""
+        )
+    table = partial(DataFrame, {"value": [0.0]})
+    return [kinds.get(name.rsplit(".")[-1], table)() for name in outputs]
 
-    def make(name: str) -> Any:
-        kind = name.rsplit(".")[-1]
-        if kind == "predictions" and "." in name:  # of one model on one task: a manifest
-            kind = "checkpoint"
-        return kinds.get(kind, partial(DataFrame, {"value": [0.0]}))()
 
-    return [make(name) for name in outputs]
+@cache
+def checkpoint_of(cell: Cell) -> Checkpoint:
+    """The last checkpoint of a cell that was never trained."""
+    from othink_pipeline.cells.manifests import Checkpoint
+    from othink_pipeline.cells.parameters import Parameters
+    from othink_pipeline.config_loader import GridConfigLoader
+
+    assert GridConfigLoader.current is not None
+    parameters = Parameters.read(GridConfigLoader.current["parameters"])
+    texts = dict.fromkeys(
+        ("checkpoint", "digest", "data", "base_model", "path", "run_id", "model_id"), ""
+    )
+    counts = dict.fromkeys(("prompts", "completion_tokens", "skipped_batches"), 0)
+    return Checkpoint(
+        **cell._asdict(),
+        **texts,
+        **counts,
+        parameters=parameters.resolve()[cell.task, cell.method],
+        health=parameters.health,
+        faults={},
+        updates=1,
+        seconds=0.0,
+        weights_changed=0.0,
+    )
 
 
 def time_kedro(environment: str) -> dict[str, float]:

@@ -17,6 +17,7 @@ from pandas import DataFrame
 from benchmarks import __main__ as command
 from benchmarks import gpu_step, harness, orchestration, plain_grid
 from benchmarks.inputs import PROMPT
+from othink_pipeline.cells.manifest_dataset import KINDS
 from othink_pipeline.cells.methods import resolve_method
 from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.training.kl import Constant, KLController
@@ -85,13 +86,15 @@ def test_cells_that_do_nothing_are_still_cells(monkeypatch: pytest.MonkeyPatch) 
         node.func.keywords["cell"] for node in whole.nodes if node.tags & {"sft", "rl"}
     ]
     resolver = CatalogConfigResolver(loader["catalog"])
-    kinds = {"json.JSONDataset": dict, "text.TextDataset": str}
+    kinds = {"text.TextDataset": str}
     for node in empty.nodes:
         made = node.run(dict.fromkeys(node.inputs))
         for name, value in made.items():
             config = resolver.resolve_pattern(name)
             kind = config.get("dataset", config)["type"]
-            if kind.startswith("pandas.") or kind in kinds:
+            if kind.endswith("ManifestDataset"):
+                assert isinstance(value, KINDS[config["kind"]][0]), name
+            elif kind.startswith("pandas.") or kind in kinds:
                 assert isinstance(value, kinds.get(kind, DataFrame)), name
 
 

@@ -31,6 +31,7 @@ from othink_pipeline.models.manifests import MadeModel
 from othink_pipeline.tracking import runs
 from othink_pipeline.training.rewards import ACCURACY_REWARDS
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped, tiny_rebuild
+from tests.support.manifests import make_model
 
 ROOT = Path(__file__).parents[2]
 METHODS = ("sft", "grpo", "grpo_d")
@@ -692,6 +693,7 @@ def test_a_corrupt_base_model_stops_the_run_before_any_training(
 ) -> None:
     shutil.rmtree(copied / "data/06_models")
     weights = copied / "data/01_raw/tiny/model.safetensors"
+    make_model(weights.parent)
     weights.write_bytes(damage(weights.read_bytes()))
     monkeypatch.chdir(copied)
     with pytest.raises(SystemExit) as stopped:

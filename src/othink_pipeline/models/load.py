@@ -71,6 +71,11 @@ def load_model(
         if adapted:
             model = PeftModel.from_pretrained(model, path, local_files_only=True)
     except Exception as error:  # transformers raises whatever its many readers raise
+        if "trust_remote_code" in str(error):  # its advice, which nobody can follow here
+            raise ConfigurationError(
+                f"model {path} needs code of its own, which is never run here. Take a model of a "
+                "type that transformers has itself; many have a copy whose name ends in -hf."
+            ) from error
         raise ConfigurationError(f"model {path} does not load: {error}") from error
     if settings:
         limit_pixels(processor, settings.min_pixels, settings.max_pixels)

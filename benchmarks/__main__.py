@@ -57,7 +57,7 @@ def write_page() -> None:
 def _section(name: str) -> str:
     file = RESULTS / f"{name}.json"
     if not file.exists():
-        return f"\n## {name}\n\nNot measured yet: `.venv/bin/python -m benchmarks {name}`.\n"
+        return f"\n## {name}\n\nNot run: `.venv/bin/python -m benchmarks {name}` measures it.\n"
     entry = json.loads(file.read_text())
     on = entry["measured"]
     plot = (

@@ -1,8 +1,8 @@
 """Where a GRPO update of Qwen2-VL-2B goes on a GPU: ours against stock, part by part.
 
 The model has the 2B's real shape and random weights; prompts hold a 480 x 320 picture. Completions
-are of fixed length, since random weights never end one. ``--shape tiny`` runs the same code on a
-CPU in seconds, to try it.
+are of fixed length, since random weights never end one. The default lengths are meant to take less
+than 8 minutes and 60 GB. ``--shape tiny`` runs the same code on a CPU in seconds, to try it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from othink_pipeline.models.prompts import Prompt, collate
 from othink_pipeline.models.sampling import sample
 from othink_pipeline.training.packing import pack
 
-COPIES, TEXT_TOKENS, ROUNDS = 8, 80, 5
+COPIES, TEXT_TOKENS = 8, 80
+LENGTHS = (64, 128, 256, 512, 1024)
+ROUNDS_OF_TOKENS = 320
+"""So many completion tokens are measured in turns again and again, longer ones once."""
 PICTURE = (480, 320)
 PARTS = ("generate", "reference", "forward + backward")
 SPECIAL = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
@@ -189,10 +192,12 @@ def matrix_rate(device: str) -> float:
 
 
 def measure(
-    shape: str, device: str, prompts: int, lengths: tuple[int, ...], rounds: int = ROUNDS
+    shape: str, device: str, prompts: int, lengths: tuple[int, ...]
 ) -> list[dict[str, Any]]:
     """A row for each completion length and part: seconds, ratio, memory, share of the ceiling."""
     model = build(shape, device)
+    # As in training: the 2B's activations of 1,024 tokens would fill more than 100 GB.
+    model.gradient_checkpointing_enable({"use_reentrant": False})
     ceiling = matrix_rate(device)
     vision = sum(weight.numel() for weight in model.model.visual.parameters())
     layers = sum(weight.numel() for weight in model.model.language_model.layers.parameters())
@@ -204,7 +209,9 @@ def measure(
         shape_of = (prompts * COPIES, tokens)
         completions = torch.randint(0, model.config.vision_start_token_id, shape_of, device=device)
         both = paths(model, drawn, completions, torch.ones_like(completions))
-        difference = (both["ours"]["reference"]() - both["stock"]["reference"]()).abs().max()
+        model.eval()
+        with torch.no_grad():
+            difference = (both["ours"]["reference"]() - both["stock"]["reference"]()).abs().max()
         read = len(drawn[0].ids)
         # Operations: 2 a weight and token, matrices alone; the head works on completions alone.
         answered = prompts * COPIES * tokens * (layers + head)
@@ -212,7 +219,9 @@ def measure(
             "ours": 2 * (prompts * (vision * patches + layers * read) + answered),
             "stock": 2 * (prompts * COPIES * (vision * patches + layers * read) + answered),
         }
+        rounds = max(1, ROUNDS_OF_TOKENS // tokens)
         for part in PARTS:
+            model.train(part == "forward + backward")  # else no activations are kept, but a cache
             for name in both:
                 timed(both[name][part], device)  # warm up
             seconds: dict[str, list[float]] = {name: [] for name in both}
@@ -222,7 +231,7 @@ def measure(
                     taken, memory[name] = timed(both[name][part], device)
                     seconds[name].append(taken)
             middle = {name: median(seconds[name]) for name in both}
-            passes = 3 if part == "forward + backward" else 1
+            passes = 4 if model.training else 1  # forward twice, backward for inputs and weights
             table.append(
                 {
                     "completion tokens": tokens,
@@ -245,7 +254,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=("2b", "tiny"), default="2b")
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--completion-tokens", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--completion-tokens", type=int, nargs="+", default=LENGTHS)
     options = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     if options.shape == "2b" and not on_gpu:
@@ -263,8 +272,8 @@ if __name__ == "__main__":
             rows,
             f"The 2B's shape with random weights in bfloat16, {options.prompts} prompts x "
             f"{COPIES} completions of fixed length, pictures of 480 x 320. Share of ceiling: "
-            "matrix operations of the model over those of a plain matrix product in the same "
-            "time.",
+            "matrix operations of the model, those done again for the backward pass included, over "
+            "those of a plain matrix product in the same time.",
         )
     else:
         for row in rows:

@@ -50,11 +50,19 @@ def names(*modules: str, package: Path = PACKAGE) -> set[str]:
 def test_each_algorithm_reaches_its_own_code() -> None:
     own = {
         *(f"training.{name}" for name in ("kl", "dynamic_kl", "shared_prompts", "rewards", "rl")),
-        *("training.packing", "scoring", "scoring.strict", "scoring.answers", "scoring.surds"),
+        *(
+            "training.sharing_check",
+            "training.packing",
+            "models.sampling",
+            "scoring",
+            "scoring.strict",
+            "scoring.answers",
+            "scoring.surds",
+        ),
     }
     shared = {
         *("othink_pipeline", "training", "training.loop", "training.rows"),
-        *("models", "models.load", "models.sampling", "models.prompts"),
+        *("models", "models.load", "models.prompts"),
     }
     assert names(RL) >= own | shared
     assert names(SFT) >= shared | {"training.sft"}

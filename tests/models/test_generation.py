@@ -192,6 +192,26 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(
         generate(*erratic, mixed)
 
 
+def test_one_batch_is_read_ahead_and_no_more() -> None:
+    begun: list[int] = []
+
+    def read(rows: Any) -> Any:
+        begun.append(rows[0])
+        return list(rows)
+
+    for number, found in enumerate(generation._read_ahead(read, [[0], [1], [2], [3]])):
+        assert found == [number]
+        assert begun[: number + 1] == list(range(number + 1))
+        assert len(begun) <= number + 2
+    assert begun == [0, 1, 2, 3]
+    assert list(generation._read_ahead(read, [])) == []
+
+
+def test_what_reading_raises_is_raised(loaded: tuple[Any, Any], mixed: Any) -> None:
+    with pytest.raises(ValueError, match="Column 'image' doesn't exist"):
+        generate(*loaded, mixed, images=mixed.remove_columns("image"))
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_generating_leaves_no_trace(loaded: tuple[Any, Any], mixed: Any, training: bool) -> None:
     model, processor = loaded

@@ -109,6 +109,13 @@ def test_positions_are_those_the_model_would_take(
         told = model(**batch, position_ids=found).logits
         itself = model(**batch).logits
     assert torch.equal(told, itself)
+    texts, _ = texts_and_images
+    same = [[Image.new("RGB", (64, 64))] * text.count("<|image_pad|>") for text in texts]
+    alike = encode(processor, [*texts, texts[0]], [*same, same[0]])
+    batch = collate(alike, processor.tokenizer.pad_token_id, CPU)
+    found = positions(model, batch)
+    with torch.no_grad():
+        assert torch.equal(model(**batch, position_ids=found).logits, model(**batch).logits)
     text_only = {"attention_mask": torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])}
     assert positions(model, text_only).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
 

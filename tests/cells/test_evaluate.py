@@ -19,6 +19,7 @@ from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.manifests import Checkpoint, FailedCell, FailedTest, Predictions
 from othink_pipeline.cells.parameters import Evaluation, Folders
 from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.code import reached
 from othink_pipeline.core.files import digest_folder
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.parameters import DataPreparation
@@ -256,6 +257,12 @@ def test_whatever_the_predictions_depend_on_names_them(
     assert evaluate(checkpoint, with_split(examples, "train", digest="other")).key == keys[0]
 
 
+def test_the_key_covers_how_a_model_is_loaded_and_asked() -> None:
+    covered = {f"othink_pipeline.{name}" for name in ("models.load", "models.pixels")}
+    covered |= {f"othink_pipeline.{name}" for name in ("models.sampling", "scoring.strict")}
+    assert covered <= set(reached(*cell_evaluation.EVALUATION))
+
+
 def test_fresh_scores_again_in_the_same_place(
     checkpoint: Checkpoint, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +409,21 @@ def test_a_checkpoint_that_changed_is_not_scored(
     else:
         with pytest.raises(ConfigurationError, match=remedy):
             evaluate(checkpoint, examples, tested)
+
+
+def test_adapters_on_a_model_of_the_hub_are_scored_whatever_else_lies_in_its_cache(
+    checkpoint: Checkpoint, examples: Examples, mini_model: MiniModel
+) -> None:
+    shutil.copytree(mini_model.path, "snapshot")
+    Path("snapshot/README.md").write_text("another program's")
+    base = {"base_path": "snapshot", "base_model": mini_model.digest}
+    for is_hubs in (True, False):
+        adapters = checkpoint.model_copy(update={**base, "base_is_hubs": is_hubs})
+        if is_hubs:
+            cell_evaluation._check_checkpoint(adapters, CELL)
+        else:
+            with pytest.raises(ConfigurationError, match="snapshot: missing, or changed"):
+                cell_evaluation._check_checkpoint(adapters, CELL)
 
 
 def test_examples_that_were_made_anew_are_not_scored_on(

@@ -347,9 +347,7 @@ def test_a_checkpoint_that_changed_is_told_and_not_taken(
     assert str(checkpoint) in record.getMessage()
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"null", b"\xff\x00", b'{"version": 1, "digest": "1"}']
-)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\x00"])
 def test_a_manifest_that_is_none_is_told_and_not_taken(
     finished: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -369,6 +367,19 @@ def test_a_training_of_another_version_is_refused_and_not_made_again(
     with pytest.raises(OtherVersionError, match=r"compute\.fresh=true") as error:
         find_finished(finished, shipped_health())
     assert f"{finished / MANIFEST}: a manifest of version {version}" in error.value.message
+
+
+def test_a_finished_training_outlives_a_new_policy_and_is_not_made_again_for_a_lost_key(
+    finished: Path,
+) -> None:
+    content = json.loads((finished / MANIFEST).read_text())
+    del content["health"]["kl_overflow"]  # as if it had come later
+    write_json(finished / MANIFEST, content)
+    assert find_finished(finished, shipped_health())
+    del content["updates"]
+    write_json(finished / MANIFEST, content)
+    with pytest.raises(ConfigurationError, match=r"updates: Field required.*--namespaces="):
+        find_finished(finished, shipped_health())
 
 
 def test_a_fault_binds_a_training_to_the_policy_for_it(

@@ -55,6 +55,7 @@ def test_a_figure_that_is_not_known_stays_so(tmp_path: Path) -> None:
     dataset = ManifestDataset(kind="checkpoint", filepath=str(tmp_path / "x.json"))
     dataset.save(checkpoint_of(CELL, weights_changed=math.nan))
     assert math.isnan(dataset.load().weights_changed)
+    assert "NaN" not in str(dataset.preview())  # which a browser refuses
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,7 @@ def test_a_figure_that_is_not_known_stays_so(tmp_path: Path) -> None:
     [
         ('{"version": 1, "path": "p"', "no JSON object"),
         ("[]", "no JSON object"),
+        ("null", "no JSON object"),
         ('{"path": "p", "digest": "d"}', "a manifest of version None; this code reads version 1"),
         ('{"version": 1, "train_task": "counting"}', "method: Field required"),
     ],

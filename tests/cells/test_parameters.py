@@ -783,3 +783,10 @@ def test_conf_paper_holds_the_numbers_of_its_sources() -> None:
     assert data["prompt"] == "{question}  O" + tail
     prompts = {task: source["test"]["prompt"] for task, source in data["sources"].items()}
     assert prompts == {"counting": "{question} First o" + tail, "geometry": "{question} O" + tail}
+
+
+def test_the_methods_that_the_report_knows_are_there() -> None:
+    """A name that is not in a run is left out, so that a misspelt one would be missed."""
+    known = shipped("known_methods")
+    named = {*known["labels"], *known["positive_controls"], known["format_control"]}
+    assert named <= shipped("methods").keys()

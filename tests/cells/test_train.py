@@ -20,7 +20,7 @@ from mlflow.entities import Run
 
 from othink_pipeline.cells.evaluate import Tested, evaluate, read_predictions
 from othink_pipeline.cells.grid import Cell
-from othink_pipeline.cells.keys import Settings
+from othink_pipeline.cells.keys import JOURNAL, Settings
 from othink_pipeline.cells.manifests import Checkpoint, FailedCell, FailedTest, Training
 from othink_pipeline.cells.parameters import Evaluation, Folders
 from othink_pipeline.cells.train import train_cell
@@ -734,6 +734,15 @@ def test_bad_input_that_one_cell_finds_stops_that_cell_without_a_traceback(
     (told,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert not told.exc_info
     assert last_run().info.status == "FAILED"
+
+
+def test_a_journal_that_cannot_be_read_fails_its_cell_alone(finished: Path) -> None:
+    journal = folder_of() / JOURNAL
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join([lines[0], "no record", *lines[1:]]) + "\n")
+    manifest, history = call()
+    assert "line 2: no record of a training" in manifest.failed
+    assert history.empty
 
 
 @pytest.mark.parametrize("damage", ["base model", "examples"])

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import namedtuple
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ OTHER = {
     "onnx/config.json": b"{}",
 }
 LATER = "d" * 40
+Usage = namedtuple("Usage", "total used free")
 
 
 def names(folder: str) -> list[str]:
@@ -77,11 +79,12 @@ def test_a_model_is_fetched_once_and_without_code_or_pickles(
     assert find_model("own/mini", "main") is None
     size = sum(map(len, MODEL.values()))
     assert measure_model("own/mini", "main") == size
-    assert hub.downloads() == []
+    assert not hub.downloads() or hub.downloads() == ["config.json"]
     with caplog.at_level(logging.INFO, logger="othink_pipeline.core.hub"):
         folder, commit = fetch_model("own/mini", "main")
+    left = size - len(MODEL["config.json"])
     assert caplog.messages == [
-        f"model own/mini: downloading {size / 1e3:.1f} kB to {constants.HF_HUB_CACHE} "
+        f"model own/mini: downloading {left / 1e3:.1f} kB to {constants.HF_HUB_CACHE} "
         "(set HF_HOME for another place)"
     ]
     assert commit == COMMIT
@@ -314,11 +317,25 @@ def test_the_environment_says_where_the_hub_and_the_cache_are(hub: FakeHub, tmp_
     assert "Fetching" not in done.stderr, "no bars in a log file"
 
 
-def test_a_disk_that_fills_up_is_told(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room_is_told_before_and_after(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(hub)
+    left = sum(map(len, MODEL.values())) - len(MODEL["config.json"])
+    free = {"bytes": left - 1}
+    usage = shutil.disk_usage
+    monkeypatch.setattr(hub_module.shutil, "disk_usage", lambda _: Usage(9, 9, free["bytes"]))
+    with pytest.raises(ConfigurationError, match=r"needs [\d.]+ kB on the disk of .*set HF_HOME"):
+        fetch_model("own/mini", "main")
+    assert hub.downloads() == ["config.json"]
+    free["bytes"] = sum(map(len, DATA.values())) * 2 - 1  # once more to be mapped into memory
+    with pytest.raises(ConfigurationError, match="data set own/data: needs"):
+        load_hub_dataset("own/data", "main", "train")
+
     def http_get(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    hub.add("own/mini", MODEL)
+    monkeypatch.setattr(hub_module.shutil, "disk_usage", usage)
     with monkeypatch.context() as full:
         full.setattr("huggingface_hub.file_download.http_get", http_get)
         with pytest.raises(ConfigurationError, match=r"no room left on the disk of .* Free some"):
@@ -336,13 +353,27 @@ def test_a_cache_that_cannot_be_written_is_named(
         fetch_model("own/mini", "main")
 
 
-def test_pickled_weights_are_refused_before_they_are_downloaded(hub: FakeHub) -> None:
-    hub.add("own/mini", {"config.json": b"{}", "pytorch_model.bin": b"pickle"})
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.safetensors": None, "pytorch_model.bin": b"1"}, "no weights as safetensors at"),
+        ({"config.json": None}, "no config.json at revision main"),
+        (
+            {"config.json": b'{"auto_map": {"AutoModel": "own.Model"}, "model_type": "own"}'},
+            "model_type = 'own' runs code of its own",
+        ),
+    ],
+)
+def test_a_model_that_will_not_load_is_refused_before_it_is_downloaded(
+    changes: dict[str, bytes | None], said: str, hub: FakeHub
+) -> None:
+    files = {name: data for name, data in (MODEL | changes).items() if data is not None}
+    hub.add("own/mini", files)
     for call in (fetch_model, measure_model):
-        with pytest.raises(ConfigurationError, match="no weights as safetensors at") as error:
+        with pytest.raises(ConfigurationError, match=said) as error:
             call("own/mini", "main")
         assert "base_model" in error.value.message
-    assert hub.downloads() == []
+    assert set(hub.downloads()) <= {"config.json"}
 
 
 def test_code_beside_a_model_that_needs_none_is_left_there(hub: FakeHub) -> None:

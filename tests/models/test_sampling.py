@@ -1,5 +1,6 @@
 """The tokens are those of transformers' generate, with each prompt computed once."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,3 +155,9 @@ def test_a_model_that_forgets_tokens_is_refused() -> None:
     )
     with pytest.raises(CannotShareError, match="DynamicSlidingWindowLayer: it needs full"):
         ours(model, groups("qwen2_vl"), None)
+
+
+@pytest.mark.parametrize("decoder", [SimpleNamespace(), SimpleNamespace(layers=[object()])])
+def test_a_decoder_whose_parts_have_other_names_is_read_as_it_is(decoder: Any) -> None:
+    with sampling._last_token_alone(SimpleNamespace(get_decoder=lambda: decoder)):
+        pass

@@ -51,7 +51,7 @@ def training_of(cell: Cell, **changes: Any) -> Training:
         "checkpoint": "update-000004",
         "digest": "new",
         "parameters": shipped_method(cell),
-        "health": shipped_health(),
+        "health": shipped_health().model_dump(),
         "faults": {},
         "data": "d",
         "base_model": "digest of the base model",

@@ -25,6 +25,7 @@ from trl import SFTConfig
 
 from othink_pipeline.core import files
 from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.files import MANIFEST, digest_folder, write_json
 from othink_pipeline.models.load import load_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.models.prompts import CannotShareError
@@ -33,7 +34,7 @@ from othink_pipeline.training import rl as rl_training
 from othink_pipeline.training.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.training.kl import Accuracy, Adaptive, ExploreExploit
 from othink_pipeline.training.parameters import RL, SFT, Lora
-from othink_pipeline.training.resume import SavedState, newest_checkpoint, update_of
+from othink_pipeline.training.resume import newest_checkpoint, update_of
 from othink_pipeline.training.rows import rl_rows, sft_rows
 from othink_pipeline.training.sft import ResumableSFTTrainer
 from tests.conftest import (
@@ -423,7 +424,7 @@ def test_no_code_in_a_checkpoint_is_run(
 ) -> None:
     checkpoint, trace = left / "checkpoint-4", tmp_path / "run"
     torch.save({"state": Malicious(trace)}, checkpoint / name)
-    SavedState.write_folder(checkpoint, update=4)
+    write_json(checkpoint / MANIFEST, {"digest": digest_folder(checkpoint)})
     assert newest_checkpoint(left) == checkpoint
     with pytest.raises(ConfigurationError, match="nothing in it was run"):
         run(build(mini_model.path, splits["counting"]["train"], FALL_BACK, left), left)
@@ -439,7 +440,7 @@ def test_pickled_weights_are_not_looked_at(
     (checkpoint / "model.safetensors").unlink()
     with (checkpoint / "pytorch_model.bin").open("wb") as file:
         pickle.dump({"weight": Malicious(trace)}, file)
-    SavedState.write_folder(checkpoint, update=4)
+    write_json(checkpoint / MANIFEST, {"digest": digest_folder(checkpoint)})
     with pytest.raises(OSError, match=r"model\.safetensors"):
         run(build(mini_model.path, splits["counting"]["train"], FALL_BACK, left), left)
     assert not trace.exists()
@@ -450,7 +451,7 @@ def test_another_number_of_processes_is_refused(
 ) -> None:
     file = left / "checkpoint-4" / "parts.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "processes": 2}))
-    SavedState.write_folder(left / "checkpoint-4", update=4)
+    write_json(left / "checkpoint-4" / MANIFEST, {"digest": digest_folder(left / "checkpoint-4")})
     with pytest.raises(ConfigurationError, match="saved by 2 processes, this training has 1"):
         run(build(mini_model.path, splits["counting"]["train"], FALL_BACK, left), left)
 

@@ -4,6 +4,9 @@
 - ``methods``: a method's parameters, resolved
 - ``grid``: tasks x methods x seeds
 - ``keys``: content keys: what makes a cell be trained again
+- ``manifests``: what a cell and its tests have made, or why they failed
+- ``manifest_dataset``: manifests in the catalog
+- ``failures``: what goes wrong in one cell, told
 - ``train``: a cell trained, once
 - ``job``: what one process of it does
 - ``processes``: several processes for a cell

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EVALUATION = "othink_pipeline.evaluation.predictions"
-"""The module whose code, and all that it imports, makes predictions."""
+EVALUATION = ("othink_pipeline.evaluation.predictions", "othink_pipeline.models.load")
+"""The modules whose code, and all that they import, makes predictions."""
 
 
 class Tested(NamedTuple):
@@ -166,7 +166,7 @@ def _content_key(
             "evaluation": _settings(evaluation, model),
             "model": model.model_dump(),
             "about": about,
-            "code": code_digest(EVALUATION),
+            "code": code_digest(*EVALUATION),
             "libraries": library_versions(),
         }
     )
@@ -197,7 +197,9 @@ def _check_checkpoint(checkpoint: Checkpoint | BaseModelCheckpoint, tested: Test
     check_model(checkpoint.path, checkpoint.digest, remedy)
     if checkpoint.base_path is not None:
         remedy = f"Check it: kedro run --pipelines=data_preparation {SAME_ENV}"
-        check_model(checkpoint.base_path, checkpoint.base_model, remedy)
+        check_model(
+            checkpoint.base_path, checkpoint.base_model, remedy, is_hubs=checkpoint.base_is_hubs
+        )
 
 
 def _read(file: Path) -> pd.DataFrame | None:
@@ -224,7 +226,7 @@ def _predict(
     from othink_pipeline.models.generation import Decoding
     from othink_pipeline.models.load import load_model
 
-    check_code(EVALUATION)
+    check_code(*EVALUATION)
     model, processor = load_model(checkpoint.path, settings, checkpoint.base_path)
     test = examples.splits["test"]
     predictions = predict(

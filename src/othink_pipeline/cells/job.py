@@ -25,7 +25,8 @@ from othink_pipeline.core.files import MANIFEST, digest_folder, publish
 from othink_pipeline.data.examples import read_examples
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.manifests import BaseModelCheckpoint
-from othink_pipeline.tracking.journal import Checkpoint, Journal
+from othink_pipeline.tracking import journal as journals
+from othink_pipeline.tracking.journal import Journal
 from othink_pipeline.tracking.recorder import Recorder
 from othink_pipeline.training.parameters import RL, SFT
 
@@ -39,12 +40,6 @@ if TYPE_CHECKING:
     """All weights, where the model does not hold them whole itself."""
 
 logger = logging.getLogger(__name__)
-
-COSTS = (
-    *("updates", "prompts", "completion_tokens", "seconds"),
-    *("skipped_batches", "weights_changed"),
-)
-"""What of a training goes to MLflow as ``cost/…``."""
 
 Digests = Mapping[int, str]
 """Update -> digest of the checkpoint after it."""
@@ -88,9 +83,11 @@ def record_job(job: CellJob, run_id: str, journal: Journal, finished: Training |
         recorder.tag("health", json.dumps(job.settings.health.model_dump()))
         if finished:
             return finished
-        training = _describe(job, *train_job(job, Records(journal, recorder)))
-        costs = {f"cost/{name}": float(getattr(training, name)) for name in COSTS}
-        recorder.metrics(training.updates, costs)
+        trained, digests = train_job(job, Records(journal, recorder))
+        costs = {f"cost/{name}": value for name, value in trained._asdict().items()}
+        del costs["cost/faults"]  # they are tags
+        recorder.metrics(trained.updates, costs)
+        training = _describe(job, trained, digests)
         training.write(Path(job.folder, MANIFEST))
     return training
 
@@ -146,7 +143,7 @@ def _describe(job: CellJob, trained: Trained, digests: Digests) -> Training:
         checkpoint=_checkpoint_name(trained.updates),
         digest=digests[trained.updates],
         parameters=job.parameters,
-        health=job.settings.health,
+        health=job.settings.health.model_dump(),
         data=examples_of(job.cell.task, job.examples).splits["train"].digest,
         base_model=job.base_model.digest,
         **trained._asdict(),
@@ -172,8 +169,9 @@ class _Watch:
         if records:
             history = records.journal.history().itertuples(index=False, name=None)
             self._scores = {(step, metric): value for step, metric, value in history}
-            kept = (entry for entry in records.journal.entries if isinstance(entry, Checkpoint))
-            self.digests = {entry.checkpoint: entry.digest for entry in kept}
+            for entry in records.journal.entries:
+                if isinstance(entry, journals.Checkpoint):
+                    self.digests[entry.checkpoint] = entry.digest
 
     def log(self, update: int, metrics: dict[str, float]) -> None:
         """Take note of an update's figures."""

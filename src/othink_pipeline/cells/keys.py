@@ -1,4 +1,4 @@
-"""What a cell is on disk: where it lives, the key of its content, and how it may have failed.
+"""What a cell is on disk: where it lives, the key of its content, and whether it is what it was.
 
 A cell's folder is named by its content key: everything that its training depends on. What is
 finished is found again by it, whatever was tried in between; what changed gets a folder of its own.
@@ -17,8 +17,7 @@ from othink_pipeline.cells.manifests import Training
 from othink_pipeline.cells.parameters import Evaluation, Folders, Parameters
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest, library_versions
-from othink_pipeline.core.files import MANIFEST, content_key, digest_folder
-from othink_pipeline.core.manifests import OtherVersionError
+from othink_pipeline.core.files import MANIFEST, content_key, digest_folder, read_json
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.base_models import digest_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
@@ -132,24 +131,23 @@ def find_finished(folder: Path, health: Health, whole: bool = True) -> Training 
         whole: look at every byte of the checkpoint, not just whether it is there.
 
     Raises:
-        OtherVersionError: its manifest was written by other code; it is not made again unasked.
+        ConfigurationError: its manifest was written by other code, or by hand: what may be
+            finished is not made again unasked.
     """
     file = folder / MANIFEST
     if not file.exists():
         return None
-    try:
-        training = Training.read(
-            file,
-            "Go on with the code that wrote it, or train the cell again: "
-            f"--params=compute.fresh=true {SAME_ENV}",
-        )
-    except OtherVersionError:
-        raise
-    except ConfigurationError as error:
-        logger.warning("no manifest of a finished training: %s", error.message)
+    if read_json(file) is None:
+        logger.warning("%s: no manifest of a finished training", file)
         return None
+    cell = ".".join(folder.parts[-4:-1])
+    training = Training.read(
+        file,
+        "Go on with the code that wrote it, or train the cell again: kedro run "
+        f"--namespaces={cell} --params=compute.fresh=true {SAME_ENV}",
+    )
     for fault in training.faults:
-        if getattr(training.health, fault) != (policy := getattr(health, fault)):
+        if training.health.get(fault) != (policy := getattr(health, fault)):
             logger.warning("%s: not made with health.%s = %s", folder, fault, policy)
             return None
     checkpoint = folder / training.checkpoint

@@ -62,7 +62,8 @@ class ManifestDataset(JSONDataset):  # type: ignore[misc]  # it is not typed
         failure = FAILURES.get(self._type, self._type)
         try:
             content = super().load.__wrapped__(self)  # Kedro logs one load, not two
-            kind = failure if "failed" in content else self._type
+            is_failure = isinstance(content, dict) and "failed" in content
+            kind = failure if is_failure else self._type
             return kind.parse(content, str(self._filepath), remedy)
         except ConfigurationError as error:
             raise BadManifestError(error.message) from None

@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from othink_pipeline.core.blocks import Count, Positive
-from othink_pipeline.core.manifests import Manifest
-from othink_pipeline.training.parameters import RL, SFT, Health
+from othink_pipeline.core.manifests import Figure, Manifest
+from othink_pipeline.training.parameters import RL, SFT
 
 
 class Training(Manifest):
@@ -22,7 +22,9 @@ class Training(Manifest):
     digest: str
     """Of that checkpoint."""
     parameters: Annotated[SFT | RL, Field(discriminator="algorithm")]
-    health: Health
+    health: dict[str, str | int | float]
+    """The policies for numbers that go wrong; they are in no content key. Not ``Health``: a key
+    that is added to it must not make what was finished before unreadable."""
     faults: dict[str, Count]
     """How often each fault occurred."""
     data: str
@@ -35,7 +37,7 @@ class Training(Manifest):
     """Tokens that the loss was taken over."""
     seconds: float
     skipped_batches: Count
-    weights_changed: Annotated[float, Field(allow_inf_nan=True)]
+    weights_changed: Figure
     """See ``training.loop.Trained``."""
 
 
@@ -47,6 +49,8 @@ class Checkpoint(Training):
     model_id: str
     base_path: str | None = None
     """The model that it belongs on, where it holds adapters alone."""
+    base_is_hubs: bool = False
+    """The base model lies in the hub's cache."""
 
     @property
     def base_digest(self) -> str:

@@ -31,6 +31,7 @@ from othink_pipeline.cells.keys import (
 )
 from othink_pipeline.cells.manifests import Checkpoint, FailedCell, Training
 from othink_pipeline.cells.processes import train_in_processes
+from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import library_versions
 from othink_pipeline.core.files import MANIFEST
 from othink_pipeline.core.locks import lock
@@ -67,14 +68,11 @@ def train_cell(
         ConfigurationError: base model or examples are not those that their manifests speak of.
         TrackingUnavailableError: the MLflow server stayed away; nothing that was trained is lost.
     """
-    import pandas as pd
-
     check_launcher(settings.compute, settings.health, [parameters])
     key = training_key(cell, parameters, base_model.digest, examples, settings)
     folder = cell_folder(settings.folders, cell, key)
     job = CellJob(cell, parameters, base_model, examples, settings, key, str(folder))
     retired = folder.with_name(f".{key}.old")
-    journal = folder / JOURNAL
     with lock(folder.with_name(f"{key}.lock"), partial(_say_busy, cell)):
         finished = None if settings.compute.fresh else find_finished(folder, settings.health)
         if finished is None:
@@ -85,19 +83,28 @@ def train_cell(
             for each in examples:
                 check_examples(each)
         try:
-            checkpoint = _record(job, finished)
+            checkpoint, history = _record(job, finished)
         except Exception as error:
             reason = explain(error, f"{cell.name} failed, the other cells go on")
-            history = pd.DataFrame(columns=HISTORY_COLUMNS)
-            if journal.exists():
-                history = Journal(journal).history()
-            return FailedCell(**cell._asdict(), failed=reason), history
+            return FailedCell(**cell._asdict(), failed=reason), _known_history(folder)
         for leftover in (folder / RESUME, retired):  # also of a process killed before this
             shutil.rmtree(leftover, ignore_errors=True)
-    return checkpoint, Journal(journal).history()
+    return checkpoint, history
 
 
-def _record(job: CellJob, finished: Training | None) -> Checkpoint:
+def _known_history(folder: Path) -> pd.DataFrame:
+    """What a training that failed has recorded; nothing where its journal cannot be read."""
+    import pandas as pd
+
+    if (folder / JOURNAL).exists():
+        try:
+            return Journal(folder / JOURNAL).history()
+        except ConfigurationError as error:
+            logger.warning("%s", error.message)
+    return pd.DataFrame(columns=HISTORY_COLUMNS)
+
+
+def _record(job: CellJob, finished: Training | None) -> tuple[Checkpoint, pd.DataFrame]:
     """Train, unless that is done, and see that MLflow has all of it."""
     folder, cell = Path(job.folder), job.cell
     journal = Journal(folder / JOURNAL)
@@ -114,13 +121,15 @@ def _record(job: CellJob, finished: Training | None) -> Checkpoint:
                 journal = Journal(journal.path)  # in which one of them wrote
             finished = record_job(job, run_id, journal, finished)
     lora = job.parameters.lora
-    return Checkpoint(
+    checkpoint = Checkpoint(
         **dict(finished),
         path=str(folder / finished.checkpoint),
         run_id=run_id,
         model_id=journal.model_id(run_id, finished.updates),
         base_path=job.base_model.path if lora and not lora.merge else None,
+        base_is_hubs=job.base_model.is_hubs,
     )
+    return checkpoint, journal.history()
 
 
 def _logged(job: CellJob) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 - ``blocks``: closed, typed blocks of parameters; ``ConfigurationError``
 - ``paths``: what may be a path in the parameters
-- ``files``: content keys, digests, manifests, publishing at once
+- ``files``: content keys, digests, publishing at once
+- ``manifests``: what finished work says of itself: closed blocks of a known version
 - ``locks``: one process at a time, and who it is
 - ``presence``: which runs are at work in a folder
 - ``code``: which of our code a result depends on

@@ -11,11 +11,13 @@ from __future__ import annotations
 import errno
 import logging
 import shlex
+import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.files import read_json
 from othink_pipeline.core.redaction import redact_uri
 from othink_pipeline.core.safetensors import read_weights
 from othink_pipeline.core.units import describe_bytes
@@ -179,7 +181,30 @@ class _Repository(NamedTuple):
                 f"(look at {self.page}/discussions), or convert the model with save_pretrained "
                 "and set base_model.path to its folder."
             )
+        if self.kind == "model":
+            self._refuse_own_code()
         return sum(file.file_size or 0 for file in files if file.will_download)
+
+    def _refuse_own_code(self) -> None:
+        """Transformers refuses it, too, but after the download of all the weights."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+        from transformers import CONFIG_MAPPING
+
+        try:
+            file = hf_hub_download(self.id, "config.json", revision=self.revision)
+        except RemoteEntryNotFoundError:
+            raise ConfigurationError(
+                f"{self}: no config.json at revision {self.revision}: no model that transformers "
+                "loads. Set base_model.hub to one that is."
+            ) from None
+        config = read_json(Path(file)) or {}
+        if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
+            raise ConfigurationError(
+                f"{self}: model_type = {config.get('model_type')!r} runs code of its own (auto_map "
+                "in config.json), which is never run here. Set base_model.hub to a model of a type "
+                "that transformers has itself; many have a copy whose name ends in -hf."
+            )
 
     def _patterns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return (MODEL_FILES, NO_MODEL_FILES) if self.kind == "model" else (DATA_FILES, ())
@@ -195,6 +220,7 @@ def _fetch(repository: _Repository) -> Path:
                 "%s: downloading %s to %s (set HF_HOME for another place)",
                 *(repository, describe_bytes(missing), constants.HF_HUB_CACHE),
             )
+            _check_room(repository, missing)
         return Path(repository.snapshot(bars=missing > 0))
     except ConfigurationError:
         raise
@@ -208,6 +234,22 @@ def _fetch(repository: _Repository) -> Path:
             *(repository, type(cause).__name__, repository.revision, folder.name),
         )
     return folder
+
+
+def _check_room(repository: _Repository, missing: int) -> None:
+    """Refuse what does not fit: ``huggingface_hub`` only warns, and fills the disk."""
+    from huggingface_hub import constants
+
+    # A data set is laid out anew beside what was downloaded, to be mapped into memory.
+    needed = missing if repository.kind == "model" else 2 * missing
+    cache = Path(constants.HF_HUB_CACHE).absolute()
+    free = shutil.disk_usage(next(each for each in (cache, *cache.parents) if each.exists())).free
+    if free < needed:
+        raise ConfigurationError(
+            f"{repository}: needs {describe_bytes(needed)} on the disk of {cache}, which has "
+            f"{describe_bytes(free)} free. Free some space, or set HF_HOME to a folder on another "
+            "disk."
+        )
 
 
 def _find(repository: _Repository) -> Path | None:

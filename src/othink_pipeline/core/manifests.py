@@ -7,10 +7,11 @@ unknown or of another version is told by file and key, and never guessed.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
 
 from othink_pipeline.core.blocks import Block, ConfigurationError
 from othink_pipeline.core.files import MANIFEST, digest_folder, read_json, write_json
@@ -18,6 +19,15 @@ from othink_pipeline.core.files import MANIFEST, digest_folder, read_json, write
 VERSION: Literal[1] = 1
 """Of all manifests. To be raised when a key changes its meaning, goes, or comes without a default:
 what was made before is then refused by name."""
+
+
+Figure = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    PlainSerializer(lambda value: None if math.isnan(value) else value, when_used="json"),
+    Field(allow_inf_nan=True),
+]
+"""A number that may be unknown: NaN here, null in JSON, which has no NaN."""
 
 
 class OtherVersionError(ConfigurationError):

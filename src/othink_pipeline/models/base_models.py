@@ -10,7 +10,10 @@ from othink_pipeline.core.hub import fetch_model, find_model, model_files
 from othink_pipeline.models.manifests import FoundModel, MadeModel
 from othink_pipeline.models.parameters import BaseModel, HubModel
 
-OWN_MANIFEST = f"If it is no model of this project, delete its {MANIFEST}."
+OTHER_MANIFEST = (
+    f"If other code wrote its {MANIFEST}, delete that: the model stays the same, only the record "
+    "of how it was made goes."
+)
 
 
 def find_base_model(base_model: BaseModel, number: int, remedy: str) -> FoundModel:
@@ -32,7 +35,7 @@ def find_base_model(base_model: BaseModel, number: int, remedy: str) -> FoundMod
     path = base_model.path[number]
     folder = Path(path)
     if (folder / MANIFEST).is_file():
-        made = MadeModel.read_folder(folder, f"{remedy} {OWN_MANIFEST}")
+        made = MadeModel.read_folder(folder, f"{remedy} {OTHER_MANIFEST}")
         return FoundModel(path=path, digest=made.digest, made=made)
     if not (folder / "config.json").is_file():
         raise ConfigurationError(f"base_model.path: {path}: no model there. {remedy}")
@@ -49,7 +52,7 @@ def locate_base_model(base_model: BaseModel, number: int) -> FoundModel | None:
     folder = Path(path)
     if (folder / MANIFEST).is_file():
         try:
-            made = MadeModel.read(folder / MANIFEST, OWN_MANIFEST)
+            made = MadeModel.read(folder / MANIFEST, OTHER_MANIFEST)
         except ConfigurationError:
             return None  # told when the model itself is looked at
         return FoundModel(path=path, digest=made.digest, made=made)

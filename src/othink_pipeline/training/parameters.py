@@ -112,7 +112,11 @@ class RL(Method):
 
 
 class Health(Block):
-    """What is done about numbers that go wrong; each fault has its policy."""
+    """What is done about numbers that go wrong; each fault has its policy.
+
+    In no content key, for mostly nothing goes wrong; where something did, the manifest of the
+    training says under which policies.
+    """
 
     loss_not_finite: FaultPolicy
     gradient_not_finite: FaultPolicy

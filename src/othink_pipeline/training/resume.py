@@ -25,19 +25,12 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.core.files import publish
-from othink_pipeline.core.manifests import FolderManifest
+from othink_pipeline.core.files import MANIFEST, digest_folder, publish, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 KEPT = 2
 """How many checkpoints stay: should the newest be damaged, there is the one before."""
-
-
-class SavedState(FolderManifest):
-    """The manifest of a checkpoint to go on from."""
-
-    update: int
 
 
 class Part(Protocol):
@@ -95,7 +88,7 @@ class Resumable(Trainer):
             self._write_state(scratch)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                SavedState.write_folder(scratch, update=update)
+                write_json(scratch / MANIFEST, {"digest": digest_folder(scratch)})
         if self.args.should_save:
             _keep(folder)
 
@@ -183,14 +176,13 @@ def newest_checkpoint(folder: Path) -> Path | None:
     for leftover in folder.glob(f".{PREFIX_CHECKPOINT_DIR}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     for checkpoint in _newest_first(folder):
-        try:
-            SavedState.read_folder(
-                checkpoint, "The training goes on from the checkpoint before, if any."
-            )
-        except ConfigurationError as error:
-            logger.warning("%s", error)
-        else:
+        saved = read_json(checkpoint / MANIFEST)
+        if saved is not None and saved.get("digest") == digest_folder(checkpoint):
             return checkpoint
+        logger.warning(
+            "%s: not as it was saved. The training goes on from the checkpoint before, if any.",
+            checkpoint,
+        )
     return None
 
 

@@ -84,7 +84,7 @@ def check_base_model(
 def _open_run(found: FoundModel, number: int, home: Path) -> BaseModelCheckpoint:
     """The base model with an MLflow run and a logged model, which are made once."""
     name, tags = f"base/b{number}", {"method": "base", "base_model": str(number)}
-    with lock(home.with_name(f"{home.name}.lock"), lambda _: None):  # another `kedro run`: seconds
+    with lock(home.with_name(f"{home.name}.lock")):  # another `kedro run`: seconds
         run_id = runs.finished_run(home / runs.FILE)
         if run_id is not None:
             runs.join_grid(run_id, "reused")

@@ -15,6 +15,7 @@ from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.training.kl import Constant, ExploreExploit, KLController
 from othink_pipeline.training.parameters import RL, SFT
+from tests.conftest import shipped
 
 CONF = Path(__file__).parents[2] / "conf"
 ENVIRONMENTS = sorted(

@@ -9,7 +9,7 @@ import pytest
 
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.manifest_dataset import KINDS, BadManifestError, ManifestDataset
-from othink_pipeline.cells.manifests import FailedCell, FailedTest, Predictions
+from othink_pipeline.cells.manifests import CollectedTests, FailedCell, FailedTest, Predictions
 from othink_pipeline.core.manifests import Manifest
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from tests.support.manifests import checkpoint_of, examples_of, made_model
@@ -36,6 +36,15 @@ HANDED_ON: list[tuple[str, Manifest]] = [
     ("checkpoint", FailedCell(**CELL._asdict(), failed="MemoryError: no room")),
     ("predictions", Predictions(**TEST, key="k", path="p", checkpoint="d")),
     ("predictions", FailedTest(**TEST, failed="OSError: gone")),
+    (
+        "tests",
+        CollectedTests(
+            tests=(
+                Predictions(**TEST, key="k", path="p", checkpoint="d"),
+                FailedTest(**TEST, failed="OSError: gone"),
+            )
+        ),
+    ),
 ]
 
 

@@ -747,8 +747,10 @@ def test_a_journal_that_cannot_be_read_fails_its_cell_alone(finished: Path) -> N
 
 @pytest.mark.parametrize("damage", ["base model", "examples"])
 def test_what_is_not_what_its_manifest_says_is_never_trained_on(
-    project: Path, untrainable: None, damage: str
+    project: Path, untrainable: None, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    inputs = read_inputs()
+    monkeypatch.setitem(globals(), "read_inputs", lambda: inputs)
     if damage == "base model":
         (Path("model") / "config.json").write_text("{}")
     else:

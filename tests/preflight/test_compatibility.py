@@ -179,9 +179,7 @@ def test_weights_cut_short_or_only_pickled_are_found_before_they_are_read(
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1])
-    assert f"{weights}: {len(whole) - 1:,} bytes, its header speaks of {len(whole):,}" in faults(
-        check()
-    )
+    assert f"{weights}: no whole safetensors file" in faults(check())
     weights.rename(folder / "pytorch_model.bin")
     assert f"{weights}: not there; pytorch_model.bin is no substitute" in faults(check())
 

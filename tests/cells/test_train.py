@@ -274,6 +274,7 @@ def test_a_cell_is_trained_and_everything_of_it_is_kept(finished: Path, method: 
         "run_id": manifest.run_id,
         "model_id": manifest.model_id,
         "base_path": None,
+        "base_is_hubs": False,
     }
     checkpoint = folder / f"update-{UPDATES:06d}"
     assert Path(manifest.path) == checkpoint
@@ -423,6 +424,7 @@ def test_a_killed_training_ends_as_one_that_was_not(
         "run_id": run.info.run_id,
         "path": str(folder / whole.checkpoint),
         "base_path": None,
+        "base_is_hubs": False,
         **{key: getattr(manifest, key) for key in ("model_id", "seconds")},
     }
     assert dict(manifest) == dict(whole) | own

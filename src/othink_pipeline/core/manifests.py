@@ -23,9 +23,9 @@ what was made before is then refused by name."""
 
 Figure = Annotated[
     float,
+    Field(allow_inf_nan=True),
     BeforeValidator(lambda value: math.nan if value is None else value),
     PlainSerializer(lambda value: None if math.isnan(value) else value, when_used="json"),
-    Field(allow_inf_nan=True),
 ]
 """A number that may be unknown: NaN here, null in JSON, which has no NaN."""
 

@@ -122,9 +122,7 @@ def test_a_model_says_where_it_is_from() -> None:
 
 def test_a_manifest_of_another_program_is_told_and_can_be_deleted(folder: Path) -> None:
     (folder / "manifest.json").write_text('{"version": "3.2"}')
-    with pytest.raises(
-        ConfigurationError, match=r"of version 3\.2; .*its manifest\.json, delete that"
-    ):
+    with pytest.raises(ConfigurationError, match=r"of version 3\.2; .* delete that: the model"):
         find_base_model(in_folders(folder), 0, "Mend it.")
     (folder / "manifest.json").unlink()
     assert find_base_model(in_folders(folder), 0, "").made is None

@@ -35,7 +35,7 @@ def find_base_model(base_model: BaseModel, number: int, remedy: str) -> FoundMod
     path = base_model.path[number]
     folder = Path(path)
     if (folder / MANIFEST).is_file():
-        made = MadeModel.read_folder(folder, f"{remedy} {OTHER_MANIFEST}")
+        made = MadeModel.read_folder(folder, f"{remedy.removesuffix('.')}. {OTHER_MANIFEST}")
         return FoundModel(path=path, digest=made.digest, made=made)
     if not (folder / "config.json").is_file():
         raise ConfigurationError(f"base_model.path: {path}: no model there. {remedy}")

@@ -141,7 +141,7 @@ def checkpoint_of(cell: Cell) -> Checkpoint:
         **texts,
         **counts,
         parameters=parameters.resolve()[cell.task, cell.method],
-        health=parameters.health,
+        health=parameters.health.model_dump(),
         faults={},
         updates=1,
         seconds=0.0,

@@ -347,7 +347,7 @@ def test_a_model_of_the_hub_is_asked_for_and_checked_once_it_is_there(
     assert of(check_places(raw), "disk") == Row(
         "disk", "note", "not known before the model is downloaded"
     )
-    assert hub.downloads() == []
+    assert hub.downloads() == ["config.json"]  # which says whether it needs code of its own
     folder, _ = fetch_model("own/mini", "main")
     hub.requests.clear()
     assert of(fits(raw), f"model {folder}").outcome == "ok"

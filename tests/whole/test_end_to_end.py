@@ -684,20 +684,12 @@ def change_a_byte(content: bytes) -> bytes:
     return content[:-1] + bytes([content[-1] ^ 1])
 
 
-@pytest.mark.parametrize(
-    ("damage", "told", "remedy"),
-    [
-        (cut_short, ": no whole safetensors file", "Copy or download the model again"),
-        (change_a_byte, ": its files differ from the digest", "kedro run --pipelines=base_model"),
-    ],
-)
+@pytest.mark.parametrize("damage", [cut_short, change_a_byte])
 def test_a_corrupt_base_model_stops_the_run_before_any_training(
     copied: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     damage: Callable[[bytes], bytes],
-    told: str,
-    remedy: str,
 ) -> None:
     shutil.rmtree(copied / "data/06_models")
     weights = copied / "data/01_raw/tiny/model.safetensors"
@@ -709,8 +701,8 @@ def test_a_corrupt_base_model_stops_the_run_before_any_training(
     assert stopped.value.code == 1
     errors = capsys.readouterr().err
     assert "data/01_raw/tiny" in errors
-    assert told in errors
-    assert remedy in errors
+    assert ": its files differ from the digest" in errors
+    assert "kedro run --pipelines=base_model" in errors
     assert not (copied / "data/06_models/counting").exists()
     client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
     latest = parents(client)[0]

@@ -17,7 +17,7 @@ from othink_pipeline.cells import evaluate as cell_evaluation
 from othink_pipeline.cells.evaluate import Tested, read_predictions, write_predictions
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.manifests import Checkpoint, FailedCell, FailedTest, Predictions
-from othink_pipeline.cells.parameters import Evaluation, Folders
+from othink_pipeline.cells.parameters import Folders
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import reached
 from othink_pipeline.core.files import digest_folder
@@ -32,16 +32,9 @@ from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.tracking import records, runs
 from tests.conftest import PROMPT, MiniModel, shipped
 from tests.support.manifests import checkpoint_of, with_split
+from tests.support.methods import small_evaluation
 
 TEST_ITEMS = 6
-SETTINGS: dict[str, Any] = {
-    "batch_size": 8,
-    "max_completion_tokens": 6,
-    "samples": 0,
-    "sample_temperature": 1.0,
-    "shuffle_images": False,
-    "seed": 0,
-}
 FOLDERS = Folders(examples="examples", checkpoints="models", predictions="predictions")
 CELL = Tested("counting", "grpo", 3, 0)
 BASE = Tested("none", "base", None, 0)
@@ -96,7 +89,7 @@ def evaluate(
     return cell_evaluation.evaluate(
         checkpoint,
         examples,
-        Evaluation(**{**SETTINGS, **settings}),
+        small_evaluation(**settings),
         FOLDERS,
         ModelSettings(**shipped("model")),
         Compute(**shipped("compute", fresh=fresh)),
@@ -141,7 +134,7 @@ def test_a_checkpoint_is_scored_and_its_predictions_kept(
         *load.load_model("checkpoint"),
         cell_evaluation.read_examples(examples.splits["test"].path),
         PROMPT,
-        Decoding(SETTINGS["batch_size"], SETTINGS["max_completion_tokens"]),
+        Decoding(8, 6),
     )
     assert len(table) == TEST_ITEMS
     for column in direct:

@@ -22,7 +22,7 @@ from othink_pipeline.cells.evaluate import Tested, evaluate, read_predictions
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.keys import JOURNAL, Settings
 from othink_pipeline.cells.manifests import Checkpoint, FailedCell, FailedTest, Training
-from othink_pipeline.cells.parameters import Evaluation, Folders
+from othink_pipeline.cells.parameters import Folders
 from othink_pipeline.cells.train import train_cell
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import MANIFEST, digest_folder
@@ -39,52 +39,30 @@ from othink_pipeline.training import loop
 from othink_pipeline.training.health import TrainingFault
 from othink_pipeline.training.parameters import RL, SFT, Lora
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped, shipped_health
+from tests.support.methods import small_evaluation, small_rl, small_sft
 
 Result = tuple[Any, pd.DataFrame]
 
 UPDATES = 4
-BUDGET: dict[str, Any] = {
-    **shipped("training"),
+BUDGET = {
     "updates": UPDATES,
-    "prompts_per_update": 2,
-    "checkpoint_every_updates": 2,
     "validation_examples": 3,
-    "learning_rate": 5.0e-3,
     "lr_schedule": "cosine",
-    "warmup_ratio": 0.0,
-    "max_grad_norm": 1.0,
     "weight_decay": 0.01,
 }
-METHODS: dict[str, SFT | RL] = {
-    "sft": SFT(**BUDGET, algorithm="sft", target="answer"),
-    "grpo_d": RL.model_validate(
-        {
-            **BUDGET,
-            "algorithm": "rl",
-            "completions_per_prompt": 4,
-            "unbiased_kl": True,
-            "max_completion_tokens": 6,
-            "temperature": 1.0,
-            "rewards": {"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
-            "kl": {
-                "schedule": "adaptive",
-                "start": 0.3,
-                "target": 0.02,
-                "gain": 2.0,
-                "low": 0.01,
-                "high": 5.0,
-            },
-        }
-    ),
+ADAPTIVE = {
+    "schedule": "adaptive",
+    "start": 0.3,
+    "target": 0.02,
+    "gain": 2.0,
+    "low": 0.01,
+    "high": 5.0,
 }
-EVALUATION = Evaluation(
-    batch_size=8,
-    max_completion_tokens=6,
-    samples=0,
-    sample_temperature=1.0,
-    shuffle_images=False,
-    seed=0,
-)
+METHODS: dict[str, SFT | RL] = {
+    "sft": small_sft(**BUDGET),
+    "grpo_d": small_rl(**BUDGET, max_completion_tokens=6, kl=ADAPTIVE),
+}
+EVALUATION = small_evaluation()
 FOLDERS = Folders(  # relative: a copy of the project is a project of its own
     examples="data/examples", checkpoints="data/models", predictions="data/predictions"
 )

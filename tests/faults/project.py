@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +13,7 @@ import pandas as pd
 import yaml
 
 from tests.conftest import shipped
+from tests.support import commands
 
 ROOT = Path(__file__).parents[2]
 TASKS, METHODS = ("counting", "geometry"), ("sft", "grpo_d")
@@ -106,7 +105,7 @@ def make_project(folder: Path, model: Path) -> Path:
     return folder
 
 
-def start(project: Path, wound: dict[str, Any] | None = None) -> subprocess.Popen[str]:
+def start(project: Path, wound: dict[str, Any] | None = None) -> commands.Command:
     """`kedro run` in a process of its own; its output goes to ``log.txt`` in the project."""
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")},
@@ -116,16 +115,10 @@ def start(project: Path, wound: dict[str, Any] | None = None) -> subprocess.Pope
         "KEDRO_DISABLE_TELEMETRY": "true",
         "OTHINK_PARENT_RUN_ID": "",
     }
-    command = [sys.executable, "-m", "tests.faults.victim", json.dumps(wound or {})]
-    with (project / "log.txt").open("a") as log:
-        return subprocess.Popen(
-            [*command, str(project / "steps"), "--env=test", "--pipelines=cross_task"],
-            cwd=project,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    options = [json.dumps(wound or {}), str(project / "steps")]
+    options += ["--env=test", "--pipelines=cross_task"]
+    log = project / "log.txt"
+    return commands.start("tests.faults.victim", *options, cwd=project, output=log, env=environment)
 
 
 def run(project: Path, wound: dict[str, Any] | None = None) -> int:

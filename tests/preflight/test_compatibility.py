@@ -16,7 +16,6 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from othink_pipeline.cells.methods import resolve_method
-from othink_pipeline.cells.parameters import Evaluation
 from othink_pipeline.data.examples import find_fault
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.models.load import load_model
@@ -29,16 +28,10 @@ from othink_pipeline.preflight.rows import Row
 from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rows import sft_rows
 from tests.conftest import PROMPT, TASKS, MiniModel
+from tests.support.methods import small_evaluation
 
 ROOT = Path(__file__).parents[2]
-EVALUATION = Evaluation(
-    batch_size=8,
-    max_completion_tokens=24,
-    samples=0,
-    sample_temperature=1.0,
-    shuffle_images=False,
-    seed=0,
-)
+EVALUATION = small_evaluation(max_completion_tokens=24)
 Tasks = Mapping[str, Mapping[str, Dataset]]
 Check = Callable[..., list[Row]]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from othink_pipeline.models.prompts import Prompt
@@ -131,3 +132,10 @@ def prompt(family: str, seed: int, words: int, pictures: int = 1) -> Prompt:
     }
     kinds = {"mm_token_type_ids": (torch.tensor(ids) == IMAGE_TOKEN).long()}
     return Prompt(torch.tensor(ids), kinds, fields, (None,) * pictures)  # type: ignore[arg-type]
+
+
+def image_tokens(processor: Any, width: int, height: int) -> int:
+    """How many image tokens a picture of so many pixels becomes, the marks around it left out."""
+    blank = Image.new("RGB", (width, height))
+    made = processor(images=[[blank]], text=[processor.image_token], return_tensors="pt")
+    return int((made["input_ids"] == processor.image_token_id).sum())

@@ -26,7 +26,8 @@ from othink_pipeline.training.health import Monitor, TrainingFault
 from othink_pipeline.training.kl import Linear
 from othink_pipeline.training.parameters import SFT, Health
 from othink_pipeline.training.rows import rl_rows, sft_rows
-from tests.conftest import PROMPT, MiniModel, grpo_config, run_two_processes
+from tests.conftest import PROMPT, MiniModel, grpo_config
+from tests.support.commands import run_two_processes
 
 Splits = Mapping[str, Mapping[str, Any]]
 Weights = dict[str, torch.Tensor]
@@ -613,7 +614,7 @@ def test_a_healthy_training_is_the_same_without_the_guard(
 def test_all_processes_act_alike(mini_model: MiniModel, splits: Splits, tmp_path: Path) -> None:
     """The faults are on one process each: the other one must neither wait nor learn from them."""
     splits["counting"]["train"].to_parquet(tmp_path / "examples.parquet")
-    run_two_processes(__file__, str(mini_model.path), str(tmp_path))
+    run_two_processes(__name__, str(mini_model.path), str(tmp_path), folder=tmp_path)
     main_process, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     for outcome in (main_process, other):
         assert outcome["changed_in"] == [1, 4, 6]

@@ -25,7 +25,8 @@ from othink_pipeline.training.kl import (
     Seen,
 )
 from othink_pipeline.training.rows import rl_rows
-from tests.conftest import PROMPT, MiniModel, grpo_config, run_two_processes
+from tests.conftest import PROMPT, MiniModel, grpo_config
+from tests.support.commands import run_two_processes
 
 Splits = Mapping[str, Mapping[str, Any]]
 COPIES = 4
@@ -158,7 +159,7 @@ def test_all_processes_apply_the_same_weights(
     """Each process sees rows of its own: the weight must follow from all of them."""
     examples = splits["counting"]["train"]
     examples.to_parquet(tmp_path / "examples.parquet")
-    run_two_processes(__file__, str(mini_model.path), str(tmp_path))
+    run_two_processes(__name__, str(mini_model.path), str(tmp_path), folder=tmp_path)
     for kl in ("adaptive", "accuracy", "explore_exploit"):
         first, second = (
             json.loads((tmp_path / f"{kl}-{rank}.json").read_text()) for rank in range(2)

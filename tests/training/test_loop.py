@@ -21,22 +21,15 @@ from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rewards import ACCURACY_REWARDS, accuracy_reward, format_reward
 from othink_pipeline.training.rows import prompt_order, rl_rows, sft_rows
 from tests.conftest import PROMPT, MiniModel, shipped, shipped_health, stock_rows
+from tests.support.methods import small_rl, small_sft
 
 Splits = Mapping[str, Mapping[str, Any]]
 Checkpoint = Callable[[int, Any, Any], dict[str, float]]
 
 UPDATES, PROMPTS, COPIES = 3, 5, 4
-BUDGET: dict[str, Any] = {
-    **shipped("training"),
+BUDGET = {
     "updates": UPDATES,
     "prompts_per_update": PROMPTS,  # 3 x 5: more than one pass over the 12 examples
-    "checkpoint_every_updates": 2,
-    "validation_examples": 4,
-    "learning_rate": 5.0e-3,  # the policy must move visibly within three updates
-    "lr_schedule": "constant",
-    "warmup_ratio": 0.0,
-    "max_grad_norm": 1.0,
-    "weight_decay": 0.0,
 }
 LINEAR = Linear(schedule="linear", start=0.1, end=0.7)
 CONSTANT = Constant(schedule="constant", weight=0.5)
@@ -45,20 +38,11 @@ HEALTH = shipped_health()
 
 
 def rl_parameters(kl: KLSchedule, **changes: Any) -> RL:
-    return RL(
-        **{**BUDGET, **changes},
-        algorithm="rl",
-        completions_per_prompt=COPIES,
-        unbiased_kl=True,
-        max_completion_tokens=10,
-        temperature=1.0,
-        rewards={"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
-        kl=kl,
-    )
+    return small_rl(**{**BUDGET, "max_completion_tokens": 10, "kl": kl, **changes})
 
 
 def sft_parameters(target: str = "answer", **changes: Any) -> SFT:
-    return SFT(**{**BUDGET, **changes}, algorithm="sft", target=target)
+    return small_sft(**{**BUDGET, "target": target, **changes})
 
 
 def job_of(

@@ -33,7 +33,7 @@ from othink_pipeline.training import loop, resume, sft, shared_prompts
 from othink_pipeline.training import rl as rl_training
 from othink_pipeline.training.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.training.kl import Accuracy, Adaptive, ExploreExploit
-from othink_pipeline.training.parameters import RL, SFT, Lora
+from othink_pipeline.training.parameters import RL, Lora
 from othink_pipeline.training.resume import newest_checkpoint, update_of
 from othink_pipeline.training.rows import rl_rows, sft_rows
 from othink_pipeline.training.sft import ResumableSFTTrainer
@@ -41,39 +41,20 @@ from tests.conftest import (
     PROMPT,
     MiniModel,
     grpo_config,
-    run_two_processes,
     shipped,
     shipped_health,
 )
+from tests.support.commands import run_two_processes
+from tests.support.methods import small_rl, small_sft
 
 Splits = Mapping[str, Mapping[str, Any]]
 COPIES = 4
 ADAPTIVE = Adaptive(schedule="adaptive", start=0.3, target=0.02, gain=2.0, low=0.01, high=5.0)
 ACCURACY = Accuracy(schedule="accuracy", weight=0.9)
 DIP = ExploreExploit(schedule="explore_exploit", low=0.1, high=0.7, explore_share=0.6)
-BUDGET: dict[str, Any] = {
-    **shipped("training"),
-    "updates": 5,
-    "prompts_per_update": 2,
-    "checkpoint_every_updates": 2,
-    "validation_examples": 4,
-    "learning_rate": 5.0e-3,
-    "lr_schedule": "cosine",
-    "warmup_ratio": 0.0,
-    "max_grad_norm": 1.0,
-    "weight_decay": 0.01,
-}
-SFT_PARAMETERS = SFT(**BUDGET, algorithm="sft", target="answer")
-RL_PARAMETERS = RL(
-    **BUDGET,
-    algorithm="rl",
-    completions_per_prompt=COPIES,
-    unbiased_kl=True,
-    max_completion_tokens=8,
-    temperature=1.0,
-    rewards={"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
-    kl=ADAPTIVE,
-)
+BUDGET = {"updates": 5, "lr_schedule": "cosine", "weight_decay": 0.01}
+SFT_PARAMETERS = small_sft(**BUDGET)
+RL_PARAMETERS = small_rl(**BUDGET, kl=ADAPTIVE)
 COMPUTE = Compute(**shipped("compute", resume_every_updates=2))
 LORA = Lora(rank=2, alpha=4.0, dropout=0.1, modules="all-linear", merge=False)
 TIMES = {
@@ -621,7 +602,7 @@ def test_a_process_killed_before_its_checkpoint_is_in_place_leaves_the_one_befor
 def test_two_processes_resume_as_one(mini_model: MiniModel, splits: Splits, tmp_path: Path) -> None:
     """Each has random streams, completions and prompts of its own."""
     splits["counting"]["train"].to_parquet(tmp_path / "examples.parquet")
-    run_two_processes(__file__, "resume", str(mini_model.path), str(tmp_path))
+    run_two_processes(__name__, "resume", str(mini_model.path), str(tmp_path), folder=tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first["next_numbers"] != second["next_numbers"]
     names = {path.name for path in (tmp_path / "killed" / "checkpoint-3").iterdir()}

@@ -24,40 +24,23 @@ from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.trainable import choose_weights
 from tests.conftest import PROMPT, MiniModel, shipped, shipped_health
 from tests.support import families
+from tests.support.methods import small_rl, small_sft
 
 Splits = Mapping[str, Mapping[str, Any]]
 Weights = dict[str, torch.Tensor]
 
-BUDGET = {
-    **shipped("training", updates=3, prompts_per_update=4, checkpoint_every_updates=1),
-    "learning_rate": 5.0e-3,
-    "lr_schedule": "constant",
-    "warmup_ratio": 0.0,
-    "max_grad_norm": 1.0,
-    "weight_decay": 0.0,
-}
+OFTEN = {"updates": 3, "prompts_per_update": 4, "checkpoint_every_updates": 1}
 LORA = {"rank": 4, "alpha": 16.0, "dropout": 0.0, "modules": "all-linear", "merge": False}
 BFLOAT16: dict[str, Any] = {"model": {"dtype": "bfloat16"}, "compute": {"bf16": True}}
 
 
 def sft(**changes: Any) -> SFT:
-    return SFT(**{**BUDGET, **changes}, algorithm="sft", target="steps")
+    return small_sft(**{**OFTEN, "target": "steps", **changes})
 
 
 def rl(**changes: Any) -> RL:
-    return RL.model_validate(
-        {
-            **BUDGET,
-            "algorithm": "rl",
-            "completions_per_prompt": 4,
-            "unbiased_kl": True,
-            "max_completion_tokens": 10,
-            "temperature": 1.0,
-            "rewards": {"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
-            "kl": {"schedule": "linear", "start": 0.05, "end": 0.5},
-            **changes,
-        }
-    )
+    kl = {"schedule": "linear", "start": 0.05, "end": 0.5}
+    return small_rl(**{**OFTEN, "max_completion_tokens": 10, "kl": kl, **changes})
 
 
 METHODS = {"sft": sft, "rl": rl}

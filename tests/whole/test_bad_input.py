@@ -4,10 +4,7 @@ The commands themselves, in a project of their own. Faults of single keys and fi
 they are found (test_parameters, test_config_loader, test_hooks).
 """
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from tests.conftest import MiniModel
+from tests.support import commands
 from tests.support.manifests import make_model
 
 ROOT = Path(__file__).parents[2]
@@ -42,18 +40,11 @@ def kedro_run(project: Path, *options: str, **blocks: Any) -> str:
     folder.mkdir(exist_ok=True)
     smoke = yaml.safe_load((ROOT / "conf" / "smoke" / "parameters.yml").read_text())
     (folder / "parameters.yml").write_text(yaml.safe_dump({**smoke, **blocks}))
-    done = subprocess.run(
-        [sys.executable, "-m", "kedro", "run", "--env=case", *options],
-        cwd=project,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr + done.stdout, done.stderr
-    assert done.stderr.count("Error: ") == 1, done.stderr
-    return done.stderr[done.stderr.index("Error: ") :]
+    done = commands.run("kedro", "run", "--env=case", *options, cwd=project)
+    assert done.returncode == 1, done.stdout
+    assert "Traceback" not in done.stdout, done.stdout
+    assert done.stdout.count("Error: ") == 1, done.stdout
+    return done.stdout[done.stdout.index("Error: ") :]
 
 
 def left_behind(project: Path) -> set[str]:

@@ -29,7 +29,7 @@ from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.job import CellJob
 from othink_pipeline.cells.keys import Settings, arithmetic, training_key
 from othink_pipeline.cells.manifests import Checkpoint
-from othink_pipeline.cells.parameters import Evaluation, Folders
+from othink_pipeline.cells.parameters import Folders
 from othink_pipeline.cells.processes import work as train
 from othink_pipeline.cells.train import train_cell
 from othink_pipeline.core.blocks import ConfigurationError
@@ -42,37 +42,19 @@ from othink_pipeline.tracking import records, runs
 from othink_pipeline.training.parameters import RL, SFT, Lora
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped_health
 from tests.support.manifests import examples_of
+from tests.support.methods import small_evaluation, small_rl, small_sft
 
 Result = tuple[Any, pd.DataFrame]
 
 BUDGET: dict[str, Any] = {
     "updates": 3,
     "prompts_per_update": 4,
-    "checkpoint_every_updates": 2,
     "validation_examples": 3,
-    "optimizer": "adamw",
-    "freeze_vision": False,
-    "lora": None,
-    "learning_rate": 5.0e-3,
-    "lr_schedule": "constant",
-    "warmup_ratio": 0.0,
-    "max_grad_norm": 1.0,
     "weight_decay": 0.01,
 }
 METHODS: dict[str, SFT | RL] = {
-    "sft": SFT(**BUDGET, algorithm="sft", target="steps"),
-    "grpo_d": RL.model_validate(
-        {
-            **BUDGET,
-            "algorithm": "rl",
-            "completions_per_prompt": 4,
-            "unbiased_kl": True,
-            "max_completion_tokens": 6,
-            "temperature": 1.0,
-            "rewards": {"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
-            "kl": {"schedule": "linear", "start": 0.1, "end": 0.7},
-        }
-    ),
+    "sft": small_sft(**BUDGET, target="steps"),
+    "grpo_d": small_rl(**BUDGET, max_completion_tokens=6),
 }
 HEALTH = shipped_health()
 COMPUTE: dict[str, Any] = {
@@ -88,14 +70,7 @@ COMPUTE: dict[str, Any] = {
     "fresh": False,
 }
 MODEL = ModelSettings(dtype="float32", attention="sdpa", min_pixels=None, max_pixels=None)
-EVALUATION = Evaluation(
-    batch_size=8,
-    max_completion_tokens=6,
-    samples=0,
-    sample_temperature=1.0,
-    shuffle_images=False,
-    seed=0,
-)
+EVALUATION = small_evaluation()
 FOLDERS = Folders(
     examples="data/examples", checkpoints="data/models", predictions="data/predictions"
 )

@@ -17,7 +17,7 @@ from othink_pipeline.models import generation
 from othink_pipeline.models.generation import Decoding, complete
 from othink_pipeline.models.load import load_model, save_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
-from othink_pipeline.models.pixels import image_tokens, limit_pixels
+from othink_pipeline.models.pixels import limit_pixels
 from othink_pipeline.models.prompts import collate, encode, render_prompt
 from othink_pipeline.training import rl as rl_training
 from othink_pipeline.training import sft as sft_training
@@ -27,6 +27,7 @@ from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rewards import ACCURACY_REWARDS
 from othink_pipeline.training.rows import rl_rows, sft_rows
 from tests.conftest import shipped, shipped_health
+from tests.support.families import image_tokens
 from tests.support.family_checkpoints import FAMILIES, SYSTEM, TEMPLATES, make_checkpoint
 
 ROOT = Path(__file__).parents[2]

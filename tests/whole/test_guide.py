@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import MiniModel
+from tests.support import commands
 from tests.support.family_checkpoints import make_checkpoint
 from tests.support.public_schemas import make_test_file, make_train_set
 
@@ -64,12 +63,9 @@ def follow(project: Path) -> Callable[..., str]:
             (project / path).write_text(text)
         params = ",".join(f"{key}={value}" for key, value in {**SMALL, **changes}.items())
         options = [f"--env={env}", f"--pipelines={pipeline}", f"--params={params}"]
-        command = [sys.executable, "-m", "kedro", "run", *options]
         environment = {**os.environ, "PYTHONPATH": str(project / "src")}
-        done = subprocess.run(
-            command, cwd=project, env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        done = commands.run("kedro", "run", *options, cwd=project, env=environment)
+        assert done.returncode == 0, done.stdout[-6000:]
         return done.stdout
 
     return run

@@ -7,8 +7,6 @@ tiny and untrained, of each family's real architecture; their answers are noise.
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import pytest
 import yaml
 
 from othink_pipeline.models.load import load_model
+from tests.support import commands
 from tests.support.family_checkpoints import FAMILIES, make_checkpoint
 from tests.support.public_schemas import make_source
 
@@ -74,16 +73,9 @@ def kedro_run(project: Path, *options: str) -> str:
         **{name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")},
         "PYTHONPATH": str(ROOT / "src"),
     }
-    run = subprocess.run(
-        [sys.executable, "-m", "kedro", "run", "--env=paper", *options],
-        cwd=project,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    return run.stdout + run.stderr
+    run = commands.run("kedro", "run", "--env=paper", *options, cwd=project, env=environment)
+    assert run.returncode == 0, run.stdout[-6000:]
+    return run.stdout
 
 
 @pytest.mark.parametrize(

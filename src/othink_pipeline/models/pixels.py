@@ -1,11 +1,9 @@
-"""How large pictures are made for a model, and how many tokens that costs."""
+"""How large pictures are made for a model."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
-
-from PIL import Image
 
 from othink_pipeline.core.blocks import ConfigurationError
 
@@ -60,10 +58,3 @@ def _between(size: Any, min_pixels: int | None, max_pixels: int | None) -> dict[
             "a bound that is null comes from the model's files. Set both"
         )
     return {"shortest_edge": least, "longest_edge": most}
-
-
-def image_tokens(processor: Any, width: int, height: int) -> int:
-    """How many image tokens a picture of so many pixels becomes, the marks around it left out."""
-    blank = Image.new("RGB", (width, height))
-    made = processor(images=[[blank]], text=[processor.image_token], return_tensors="pt")
-    return int((made["input_ids"] == processor.image_token_id).sum())

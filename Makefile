@@ -18,11 +18,12 @@ export KEDRO_DISABLE_TELEMETRY := true
 # Where it is set (containers), every process would compile torch and its like anew: 20 s each.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test release check faults bench lock clean
+.PHONY: help demo test coverage release check faults bench lock clean
 
 help:
 	@echo "make demo    train and evaluate the whole grid, print the transfer matrix"
-	@echo "make test    run the tests with coverage"
+	@echo "make test    run the tests"
+	@echo "make coverage the same, slower, and say which lines they do not reach"
 	@echo "make release run the slow tests: every model family through the whole pipeline"
 	@echo "make check   lint, check the format, the types and who imports whom"
 	@echo "make faults  kill, damage and starve real runs, half an hour; writes docs/faults.md"
@@ -35,6 +36,10 @@ demo: $(STAMP)
 	$(VENV)/bin/kedro run --pipelines=cross_task
 
 test: $(STAMP)
+	$(VENV)/bin/pytest --numprocesses=2 --dist=loadfile
+
+# Apart from `test`: tracing every line costs half of the tests' time again.
+coverage: $(STAMP)
 	$(VENV)/bin/pytest --numprocesses=2 --dist=loadfile --cov=othink_pipeline --cov-report=term-missing:skip-covered
 
 release: $(STAMP)

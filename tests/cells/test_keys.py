@@ -51,12 +51,9 @@ METHOD: dict[str, Any] = {
 }
 SFT_BLOCK = {**METHOD, "algorithm": "sft", "target": "answer"}
 RL_BLOCK = {
+    **shipped("rl", epsilon=0.25, epsilon_high=0.25),
     **METHOD,
     "algorithm": "rl",
-    "completions_per_prompt": 2,
-    "unbiased_kl": True,
-    "max_completion_tokens": 8,
-    "temperature": 1.0,
     "rewards": {"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
     "kl": {"schedule": "linear", "start": 0.25, "end": 0.5},
 }
@@ -64,6 +61,9 @@ OTHERWISE: dict[str, Any] = {
     "constant": "cosine",
     "answer": "steps",
     "tagged": "any",
+    "grpo": "dapo",
+    "group": "none",
+    "token": "sequence",
     "adamw": "paged_adamw_8bit",
     "all-linear": ("q_proj",),
 }

@@ -575,6 +575,8 @@ def without(block: Mapping[str, Any], key: str) -> dict[str, Any]:
         ("base_model.hub", {"id": "a/b", "revision": "c"}, "needs either path or hub, and null"),
         ("base_model.hub", {"id": "a/b"}, "base_model.hub.revision: missing; add it"),
         ("base_model.hub", {"id": "ab", "revision": "c"}, "base_model.hub.id = 'ab': "),
+        ("rl.num_iterations", 5, "rl.num_iterations = 5: must divide updates (48)"),
+        ("rl.loss_type", "drgrpo", "rl.loss_type = 'drgrpo': Input should be 'grpo', 'dr_grpo'"),
         ("compute.num_processes", 0, "compute.num_processes = 0: "),
         ("compute.micro_batch_size", 0, "compute.micro_batch_size = 0: "),
         ("compute.gradient_checkpointing", None, "compute.gradient_checkpointing = None: "),

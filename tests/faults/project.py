@@ -47,6 +47,7 @@ PARAMETERS: dict[str, Any] = {
     },
     "compute": shipped("compute", resume_every_updates=SAVED_EVERY),
     "rl": {
+        **shipped("rl"),
         "learning_rate": 2.0e-3,
         "lr_schedule": "cosine",
         "warmup_ratio": 0.0,

@@ -31,6 +31,7 @@ def small_rl(**changes: Any) -> RL:
     """RL with TRL's gradient of a KL term whose weight rises, but for some keys."""
     content = {
         **shipped("training"),
+        **shipped("rl"),
         **_EITHER,
         "algorithm": "rl",
         "completions_per_prompt": 4,

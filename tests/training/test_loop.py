@@ -454,3 +454,20 @@ def test_the_gradient_of_the_kl_is_grpos_own_or_the_unbiased_one(
         norms[unbiased] = run.curve("train/grad_norm")
     assert norms[True][0] == pytest.approx(norms[False][0], rel=1e-5)
     assert norms[True][1] != pytest.approx(norms[False][1], rel=1e-4)
+
+
+def test_completions_may_be_learnt_from_more_than_once_and_otherwise(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path
+) -> None:
+    examples = splits["counting"]["train"]
+    once = rl_parameters(LINEAR, updates=2)
+    other = {"epsilon_high": 0.3, "loss_type": "dapo", "scale_rewards": "none"}
+    twice = rl_parameters(LINEAR, updates=4, num_iterations=2, **other)
+    few = run_cell(mini_model, examples, once, tmp_path / "once")
+    many = run_cell(mini_model, examples, twice, tmp_path / "twice")
+    assert (few.trained.prompts, many.trained.prompts) == (2 * PROMPTS, 2 * PROMPTS)
+    assert (few.trained.updates, many.trained.updates) == (2, 4)
+    assert many.curve("train/kl_weight") == pytest.approx([0.1, 0.3, 0.5, 0.7])
+    # The first completions are the same, what is learnt from them is not.
+    assert many.history[0][1]["train/reward"] == few.history[0][1]["train/reward"]
+    assert many.history[0][1]["train/loss"] != few.history[0][1]["train/loss"]

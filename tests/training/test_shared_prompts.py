@@ -117,7 +117,9 @@ def assert_same(ours: Outcome, stock: Outcome, of_means: float = 1e-3) -> None:
         ({}, "lora"),
         ({"per_device_train_batch_size": 5, "gradient_accumulation_steps": 4}, "full"),
         ({"per_device_train_batch_size": 10, "steps_per_generation": 2}, "full"),
-        ({"num_iterations": 2}, "full"),
+        ({"num_iterations": 2, "scale_rewards": "batch", "loss_type": "dr_grpo"}, "full"),
+        ({"num_iterations": 2, "importance_sampling_level": "sequence"}, "full"),
+        ({"num_iterations": 2, "epsilon": 1e-4, "epsilon_high": 0.1, "loss_type": "dapo"}, "full"),
         ({"mask_truncated_completions": True}, "full"),
         (
             {

@@ -64,6 +64,7 @@ PARAMETERS: dict[str, Any] = {
         "seed": 0,
     },
     "rl": {
+        **shipped("rl"),
         "learning_rate": 1.0e-3,
         "lr_schedule": "constant",
         "warmup_ratio": 0.0,

@@ -136,6 +136,9 @@ def measure_update(
         if isinstance(method, RL):
             _never_end(trainers[0])
 
+    changes = {"updates": UPDATES, "checkpoint_every_updates": UPDATES}
+    if isinstance(method, RL):
+        changes["num_iterations"] = 1  # the dearer update: it samples
     with TemporaryDirectory() as folder:
         job = Job(
             name=f"measuring {method.algorithm}",
@@ -143,9 +146,7 @@ def measure_update(
             model=parameters.model,
             examples=_repeat(longest.example, UPDATES * method.prompts_per_update),
             prompt=longest.prompt,
-            parameters=method.model_copy(
-                update={"updates": UPDATES, "checkpoint_every_updates": UPDATES}
-            ),
+            parameters=method.model_copy(update=changes),
             compute=parameters.compute.model_copy(update={"resume_every_updates": UPDATES}),
             # Completions that may not end say nothing about a training.
             health=parameters.health.model_copy(

@@ -269,11 +269,10 @@ def train(
         TrainingFault: a number went wrong, and its policy is to stop.
     """
     model, processor = load_model(job.model_path, job.model)
-    prompts = job.parameters.updates * job.parameters.prompts_per_update
     watcher = Watcher(job.name, job.parameters, processor, log, checkpoint)
     # Chosen last: to add a column to chosen rows `datasets` would write their pictures once more.
     rows = algorithm.make_rows(job.examples, job, processor).select(
-        prompt_order(len(job.examples), prompts, job.seed)
+        prompt_order(len(job.examples), job.parameters.prompts, job.seed)
     )
     adapters = choose_weights(model, job.parameters)
     trainer = algorithm.build_trainer(model, processor, rows, job, adapters, report, [watcher])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from othink_pipeline.core.blocks import Block, LearningRate, Positive, Share, Weight
 from othink_pipeline.training.kl import KLSchedule
@@ -50,6 +50,11 @@ class Training(Block):
     """The vision tower is not trained."""
     lora: Lora | None
     """null: all weights are trained."""
+
+    @property
+    def prompts(self) -> int:
+        """Prompts of a whole training; one that is asked again counts again."""
+        return self.updates * self.prompts_per_update
 
 
 class Method(Training):
@@ -99,11 +104,44 @@ class RL(Method):
     max_completion_tokens: Positive
     temperature: Annotated[float, Field(gt=0)]
     rewards: Rewards
+    loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo"]
+    """What a token's loss is divided by: the length of its completion and the number of completions
+    (arXiv 2402.03300), the most tokens and that number (Dr. GRPO, arXiv 2503.20783), or all tokens
+    of a micro-batch (bnpo) or of an update (DAPO, arXiv 2503.14476)."""
+    scale_rewards: Literal["group", "batch", "none"]
+    """Advantages are divided by the rewards' standard deviation within the prompt's completions, or
+    within the update, or not at all (Dr. GRPO)."""
+    num_iterations: Positive
+    """Updates that learn from the same completions, one after the other. The prompts of a training
+    become as many times fewer. With 1 the policy is the one that sampled, and the clipping and
+    ``importance_sampling_level`` change nothing."""
+    epsilon: Annotated[float, Field(gt=0, lt=1)]
+    """A ratio of policies below 1 - epsilon, or above 1 + epsilon, is clipped."""
+    epsilon_high: Annotated[float, Field(gt=0)] | None
+    """In place of epsilon above 1 (DAPO's clip-higher: 0.28); null: the same."""
+    importance_sampling_level: Literal["token", "sequence"]
+    """Ratios of tokens, or their geometric mean over a completion (GSPO, arXiv 2507.18071)."""
     unbiased_kl: bool
     """Multiply the KL's estimator by the policy's ratio to itself: its gradient is then that of the
     KL (DeepSeek-V3.2, arXiv 2512.02556; TRL's default). false: the estimator alone, as GRPO and
     R1-V have it."""
     kl: KLSchedule = Field(discriminator="schedule")
+
+    @field_validator("num_iterations")
+    @classmethod
+    def _check_iterations(cls, iterations: int, info: ValidationInfo) -> int:
+        updates = info.data.get("updates", iterations)
+        if updates % iterations:
+            raise ValueError(
+                f"must divide updates ({updates}), or the last completions would be learnt from "
+                "less often"
+            )
+        return iterations
+
+    @property
+    def prompts(self) -> int:
+        """Prompts of a whole training; one that is asked again counts again."""
+        return self.updates // self.num_iterations * self.prompts_per_update
 
     @property
     def rows_per_update(self) -> int:

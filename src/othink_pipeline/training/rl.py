@@ -1,8 +1,6 @@
 """Reinforcement learning of one cell, the KL weight of every update under our control.
 
-GRPO here departs from TRL's defaults where the paper does: ``loss_type="grpo"`` (mean over a
-sequence's tokens, then over sequences), one update a batch, and the KL weight set before each
-loss instead of once.
+The KL weight is set before each loss instead of once; all else is TRL's, by TRL's own names.
 """
 
 from __future__ import annotations
@@ -55,7 +53,12 @@ def build_trainer(
         max_completion_length=parameters.max_completion_tokens,
         temperature=parameters.temperature,
         beta=FLOOR,  # above 0, so that the reference is loaded; set anew before every loss
-        loss_type="grpo",
+        loss_type=parameters.loss_type,
+        scale_rewards=parameters.scale_rewards,
+        num_iterations=parameters.num_iterations,
+        epsilon=parameters.epsilon,
+        epsilon_high=parameters.epsilon_high,
+        importance_sampling_level=parameters.importance_sampling_level,
         use_bias_correction_kl=parameters.unbiased_kl,
         reward_weights=[parameters.rewards.accuracy, parameters.rewards.format],
         shuffle_dataset=False,

@@ -134,7 +134,7 @@ def _count_work(blocks: Parameters) -> list[Row]:
     seeds, methods = len(blocks.experiment.seeds), blocks.resolve()
     rows, updates, completions, tokens = [], 0, 0, 0
     for (task, name), method in methods.items():
-        prompts = method.updates * method.prompts_per_update
+        prompts = method.prompts
         detail = f"{seeds} cells" if seeds > 1 else "1 cell"
         detail += f", each {method.updates:,} updates, {prompts:,} prompts"
         if isinstance(method, RL):

@@ -18,13 +18,16 @@ export KEDRO_DISABLE_TELEMETRY := true
 # Where it is set (containers), every process would compile torch and its like anew: 20 s each.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test release check faults bench lock clean
+.PHONY: help demo notebook test release check docs pictures faults bench lock clean
 
 help:
 	@echo "make demo    train and evaluate the whole grid, print the transfer matrix"
+	@echo "make notebook  open the notebook of single answers in JupyterLab"
 	@echo "make test    run the tests with coverage"
 	@echo "make release run the slow tests: every model family through the whole pipeline"
 	@echo "make check   lint, check the format, the types and who imports whom"
+	@echo "make docs    write the reference of all parameters anew"
+	@echo "make pictures  draw the pictures of the documents, from a finished make demo"
 	@echo "make faults  kill, damage and starve real runs, half an hour; writes docs/faults.md"
 	@echo "make bench   measure against peers, about an hour; writes docs/benchmarks.md"
 	@echo "make lock    resolve requirements.lock again from pyproject.toml"
@@ -33,6 +36,12 @@ help:
 
 demo: $(STAMP)
 	$(VENV)/bin/kedro run --pipelines=cross_task
+
+# JupyterLab has an environment of its own, of 60 packages that nothing else here needs; its kernel is
+# that of .venv.
+notebook: $(STAMP)
+	$(VENV)/bin/python -m ipykernel install --prefix $(VENV)
+	JUPYTER_PATH=$(CURDIR)/$(VENV)/share/jupyter $(UV) tool run --from jupyterlab==4.6.6 jupyter-lab notebooks/results.ipynb
 
 test: $(STAMP)
 	$(VENV)/bin/pytest --numprocesses=2 --dist=loadfile --cov=othink_pipeline --cov-report=term-missing:skip-covered
@@ -45,6 +54,14 @@ check: $(STAMP)
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy src
 	$(VENV)/bin/lint-imports
+
+docs: $(STAMP)
+	$(VENV)/bin/python -m othink_pipeline.reference docs/reference/parameters.md
+
+pictures: $(STAMP)
+	$(VENV)/bin/python docs/pictures.py
+	$(VENV)/bin/python docs/kl_schedules.py
+	$(VENV)/bin/python docs/kl_ablation.py
 
 faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.faults

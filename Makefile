@@ -5,7 +5,10 @@ VENV := .venv
 # Written last: a .venv without it is not finished, and is made afresh.
 STAMP := $(VENV)/.complete
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-input
-UV := VIRTUAL_ENV=$(VENV) UV_SYSTEM_CERTS=true $(VENV)/bin/uv
+# uv reads no pip.conf: a mirror named there is handed on.
+UV := VIRTUAL_ENV=$(VENV) UV_SYSTEM_CERTS=true \
+	UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$($(VENV)/bin/python -m pip config get global.index-url 2>/dev/null)}" \
+	$(VENV)/bin/uv
 # A .venv whose interpreter has gone or does not start is not finished either.
 $(shell $(VENV)/bin/python -c "" 2>/dev/null || rm -f $(STAMP))
 # Made by runs, each beside a .gitkeep. data/01_raw holds what the project ships: never cleaned.
@@ -37,10 +40,10 @@ help:
 demo: $(STAMP)
 	$(VENV)/bin/kedro run --pipelines=cross_task
 
-# JupyterLab has an environment of its own, of 60 packages that nothing else here needs; its kernel is
-# that of .venv.
+# JupyterLab and its 90 packages, which nothing else here needs, have an environment of their own; the
+# kernel is that of .venv.
 notebook: $(STAMP)
-	$(VENV)/bin/python -m ipykernel install --prefix $(VENV)
+	$(VENV)/bin/python -m ipykernel install --prefix $(VENV) >/dev/null
 	JUPYTER_PATH=$(CURDIR)/$(VENV)/share/jupyter $(UV) tool run --from jupyterlab==4.6.6 jupyter-lab notebooks/results.ipynb
 
 test: $(STAMP)
@@ -84,9 +87,9 @@ clean:
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Python's own pip fetches uv, checked by its hash, and uv all the rest: pips of other years read the
-# lock differently, uv is the one that wrote it. uv reads no pip.conf: a mirror named there is handed
-# on. A finished .venv is brought up to date in place; the stamp is gone while that lasts. In the end
-# all that is large is imported once: it works, and is compiled for all that comes.
+# lock differently, uv is the one that wrote it. A finished .venv is brought up to date in place; the
+# stamp is gone while that lasts. In the end all that is large is imported once: it works, and is
+# compiled for all that comes.
 $(STAMP): requirements.lock pyproject.toml
 	@set -e; \
 	if [ -f $@ ]; then \
@@ -113,8 +116,6 @@ $(STAMP): requirements.lock pyproject.toml
 	fi; \
 	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.lock; \
 	$(PIP) --quiet --require-hashes --requirement $(VENV)/uv.lock; \
-	index=$$($(VENV)/bin/python -m pip config get global.index-url 2>/dev/null || true); \
-	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; fi; \
 	if [ -t 2 ]; then quiet=; else quiet=--quiet; fi; \
 	$(UV) pip sync $$quiet --require-hashes requirements.lock; \
 	$(UV) pip install --quiet --no-deps --no-build-isolation --editable .; \

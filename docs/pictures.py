@@ -1,7 +1,7 @@
 """Draw the README's pictures from the last finished run of ``conf/base``: ``make pictures``.
 
 ``samples.png`` shows of each task the first test example, by id, that the base model gets wrong and
-GRPO-D, trained on counting alone, right; ``training_curves.png`` is the run's own.
+GRPO, trained on counting alone, right; ``training_curves.png`` is the run's own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from othink_pipeline.data.examples import read_examples
 from othink_pipeline.data.manifests import Examples
 
 RUN, IMAGES = Path("data"), Path("docs/images")
-METHOD, TRAINED_ON = "grpo_d", "counting"
+METHOD, TRAINED_ON = "grpo", "counting"
 WRONG, RIGHT = "#b3261e", "#1b6e3c"
 
 
@@ -59,7 +59,7 @@ def _write(axes: Axes, question: str, gold: str, answers: pd.DataFrame) -> None:
     lines = [(textwrap.fill(question, 80), "black", "sans-serif", 10)]
     lines.append((f"Right answer: {gold}", "#555555", "sans-serif", 9))
     for method, mark, color in (("base", "✗", WRONG), (METHOD, "✓", RIGHT)):
-        name = "base model" if method == "base" else f"GRPO-D, trained on {TRAINED_ON}"
+        name = "base model" if method == "base" else f"GRPO, trained on {TRAINED_ON}"
         said = textwrap.fill(answers.loc[method, "completion"], 84, subsequent_indent="  ")
         lines.append((f"{mark} {name}", color, "sans-serif", 9))
         lines.append((said, color, "monospace", 8))

@@ -71,11 +71,9 @@ def parameters_page(conf: Path) -> str:
     for name, field in models["Parameters"]["properties"].items():
         home = f"In `{homes[name].as_posix()}`."
         sections += [f"## `{name}`", " ".join([_prose(field), home]).lstrip()]
-        if name in SHARED:
-            model, elsewhere = SHARED[name]
-            places, hidden = [Nested(name, model.__name__)], elsewhere.model_fields.keys()
-        else:
-            places, hidden = list(_blocks_in(name, field, models)), {}.keys()
+        model, elsewhere = SHARED.get(name, (None, None))
+        hidden = elsewhere.model_fields if elsewhere else {}
+        places = [Nested(name, model.__name__)] if model else [*_blocks_in(name, field, models)]
         shown = set()
         for place in places:  # grows on the way
             if place.model in shown:
@@ -88,8 +86,8 @@ def parameters_page(conf: Path) -> str:
             }
             kind = f", `{place.kind}`" if place.kind else ""
             title = f"### `{place.path}`{kind}" if place.path != name else ""
-            table = _table(fields, _at(values, place.path))
-            sections += [title, _prose(models[place.model]), table]
+            sections += [title, _prose(models[place.model])]
+            sections.append(_table(fields, _at(values, place.path)) if fields else "")
             for key, each in fields.items():
                 places += _blocks_in(f"{place.path}.{key}", each, models)
     return "\n\n".join(filter(None, sections)) + "\n"

@@ -5,7 +5,10 @@ VENV := .venv
 # Written last: a .venv without it is not finished, and is made afresh.
 STAMP := $(VENV)/.complete
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-input
-UV := VIRTUAL_ENV=$(VENV) UV_SYSTEM_CERTS=true $(VENV)/bin/uv
+# uv reads no pip.conf: a mirror named there is handed on.
+UV := VIRTUAL_ENV=$(VENV) UV_SYSTEM_CERTS=true \
+	UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$($(VENV)/bin/python -m pip config get global.index-url 2>/dev/null)}" \
+	$(VENV)/bin/uv
 # A .venv whose interpreter has gone or does not start is not finished either.
 $(shell $(VENV)/bin/python -c "" 2>/dev/null || rm -f $(STAMP))
 # Made by runs, each beside a .gitkeep. data/01_raw holds what the project ships: never cleaned.
@@ -18,14 +21,17 @@ export KEDRO_DISABLE_TELEMETRY := true
 # Where it is set (containers), every process would compile torch and its like anew: 20 s each.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test coverage release check faults bench lock clean
+.PHONY: help demo notebook test coverage release check docs pictures faults bench lock clean
 
 help:
 	@echo "make demo    train and evaluate the whole grid, print the transfer matrix"
+	@echo "make notebook  open the notebook of single answers in JupyterLab"
 	@echo "make test    run the tests"
-	@echo "make coverage the same, slower, and say which lines they do not reach"
+	@echo "make coverage  the same, slower, and say which lines they do not reach"
 	@echo "make release run the slow tests: every model family through the whole pipeline"
 	@echo "make check   lint, check the format, the types and who imports whom"
+	@echo "make docs    write the reference of all parameters anew"
+	@echo "make pictures  draw the pictures of the documents, from a finished make demo"
 	@echo "make faults  kill, damage and starve real runs, half an hour; writes docs/faults.md"
 	@echo "make bench   measure against peers, about an hour; writes docs/benchmarks.md"
 	@echo "make lock    resolve requirements.lock again from pyproject.toml"
@@ -34,6 +40,12 @@ help:
 
 demo: $(STAMP)
 	$(VENV)/bin/kedro run --pipelines=cross_task
+
+# JupyterLab and its 90 packages, which nothing else here needs, have an environment of their own; the
+# kernel is that of .venv.
+notebook: $(STAMP)
+	$(VENV)/bin/python -m ipykernel install --prefix $(VENV) >/dev/null
+	JUPYTER_PATH=$(CURDIR)/$(VENV)/share/jupyter $(UV) tool run --from jupyterlab==4.6.6 jupyter-lab notebooks/results.ipynb
 
 test: $(STAMP)
 	$(VENV)/bin/pytest --numprocesses=2 --dist=loadfile
@@ -50,6 +62,14 @@ check: $(STAMP)
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy src
 	$(VENV)/bin/lint-imports
+
+docs: $(STAMP)
+	$(VENV)/bin/python -m othink_pipeline.reference docs/reference/parameters.md
+
+pictures: $(STAMP)
+	$(VENV)/bin/python docs/pictures.py
+	$(VENV)/bin/python docs/kl_schedules.py
+	$(VENV)/bin/python docs/kl_ablation.py
 
 faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.faults
@@ -72,9 +92,9 @@ clean:
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # Python's own pip fetches uv, checked by its hash, and uv all the rest: pips of other years read the
-# lock differently, uv is the one that wrote it. uv reads no pip.conf: a mirror named there is handed
-# on. A finished .venv is brought up to date in place; the stamp is gone while that lasts. In the end
-# all that is large is imported once: it works, and is compiled for all that comes.
+# lock differently, uv is the one that wrote it. A finished .venv is brought up to date in place; the
+# stamp is gone while that lasts. In the end all that is large is imported once: it works, and is
+# compiled for all that comes.
 $(STAMP): requirements.lock pyproject.toml
 	@set -e; \
 	if [ -f $@ ]; then \
@@ -101,8 +121,6 @@ $(STAMP): requirements.lock pyproject.toml
 	fi; \
 	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.lock; \
 	$(PIP) --quiet --require-hashes --requirement $(VENV)/uv.lock; \
-	index=$$($(VENV)/bin/python -m pip config get global.index-url 2>/dev/null || true); \
-	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; fi; \
 	if [ -t 2 ]; then quiet=; else quiet=--quiet; fi; \
 	$(UV) pip sync $$quiet --require-hashes requirements.lock; \
 	$(UV) pip install --quiet --no-deps --no-build-isolation --editable .; \

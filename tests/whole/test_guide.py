@@ -1,4 +1,4 @@
-"""The worked examples of docs/paper.md, as they stand there, on small data."""
+"""The worked examples of docs/{task,data_set,model}.md, as they stand there, on small data."""
 
 import json
 import os
@@ -16,7 +16,6 @@ from tests.support.family_checkpoints import make_checkpoint
 from tests.support.public_schemas import make_test_file, make_train_set
 
 ROOT = Path(__file__).parents[2]
-GUIDE = ROOT / "docs" / "paper.md"
 SMALL = {
     "data_preparation.splits.train": 8,
     "data_preparation.splits.validation": 4,
@@ -34,7 +33,8 @@ SMALL = {
 
 def read_example(name: str) -> dict[str, str]:
     """The files of an example: path -> text. Each block says in its first line where it goes."""
-    text = GUIDE.read_text().partition(f"<!-- example: {name} -->\n")[2]
+    guide = (ROOT / "docs" / f"{name}.md").read_text()
+    text = guide.partition("<!-- example -->\n")[2]
     files = {}
     while block := re.match(r"```\w+\n# (\S+)\n(.*?)```\n", text, re.DOTALL):
         files[block[1]] = block[2]
@@ -89,7 +89,7 @@ def test_a_data_set_of_ones_own(project: Path, follow: Callable[..., str]) -> No
     file, images = make_test_file(raw, "counting", examples=6, seed=1)
     file.rename(raw / "charts_test.jsonl")
     images.rename(raw / "charts_test")
-    follow("data", "my_data", pipeline="rl", **{"base_model.path": "data/01_raw/tiny"})
+    follow("data_set", "my_data", pipeline="rl", **{"base_model.path": "data/01_raw/tiny"})
     manifest = json.loads((project / "data/my_data/03_primary/charts/manifest.json").read_text())
     prompts = {name: split["prompt"] for name, split in manifest["splits"].items()}
     assert "}  Output" in prompts["train"] == prompts["validation"]

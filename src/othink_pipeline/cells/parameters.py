@@ -48,7 +48,9 @@ class Experiment(Block):
 
     # Not strict: YAML's lists become tuples.
     tasks: tuple[Name, ...] = Field(strict=False)
+    """Each is trained on, and each is what every cell is tested on."""
     methods: tuple[Name, ...] = Field(strict=False)
+    """Keys of ``methods``, in the order of the report."""
     seeds: tuple[Count, ...] = Field(strict=False)
     """A list of seeds, or a count ``n`` for 0 .. n-1."""
 
@@ -83,18 +85,24 @@ class Folders(Block):
     """Where an environment keeps its files, relative to the project; also in its globals.yml."""
 
     examples: Place
+    """Prepared examples of every task."""
     checkpoints: Place
+    """Trained models, their curves and the states to go on from."""
     predictions: Place
+    """Answers to the test examples, with their verdicts."""
 
 
 class Evaluation(Block):
     """Greedy generation, and what else the test split is used for."""
 
     batch_size: Positive
+    """Examples that are answered at a time."""
     max_completion_tokens: Positive
+    """An answer is cut off after so many tokens."""
     samples: Annotated[int, Field(ge=0, le=MAX_SAMPLES)]
     """Sampled completions of each test example, for pass@k and majority@k; 0: none."""
     sample_temperature: Annotated[float, Field(gt=0)]
+    """Of the samples; the answer that is scored is greedy."""
     shuffle_images: bool
     """Ask about another example's picture: what is still right hardly comes from the picture."""
     seed: Count
@@ -117,8 +125,13 @@ class Parameters(Block):
     rebuild: Rebuild
     training: Training
     sft: dict[str, Any]
+    """What all SFT methods share, besides ``training``; a method's own block may differ in each."""
     rl: dict[str, Any]
+    """What all RL methods share, besides ``training``; a method's own block may differ in each."""
     methods: dict[Name, dict[str, Any]]
+    """A block a method: ``algorithm`` (``sft`` or ``rl``) and any key of ``training`` and of the
+    algorithm's block, which it replaces; under ``trained_on``, for a task, the method's keys that
+    are others when it is trained on that task."""
     evaluation: Evaluation
     compute: Compute
     health: Health

@@ -13,14 +13,16 @@ from othink_pipeline.core.paths import check_path
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
-Place = Annotated[str, AfterValidator(check_path)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Place = Annotated[str, AfterValidator(check_path), Field(json_schema_extra={"format": "path"})]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", json_schema_extra={"format": "name"})]
 Weight = Annotated[float, Field(ge=0)]
 BASE = "base"
 """The untrained policy, where a method is named."""
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-HubId = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+HubId = Annotated[
+    str, Field(pattern=r"^[\w.-]+/[\w.-]+$", json_schema_extra={"format": "owner/name"})
+]
 """``owner/name`` on the Hugging Face hub."""
 
 
@@ -39,10 +41,17 @@ class BadParametersError(ConfigurationError):
 class Block(BaseModel):
     """A block of parameters that accepts no unknown key and never changes.
 
-    Strict: neither ``true`` nor ``"3"`` is a number. Numbers are finite.
+    Strict: neither ``true`` nor ``"3"`` is a number. Numbers are finite. A field's docstring is its
+    description in the reference of all parameters.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
 
 def validate(model: type[BaseModel], value: Any, homes: Mapping[str, str], home: str = "") -> Any:

@@ -19,8 +19,11 @@ class SplitSizes(Block):
     base: Count
     """What the base model is trained on: of tasks that are drawn."""
     train: Positive
+    """What the methods learn from."""
     validation: Positive
+    """What checkpoints on the way are scored on."""
     test: Positive
+    """What the finished models are tested on, once."""
 
 
 class Hub(Block):
@@ -28,9 +31,11 @@ class Hub(Block):
 
     kind: Literal["hub"]
     id: HubId
+    """Its name on the hub."""
     revision: str
     """A commit, tag or branch; the commit that it stood for is recorded."""
     split: str
+    """Train, test, or whatever it is called there."""
 
 
 class Folder(Block):
@@ -38,6 +43,7 @@ class Folder(Block):
 
     kind: Literal["folder"]
     path: Place
+    """The folder."""
     split: str
     """Of a saved ``DatasetDict``; of parquet files ``split.parquet`` and ``split-*.parquet``."""
 
@@ -47,6 +53,7 @@ class Jsonl(Block):
 
     kind: Literal["jsonl"]
     file: Place
+    """The file with the objects."""
     images: Place
     """The folder that the paths in the file start from."""
 
@@ -55,7 +62,9 @@ class Columns(Block):
     """What the data set calls what an example consists of."""
 
     image: str
+    """The picture, or in a file of JSON lines its path."""
     question: str
+    """What is asked, without the prompt around it."""
     answer: str
     """May be wrapped: ``<answer> 3 </answer>``."""
     steps: str | None
@@ -66,7 +75,9 @@ class SplitSource(Block):
     """Where one split of a task is read from, and how the model is asked."""
 
     source: Annotated[Hub | Folder | Jsonl, Field(discriminator="kind")]
+    """Where the examples lie."""
     columns: Columns
+    """What they are called there."""
     prompt: str | None
     """Sent after the image, as ``data_preparation.prompt``, which null stands for."""
 
@@ -80,14 +91,18 @@ class TaskSource(Block):
     """Where a task's examples are read from."""
 
     train: SplitSource
+    """Training examples, of which ``validation`` is held out."""
     test: SplitSource
+    """Test examples."""
 
 
 class DataPreparation(Block):
     """How the examples of every task are made."""
 
     seed: Count
+    """Of what is drawn, and of what is held out or left out of a data set."""
     splits: SplitSizes
+    """How many examples each split of a task has."""
     prompt: str
     """Sent after the image; ``{question}`` stands for the question."""
     train_examples: dict[Name, Positive]

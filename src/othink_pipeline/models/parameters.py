@@ -16,6 +16,7 @@ class HubModel(Block):
     """A model of the Hugging Face hub."""
 
     id: HubId
+    """Its name on the hub."""
     revision: str
     """A commit, tag or branch; the commit that it stood for is recorded."""
 
@@ -27,6 +28,7 @@ class BaseModel(Block):
     """The base models that the grid starts from: folders, relative to the project, or a single
     one. With n of them, cells with seed s start from number s mod n."""
     hub: HubModel | None
+    """null: ``path`` says where it is."""
 
     @field_validator("path", mode="before")
     @classmethod
@@ -52,10 +54,11 @@ class ModelSettings(Block):
     """Of the weights that are not trained, and of checkpoints. Those that are trained are float32:
     to a bfloat16 the steps of usual learning rates are nothing."""
     attention: Literal["sdpa", "eager", "flash_attention_2"]
-    """Prompts are shared with the first two alone."""
+    """What the layers attend with; prompts are shared with each of them."""
     min_pixels: Positive | None
+    """A picture of fewer pixels is scaled up to so many; null: as the model's files say."""
     max_pixels: Positive | None
-    """A picture is scaled so that it has so many pixels; null: as the model's files say."""
+    """A picture of more pixels is scaled down to so many; null: as the model's files say."""
 
     @model_validator(mode="after")
     def _check_pixels(self) -> ModelSettings:
@@ -71,20 +74,31 @@ class MiniModel(Block):
     """A mini Qwen2-VL: its size and its supervised training."""
 
     seed: Count
+    """Of its weights and of the order of its examples."""
     vocab_size: Annotated[int, Field(ge=300)]
+    """Tokens that the tokenizer knows."""
     context_tokens: Positive
+    """Tokens of a prompt and its answer at most, those of the picture among them."""
     hidden_size: Annotated[int, Field(gt=0, multiple_of=32)]
+    """Width of the language model."""
     layers: Positive
+    """Depth of the language model."""
     vision_size: Annotated[int, Field(gt=0, multiple_of=32)]
+    """Width of the vision tower."""
     vision_layers: Positive
+    """Depth of the vision tower."""
     updates: Positive
+    """Optimizer steps."""
     batch_size: Positive
+    """Examples of one optimizer step."""
     learning_rate: LearningRate
+    """Adam's, at its highest."""
     bf16: bool
     """Matrix products in bfloat16: quicker on a CPU that has them, slow on one that has not."""
     worked_rate: Share
     """Share of targets with worked steps, until the last phase."""
     last_phase_updates: Count
+    """Optimizer steps of the last phase, out of all ``updates``."""
     last_phase_worked_rate: Share
     """Share of targets with worked steps in the last phase: how often the base model thinks."""
 
@@ -109,7 +123,9 @@ class VLLMServer(Block):
 
     mode: Literal["server"]
     host: str
+    """The server's name or address."""
     port: Annotated[int, Field(gt=0, lt=65536)]
+    """The server's TCP port."""
 
 
 class Compute(Block):

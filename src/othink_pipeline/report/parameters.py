@@ -35,17 +35,23 @@ class Improvement(Block):
     """A relative improvement across tasks that others report."""
 
     trained_on: Name
+    """A task."""
     tested_on: Name
+    """Another task."""
     method: Name
+    """The method that is better."""
     over: Name
     """The baseline: another method, or ``base``."""
     percent: float
+    """100 (accuracy / the baseline's accuracy - 1)."""
 
 
 class Published(Block):
     """Figures of others, printed beside those of a run."""
 
     source: str
+    """Where they stand, for the report's caption."""
     accuracy: dict[Name, dict[str, dict[Name, Annotated[float, Field(ge=0, le=100)]]]]
     """Task that was trained on and tested -> model -> method (or ``base``) -> %."""
     improvements: tuple[Improvement, ...] = Field(strict=False)
+    """Relative ones, across tasks."""

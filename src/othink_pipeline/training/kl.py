@@ -79,6 +79,7 @@ class Constant(Schedule):
 
     schedule: Literal["constant"]
     weight: KLWeight
+    """Of every update."""
 
     def next_weight(self, seen: Seen, previous: float | None) -> float:
         """``weight``."""
@@ -98,7 +99,9 @@ class ExploreExploit(Schedule):
 
     schedule: Literal["explore_exploit"]
     low: KLWeight
+    """The least weight, where exploring ends."""
     high: KLWeight
+    """The weight of the last update."""
     explore_share: Annotated[float, Field(gt=0, lt=1)]
     """Share of the updates in which the weight falls."""
 
@@ -125,7 +128,9 @@ class Linear(Schedule):
 
     schedule: Literal["linear"]
     start: KLWeight
+    """The weight of the first update."""
     end: KLWeight
+    """The weight of the last update."""
 
     def next_weight(self, seen: Seen, previous: float | None) -> float:
         """``start + progress (end - start)``."""
@@ -140,7 +145,9 @@ class Cosine(Schedule):
 
     schedule: Literal["cosine"]
     start: KLWeight
+    """The weight of the first update."""
     end: KLWeight
+    """The weight of the last update."""
 
     def next_weight(self, seen: Seen, previous: float | None) -> float:
         """``start + (1 - cos(pi progress)) / 2 (end - start)``."""
@@ -152,7 +159,9 @@ class Exponential(Schedule):
 
     schedule: Literal["exponential"]
     start: PositiveKLWeight
+    """The weight of the first update."""
     end: PositiveKLWeight
+    """The weight of the last update."""
 
     def next_weight(self, seen: Seen, previous: float | None) -> float:
         """``start (end / start)^progress``."""
@@ -164,6 +173,7 @@ class Step(Schedule):
 
     schedule: Literal["step"]
     weights: Annotated[tuple[KLWeight, ...], Field(min_length=2, strict=False)]
+    """In their order."""
 
     def next_weight(self, seen: Seen, previous: float | None) -> float:
         """The first weight from progress 0 on, the last up to progress 1."""
@@ -176,12 +186,15 @@ class Adaptive(Schedule):
 
     schedule: Literal["adaptive"]
     start: PositiveKLWeight
+    """The weight of the first update."""
     target: Annotated[float, Field(gt=0)]
-    """Mean KL per token to be held."""
+    """Mean KL per token to be held, in nats."""
     gain: Annotated[float, Field(gt=0, le=4)]
     """K of the paper, 0.1 there. An update changes the weight by at most 20 % of it."""
     low: PositiveKLWeight
+    """The least weight that it may come to."""
     high: PositiveKLWeight
+    """The largest weight that it may come to."""
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Adaptive:
@@ -227,6 +240,7 @@ class Accuracy(Schedule):
 
     schedule: Literal["accuracy"]
     weight: KLWeight
+    """What is scaled by the batch's accuracy."""
 
     def next_weight(self, seen: Seen, previous: float | None) -> float:
         """``weight (tanh(accuracy) + 1) / 2``."""

@@ -16,9 +16,11 @@ class Lora(Block):
     """Train low-rank adapters (arXiv 2106.09685) in place of the weights themselves."""
 
     rank: Positive
+    """Of the two matrices whose product is added to a layer's weight."""
     alpha: Annotated[float, Field(gt=0)]
     """The adapters' output is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Share of an adapter's inputs that is zeroed in training."""
     modules: tuple[str, ...] | Literal["all-linear"]
     """Names of the layers that get one: ``[q_proj, v_proj]``; or all but the output layer."""
     merge: bool
@@ -41,7 +43,9 @@ class Training(Block):
     updates: Positive
     """Optimizer steps."""
     prompts_per_update: Positive
+    """Prompts of one optimizer step, over all processes."""
     checkpoint_every_updates: Positive
+    """Optimizer steps between checkpoints that are kept and scored; the last is one, too."""
     validation_examples: Positive
     """Validation examples of *each* task that every checkpoint is scored on."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
@@ -61,10 +65,15 @@ class Method(Training):
     """What both algorithms need."""
 
     learning_rate: LearningRate
+    """Adam's, at its highest."""
     lr_schedule: Literal["constant", "linear", "cosine"]
+    """How the learning rate goes on after warming up: as it is, or down to 0 at the last update."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the updates in which the learning rate rises from 0."""
     max_grad_norm: Annotated[float, Field(gt=0)]
+    """A gradient whose L2 norm is larger is scaled down to it."""
     weight_decay: Weight
+    """AdamW's: an update also takes learning rate times this share off each weight."""
 
 
 class SFT(Method):
@@ -84,7 +93,9 @@ class Rewards(Block):
     """Weights of the rewards; a reward with weight 0 is not given."""
 
     accuracy: Weight
+    """Of the reward 1 for a right answer."""
     format: Weight
+    """Of the reward 1 for a completion that is ``<think>…</think><answer>…</answer>``."""
     answer: Literal["tagged", "any"]
     """Where the accuracy reward looks: in the one answer tag, or without it at the last number.
     With ``tagged`` accuracy pays for the format too."""
@@ -101,9 +112,13 @@ class RL(Method):
 
     algorithm: Literal["rl"]
     completions_per_prompt: Annotated[int, Field(ge=2)]
+    """G: advantages are relative to the mean reward of this group."""
     max_completion_tokens: Positive
+    """A completion is cut off after so many tokens."""
     temperature: Annotated[float, Field(gt=0)]
+    """Logits are divided by it before completions are sampled; 1: the policy as it is."""
     rewards: Rewards
+    """What a completion earns."""
     loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo"]
     """What a token's loss is divided by: the length of its completion and the number of completions
     (arXiv 2402.03300), the most tokens and that number (Dr. GRPO, arXiv 2503.20783), or all tokens
@@ -126,6 +141,7 @@ class RL(Method):
     KL (DeepSeek-V3.2, arXiv 2512.02556; TRL's default). false: the estimator alone, as GRPO and
     R1-V have it."""
     kl: KLSchedule = Field(discriminator="schedule")
+    """How strongly the policy is held to the base model, at every update; each method's own."""
 
     @field_validator("num_iterations")
     @classmethod
@@ -157,18 +173,27 @@ class Health(Block):
     """
 
     loss_not_finite: FaultPolicy
+    """The loss of a batch is NaN or infinite."""
     gradient_not_finite: FaultPolicy
+    """So is the gradient of a finite loss."""
     kl_overflow: FaultPolicy
+    """A token is e^20 times as likely to the base model as to the policy."""
     reward_failed: FaultPolicy
+    """A reward function raised, or returned no reward for each completion."""
     reward_timeout: FaultPolicy
+    """A reward function took longer than ``reward_timeout_s``."""
     reward_timeout_s: Annotated[float, Field(gt=0, le=86400)]
+    """Seconds for the rewards of one batch."""
     patience_updates: Positive
     """Updates in a row that make a lasting fault; so many skipped ones in a row are borne."""
     no_advantage: FaultPolicy
+    """In each group all rewards are equal: there is nothing to learn from (lasting)."""
     endless_completions: FaultPolicy
+    """``endless_share`` of the completions are cut off at the most tokens (lasting)."""
     endless_share: Annotated[float, Field(gt=0, le=1)]
-    """Completions that reach the most tokens, from which on they are endless."""
+    """Share of completions that are cut off, from which on they are called endless."""
     format_collapse: FaultPolicy
+    """The format reward was once ``format_learnt`` and is below ``format_lost`` (lasting)."""
     format_learnt: Share
     """Mean format reward that once reached can be lost."""
     format_lost: Share

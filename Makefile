@@ -18,10 +18,11 @@ export KEDRO_DISABLE_TELEMETRY := true
 # Where it is set (containers), every process would compile torch and its like anew: 20 s each.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test release check faults bench lock clean
+.PHONY: help demo report test release check faults bench lock clean
 
 help:
 	@echo "make demo    train and evaluate the whole grid, print the transfer matrix"
+	@echo "make report  write the report again from the predictions that are there, without a model"
 	@echo "make test    run the tests with coverage"
 	@echo "make release run the slow tests: every model family through the whole pipeline"
 	@echo "make check   lint, check the format, the types and who imports whom"
@@ -33,6 +34,9 @@ help:
 
 demo: $(STAMP)
 	$(VENV)/bin/kedro run --pipelines=cross_task
+
+report: $(STAMP)
+	$(VENV)/bin/kedro run --pipelines=report
 
 test: $(STAMP)
 	$(VENV)/bin/pytest --numprocesses=2 --dist=loadfile --cov=othink_pipeline --cov-report=term-missing:skip-covered

@@ -48,6 +48,7 @@ def predictions(eval_task: str = "counting", **columns: Any) -> pd.DataFrame:
         "seed": 0,
         "base_model": 0,
         "eval_task": eval_task,
+        "form": "",
         "correct": True,
         "correct_any": True,
         "format_ok": True,
@@ -253,11 +254,13 @@ def test_a_method_of_which_nothing_is_left_does_not_stop_the_others(
     assert matrix["method"].tolist() == order
     assert matrix["n"].tolist() == ([2, 0, 2] if left else [2, 0])
     monkeypatch.delenv("OTHINK_PARENT_RUN_ID", raising=False)
-    report = write_report(
+    report, differences = write_report(
         *(matrix, together, training, failures),
         *(Report(comparisons=(("grpo", "sft"),)), KNOWN, NOTHING_PUBLISHED),
         methods=METHODS,
     )
+    assert "1 scores are missing" in report
+    assert differences["method"].tolist() == ["grpo"] * left
     assert "## What failed" in report
     assert r"| counting | sft | 0 | → counting | RuntimeError: a \| b |" in report
     heat_map, curves = draw_figures(matrix, history, KNOWN, methods=METHODS)

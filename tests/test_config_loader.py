@@ -31,7 +31,7 @@ ENVIRONMENTS = sorted(
 )
 PIPELINES = {
     *("__default__", "base_model", "cross_task", "data_preparation", "evaluation"),
-    *("preflight", "rl", "same_task_eval", "sft"),
+    *("preflight", "report", "rl", "same_task_eval", "sft"),
 }
 IN_MEMORY = {"parameters", "preflight.places", "preflight.fit", "preflight.costs"}
 """Kedro's own, and what a table of checks is printed from: nothing of it is kept."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from othink_pipeline.report.comparison import DIFFERENCES, compare_all, differences_table
+from othink_pipeline.report.comparison import Difference, compare_all, differences_table
 from othink_pipeline.report.verdict import verdict, verdict_section
 from tests.support.handmade import KNOWN, NO_FAILURES, cell, grid, two_tasks
 
@@ -23,7 +23,7 @@ def row(method: str, baseline: str, points: float, width: float, **other: Any) -
 
 
 def told(*rows: dict[str, Any], training: pd.DataFrame = NOTHING_TRAINED) -> dict[str, str]:
-    differences = pd.DataFrame(rows, columns=DIFFERENCES)
+    differences = pd.DataFrame(rows, columns=list(Difference._fields))
     return dict(verdict(differences, training, NO_FAILURES, KNOWN))
 
 
@@ -70,7 +70,10 @@ def test_what_limits_it_is_told() -> None:
     assert told(training=pd.DataFrame({"kl_term": [0.0012, 0.3]})) == {}
     assert told(training=pd.DataFrame({"kl_term": [math.nan]})) == {}
     findings = verdict(
-        pd.DataFrame(columns=DIFFERENCES), NOTHING_TRAINED, pd.DataFrame({"reason": [""]}), KNOWN
+        pd.DataFrame(columns=list(Difference._fields)),
+        NOTHING_TRAINED,
+        pd.DataFrame({"reason": [""]}),
+        KNOWN,
     )
     assert verdict_section(findings).startswith("- **Not all of it**: ")
 

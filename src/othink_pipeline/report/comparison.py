@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,10 +20,6 @@ Scope = Literal["same", "cross"]
 SCOPES: tuple[Scope, ...] = ("same", "cross")
 CELL = ["train_task", "eval_task", "seed"]
 ITEM = ["eval_task", "example_id"]
-DIFFERENCES = [
-    *("method", "baseline", "scope", "seeds", "cells", "pairs"),
-    *("points", "low", "high", "unit", "p", "p_holm"),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,28 +206,48 @@ def holm_p(comparisons: Sequence[Comparison]) -> Floats:
     return holm(np.array([comparison.p for comparison in comparisons], dtype=float))
 
 
-def differences_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """A row for each comparison: its widest interval, its p-value and the unit of both.
+class Difference(NamedTuple):
+    """What is told of a comparison: its widest interval and its p-value, in one unit."""
 
-    Returns:
-        Columns method, baseline, scope, seeds, cells, pairs; points, low, high (in points, 95 %);
-        unit ("seeds" or "items": what the interval and p draw), p, p_holm.
-    """
+    method: str
+    baseline: str
+    scope: Scope
+    seeds: int
+    cells: int
+    pairs: int
+    points: float
+    low: float
+    """Of the 95 % interval, in points."""
+    high: float
+    unit: Literal["seeds", "items"]
+    """What the interval and p draw."""
+    p: float
+    p_holm: float
+
+
+def differences_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """The comparisons as a table: a column for each field of :class:`Difference`."""
     rows = [
-        {
-            "method": comparison.method,
-            "baseline": comparison.baseline,
-            "scope": comparison.scope,
-            "seeds": comparison.seeds,
-            "cells": comparison.cells,
-            "pairs": comparison.pairs,
-            "points": 100 * comparison.widest.value,
-            "low": 100 * comparison.widest.low,
-            "high": 100 * comparison.widest.high,
-            "unit": "items" if comparison.has_one_seed else "seeds",
-            "p": comparison.p,
-            "p_holm": p_holm,
-        }
+        Difference(
+            method=comparison.method,
+            baseline=comparison.baseline,
+            scope=comparison.scope,
+            seeds=comparison.seeds,
+            cells=comparison.cells,
+            pairs=comparison.pairs,
+            points=100 * comparison.widest.value,
+            low=100 * comparison.widest.low,
+            high=100 * comparison.widest.high,
+            unit="items" if comparison.has_one_seed else "seeds",
+            p=comparison.p,
+            p_holm=float(p_holm),
+        )
         for comparison, p_holm in zip(comparisons, holm_p(comparisons), strict=True)
     ]
-    return pd.DataFrame(rows, columns=DIFFERENCES)
+    return pd.DataFrame(rows, columns=list(Difference._fields))
+
+
+def read_differences(table: pd.DataFrame) -> list[Difference]:
+    """The rows of such a table."""
+    columns = list(Difference._fields)
+    return [Difference(*row) for row in table[columns].itertuples(index=False, name=None)]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import NamedTuple
 
 import pandas as pd
 
 from othink_pipeline.core.blocks import BASE
-from othink_pipeline.report.comparison import SCOPES
+from othink_pipeline.report.comparison import SCOPES, Difference, Scope, read_differences
 from othink_pipeline.report.parameters import KnownMethods
 
-SCOPE_NAMES = {"same": "own task", "cross": "other tasks"}
+SCOPE_NAMES: dict[Scope, str] = {"same": "own task", "cross": "other tasks"}
 SIGNIFICANCE = 0.05
 INERT_KL_TERM = 0.01
 """A KL term that never exceeds it hardly acts: advantages are about 1."""
@@ -38,16 +40,16 @@ def verdict(
         failures: one row for each score that is missing.
         known: labels of methods.
     """
-    against_base = differences[differences["baseline"] == BASE]
+    rows = read_differences(differences)
     findings = [
-        Finding(SCOPE_NAMES[scope].capitalize(), _gains(rows, known))
+        Finding(SCOPE_NAMES[scope].capitalize(), _gains(of_scope, known))
         for scope in SCOPES
-        if len(rows := against_base[against_base["scope"] == scope])
+        if (of_scope := [row for row in rows if (row.baseline, row.scope) == (BASE, scope)])
     ]
-    duels = differences[differences["baseline"] != BASE]
-    for (method, baseline), rows in duels.groupby(["method", "baseline"], sort=False):
+    duels = [row for row in rows if row.baseline != BASE]
+    for (method, baseline), of_pair in groupby(duels, key=lambda row: (row.method, row.baseline)):
         about = f"{known.label(method)} against {known.label(baseline)}"
-        findings.append(Finding(about, _duel(rows)))
+        findings.append(Finding(about, _duel(list(of_pair))))
     kl_term = training["kl_term"].max() if "kl_term" in training else float("nan")
     if kl_term < INERT_KL_TERM:
         says = (
@@ -61,54 +63,55 @@ def verdict(
     return findings
 
 
-def verdict_section(findings: list[Finding]) -> str:
+def verdict_section(findings: Sequence[Finding]) -> str:
     """The verdict as a Markdown list."""
     return "\n".join(f"- **{about}**: {says}." for about, says in findings)
 
 
-def _gains(rows: pd.DataFrame, known: KnownMethods) -> str:
+def _gains(rows: Sequence[Difference], known: KnownMethods) -> str:
     """Of each method over the base model, in one scope."""
-    groups: dict[str, list[tuple[str, float]]] = {"gain": [], "lose": [], "": []}
-    for row in rows.itertuples():
-        group = ("gain" if row.points > 0 else "lose") if _is_shown(row) else ""
-        groups[group].append((known.label(str(row.method)), row.points))
-    parts = [
-        f"{_list(name for name, _ in found)} {verb}{'s' if len(found) == 1 else ''}"
-        f" {_list(f'{abs(points):.1f}' for _, points in found)} points over the base model"
-        for verb, found in groups.items()
-        if verb and found
-    ]
-    if groups[""]:
-        undecided = _list(f"{name} ({points:+.1f})" for name, points in groups[""])
-        parts.append(f"no difference shown for {undecided}")
+    shown = [row for row in rows if _is_shown(row)]
+    parts = []
+    for verb, found in (
+        ("gain", [row for row in shown if row.points > 0]),
+        ("lose", [row for row in shown if row.points < 0]),
+    ):
+        if found:
+            names = _list(known.label(row.method) for row in found)
+            points = _list(f"{abs(row.points):.1f}" for row in found)
+            verb += "s" * (len(found) == 1)
+            parts.append(f"{names} {verb} {points} points over the base model")
+    undecided = [f"{known.label(r.method)} ({r.points:+.1f})" for r in rows if r not in shown]
+    if undecided:
+        parts.append(f"no difference shown for {_list(undecided)}")
     return f"{'; '.join(parts)} ({_basis(rows)})"
 
 
-def _duel(rows: pd.DataFrame) -> str:
+def _duel(rows: Sequence[Difference]) -> str:
     """One method against another, in each scope."""
     told = []
-    for row in rows.itertuples():
+    for row in rows:
         text = f"{SCOPE_NAMES[row.scope]} {row.points:+.1f} [{row.low:+.1f}, {row.high:+.1f}]"
         if row.unit == "seeds":
             text += ", shown" if _is_shown(row) else ", undecided"
         told.append(text)
-    end = "undecided, one seed" if (rows["unit"] == "items").all() else _basis(rows)
-    return f"{'; '.join(told)}: {end}"
+    is_one_seed = all(row.unit == "items" for row in rows)
+    return f"{'; '.join(told)}: {'undecided, one seed' if is_one_seed else _basis(rows)}"
 
 
-def _is_shown(row: Any) -> bool:
+def _is_shown(row: Difference) -> bool:
     """Whether this run can tell a difference from none."""
-    return bool(
-        (row.low > 0 or row.high < 0) and not row.p_holm >= SIGNIFICANCE  # NaN: there is no test
-    )
+    excludes_zero = row.low > 0 or row.high < 0
+    return excludes_zero and not row.p_holm >= SIGNIFICANCE  # NaN: there is no test
 
 
-def _basis(rows: pd.DataFrame) -> str:
+def _basis(rows: Sequence[Difference]) -> str:
     """What the intervals are drawn over."""
-    seeds = rows["seeds"].max()
-    return "over items, one seed" if (rows["unit"] == "items").all() else f"over {seeds} seeds"
+    if all(row.unit == "items" for row in rows):
+        return "over items, one seed"
+    return f"over {max(row.seeds for row in rows)} seeds"
 
 
-def _list(words: Any) -> str:
+def _list(words: Iterable[str]) -> str:
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last

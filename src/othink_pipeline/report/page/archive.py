@@ -6,7 +6,7 @@ import base64
 import gzip
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -35,9 +35,9 @@ def pack_predictions(predictions: pd.DataFrame, items: Sequence[Item], known: Kn
         items: the test examples, task by task.
         known: labels of methods.
     """
-    models = predictions[MODEL].drop_duplicates()
-    names = model_names(models, known)
-    places = {tuple(_plain(model)): place for place, model in enumerate(models.to_numpy())}
+    table = predictions[MODEL].drop_duplicates()
+    models = [_plain(model) for model in table.itertuples(index=False, name=None)]
+    places = {model: place for place, model in enumerate(models)}
     first: dict[str, int] = {}
     for place, item in enumerate(items):
         first.setdefault(item.task, place)
@@ -52,7 +52,7 @@ def pack_predictions(predictions: pd.DataFrame, items: Sequence[Item], known: Kn
         found = rows.set_index("example_id").reindex(ids[str(task)])
         answers.append(
             {
-                "model": places[tuple(_plain(model))],
+                "model": places[_plain(model)],
                 "first": first[str(task)],
                 "verdicts": "".join(_verdicts(found)),
                 "texts": [_parts(text) for text in found["completion"]],
@@ -61,7 +61,7 @@ def pack_predictions(predictions: pd.DataFrame, items: Sequence[Item], known: Kn
     content = {
         "models": [
             {"name": name, **_described(model, known)}
-            for name, model in zip(names, models.to_numpy(), strict=True)
+            for name, model in zip(model_names(table, known), models, strict=True)
         ],
         "items": [item._asdict() for item in items],
         "answers": answers,
@@ -114,12 +114,13 @@ def _verdicts(rows: pd.DataFrame) -> list[str]:
     return letters.mask(rows["correct"].isna(), "-").tolist()
 
 
-def _plain(model: Sequence[Any]) -> list[Any]:
-    return [None if pd.isna(part) else part for part in model]
+def _plain(model: Iterable[Any]) -> tuple[Any, ...]:
+    """What names a model, as JSON can hold it."""
+    return tuple(None if pd.isna(part) else part for part in model)
 
 
-def _described(model: Sequence[Any], known: KnownMethods) -> dict[str, Any]:
-    train_task, method, seed, _ = _plain(model)
-    label = "base model" if method == BASE else known.label(method)
-    trained_on = "nothing" if method == BASE else train_task
-    return {"trained_on": trained_on, "method": label, "seed": seed}
+def _described(model: tuple[Any, ...], known: KnownMethods) -> dict[str, Any]:
+    train_task, method, seed, _ = model
+    if method == BASE:
+        return {"trained_on": "nothing", "method": "base model", "seed": None}
+    return {"trained_on": train_task, "method": known.label(method), "seed": int(seed)}

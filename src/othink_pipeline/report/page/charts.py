@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
 from othink_pipeline.core.blocks import BASE
+from othink_pipeline.report.comparison import read_differences
 from othink_pipeline.report.matrix import sort_methods
 from othink_pipeline.report.parameters import KnownMethods
 from othink_pipeline.report.tables import p_text
@@ -72,21 +74,19 @@ def forest(differences: pd.DataFrame, known: KnownMethods) -> Forest:
         return round(100 * (points - start) / width, 2)
 
     whiskers = []
-    for row in differences.itertuples():
-        baseline = "base model" if row.baseline == BASE else known.label(str(row.baseline))
+    for row in read_differences(differences):
+        baseline = "base model" if row.baseline == BASE else known.label(row.baseline)
         p = f"p = {p_text(row.p_holm)}".replace("= <", "<")
-        seeds = f"{row.seeds} seeds" if row.unit == "seeds" else "items, one seed"
-        if row.unit == "items" and row.seeds > 1:
-            seeds = "items"
+        drawn = f"{row.seeds} seeds" if row.unit == "seeds" else "items, one seed"
         whiskers.append(
             Whisker(
-                label=f"{known.label(str(row.method))} − {baseline}",
-                scope=SCOPE_NAMES[str(row.scope)],
+                label=f"{known.label(row.method)} − {baseline}",
+                scope=SCOPE_NAMES[row.scope],
                 low=place(row.low),
                 value=place(row.points),
                 high=place(row.high),
                 text=f"{row.points:+.1f} [{row.low:+.1f}, {row.high:+.1f}]",
-                p=f"no test, over {seeds}" if pd.isna(row.p_holm) else f"{p} over {seeds}",
+                p=f"{'no test' if math.isnan(row.p_holm) else p} over {drawn}",
             )
         )
     return Forest(whiskers, place(0), [(place(tick), f"{tick:+g}") for tick in ticks])

@@ -37,14 +37,24 @@ def make_items(
         examples: with id, task, form, question, answer (str) and image (encoded bytes).
         shown: by example, the one whose picture the models saw instead of its own; None: its own.
     """
-    examples_read, pictures, room_bytes = [], {}, MAX_PICTURE_BYTES
+    own, room_bytes = [], MAX_PICTURE_BYTES
     for example in examples:
         picture = _small_picture(example["image"])
         room_bytes -= len(picture)
-        pictures[example["id"]] = picture if room_bytes >= 0 else ""
-        examples_read.append([example[key] for key in ("id", "task", "form", "question", "answer")])
-    seen = shown or {}
-    return [Item(*texts, pictures[seen.get(texts[0], texts[0])]) for texts in examples_read]
+        own.append(
+            Item(
+                example_id=example["id"],
+                task=example["task"],
+                form=example["form"],
+                question=example["question"],
+                gold=example["answer"],
+                picture=picture if room_bytes >= 0 else "",
+            )
+        )
+    if shown is None:
+        return own
+    pictures = {item.example_id: item.picture for item in own}
+    return [item._replace(picture=pictures[shown[item.example_id]]) for item in own]
 
 
 def _small_picture(encoded: bytes) -> str:

@@ -73,7 +73,7 @@ def render_page(
     style, script, template = (
         files(__package__).joinpath(f"page.{kind}").read_text() for kind in ("css", "js", "html")
     )
-    return _template(template).render(
+    page: str = _template(template).render(
         title=TITLE,
         tasks=tasks,
         header=_html(header),
@@ -97,6 +97,7 @@ def render_page(
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+    return page
 
 
 def _template(text: str) -> Any:

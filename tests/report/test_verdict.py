@@ -37,7 +37,7 @@ def test_gains_are_told_together_and_what_is_not_shown_apart() -> None:
     )
     assert said == {
         "Own task": "grpo and GRPO-D gain 52.0 and 54.0 points over the base model; no difference"
-        " shown for SFT (-2.0) and SFT-CoT (+9.0) (over items, one seed)",
+        " shown for SFT (−2.0) and SFT-CoT (+9.0) (over items, one seed)",
         "Other tasks": "grpo loses 4.0 points over the base model (over items, one seed)",
     }
 
@@ -58,7 +58,7 @@ def test_several_seeds_may_decide() -> None:
         row("grpo", "base", 7, 2, **over, p_holm=math.nan),  # no spread to test by
     )
     assert said["GRPO-D against SFT"] == (
-        "own task +40.0 [+37.0, +43.0], shown; other tasks +1.0 [-2.0, +4.0], undecided:"
+        "own task +40.0 [+37.0, +43.0], shown; other tasks +1.0 [−2.0, +4.0], undecided:"
         " over 6 seeds"
     )
     assert said["Own task"] == "grpo gains 7.0 points over the base model (over 6 seeds)"

@@ -81,7 +81,9 @@ def _gains(rows: Sequence[Difference], known: KnownMethods) -> str:
             points = _list(f"{abs(row.points):.1f}" for row in found)
             verb += "s" * (len(found) == 1)
             parts.append(f"{names} {verb} {points} points over the base model")
-    undecided = [f"{known.label(r.method)} ({r.points:+.1f})" for r in rows if r not in shown]
+    undecided = [
+        f"{known.label(row.method)} ({_points(row.points)})" for row in rows if row not in shown
+    ]
     if undecided:
         parts.append(f"no difference shown for {_list(undecided)}")
     return f"{'; '.join(parts)} ({_basis(rows)})"
@@ -91,7 +93,8 @@ def _duel(rows: Sequence[Difference]) -> str:
     """One method against another, in each scope."""
     told = []
     for row in rows:
-        text = f"{SCOPE_NAMES[row.scope]} {row.points:+.1f} [{row.low:+.1f}, {row.high:+.1f}]"
+        interval = f"[{_points(row.low)}, {_points(row.high)}]"
+        text = f"{SCOPE_NAMES[row.scope]} {_points(row.points)} {interval}"
         if row.unit == "seeds":
             text += ", shown" if _is_shown(row) else ", undecided"
         told.append(text)
@@ -110,6 +113,10 @@ def _basis(rows: Sequence[Difference]) -> str:
     if all(row.unit == "items" for row in rows):
         return "over items, one seed"
     return f"over {max(row.seeds for row in rows)} seeds"
+
+
+def _points(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
 
 
 def _list(words: Iterable[str]) -> str:

@@ -85,11 +85,11 @@ def forest(differences: pd.DataFrame, known: KnownMethods) -> Forest:
                 low=place(row.low),
                 value=place(row.points),
                 high=place(row.high),
-                text=f"{row.points:+.1f} [{row.low:+.1f}, {row.high:+.1f}]",
+                text=f"{row.points:+.1f} [{row.low:+.1f}, {row.high:+.1f}]".replace("-", "−"),
                 p=f"{'no test' if math.isnan(row.p_holm) else p} over {drawn}",
             )
         )
-    return Forest(whiskers, place(0), [(place(tick), f"{tick:+g}") for tick in ticks])
+    return Forest(whiskers, place(0), [(place(t), f"{t:+g}".replace("-", "−")) for t in ticks])
 
 
 def curve_panels(
@@ -110,7 +110,7 @@ def curve_panels(
         own = f"val/{task}"
         titles = {m: f"{m.removeprefix('val/')} (other task)" for m in validated}
         titles = {own: f"{task} (own task)", **{m: t for m, t in titles.items() if m != own}}
-        titles = {m: f"validation accuracy, {title}" for m, title in titles.items()}
+        titles = {m: f"accuracy, {title}" for m, title in titles.items()}
         titles |= RL_TITLES
         of_task = curves[curves["task"] == task]
         panels[task] = [
@@ -142,7 +142,7 @@ def _kl_terms(history: pd.DataFrame) -> pd.DataFrame:
 def _panel(title: str, curves: pd.DataFrame, methods: Sequence[str], known: KnownMethods) -> Panel:
     from matplotlib.ticker import MaxNLocator
 
-    is_share = title.startswith("validation")
+    is_share = title.startswith("accuracy")
     top = 1.0 if is_share else MaxNLocator(4).tick_values(0, curves["value"].max())[-1]
     bottom = min(0.0, curves["value"].min())
     last = max(1, int(curves["step"].max()))
@@ -173,5 +173,5 @@ def _figure(value: float, is_share: bool) -> str:
 
 def dashes(methods: Sequence[str]) -> Mapping[str, str]:
     """A pattern of dashes for each method: told apart without colours, too."""
-    patterns = ("none", "6 3", "2 2", "8 2 2 2", "1 3", "10 4")
+    patterns = ("none", "7 3", "3 3", "9 3 2 3", "12 4", "2 5")
     return {method: patterns[n % len(patterns)] for n, method in enumerate(methods)}

@@ -68,13 +68,13 @@ def render_page(
     predictions = sort_rows(content.predictions, methods)
     header, sections = split_sections(content.report)
     tasks = sorted(content.matrix["eval_task"].unique())
-    found = sort_methods({*content.predictions["method"], *content.history["method"]}, methods)
-    colors, patterns = colors_of(found, methods), dashes(found)
+    drawn = sort_methods(content.history["method"], methods)
     style, script, template = (
         files(__package__).joinpath(f"page.{kind}").read_text() for kind in ("css", "js", "html")
     )
     page: str = _template(template).render(
         title=TITLE,
+        about=_about(content.matrix, predictions),
         tasks=tasks,
         header=_html(header),
         verdict=_html(sections.pop(VERDICT, "")),
@@ -84,11 +84,9 @@ def render_page(
         samples=_samples(content, predictions, methods, comparisons, known),
         forms=_forms(predictions, tasks, known),
         panels=curve_panels(content.history, methods, known),
-        legend={
-            name: known.label(name) for name in sort_methods(content.history["method"], methods)
-        },
-        colors=colors,
-        patterns=patterns,
+        legend={method: known.label(method) for method in drawn},
+        colors=colors_of(drawn, methods),
+        patterns=dashes(drawn),
         thinking=_html(sections.pop(THINKING, "")),
         scores=_scores(content.matrix),
         sections={title: _html(text) for title, text in sections.items() if title != FORMS},
@@ -116,6 +114,15 @@ def _html(markdown: str) -> Any:
 
     reader = MarkdownIt("js-default").disable(["image", "link", "autolink", "reference"])
     return Markup(reader.render(markdown))
+
+
+def _about(matrix: pd.DataFrame, predictions: pd.DataFrame) -> str:
+    """How much stands behind the page."""
+    models = len(matrix[["train_task", "method", "seed", "base_model"]].drop_duplicates())
+    seeds, items = matrix["seed"].nunique(), predictions["example_id"].nunique()
+    counts = {"model": models, "seed": seeds, "task": matrix["eval_task"].nunique()}
+    counts |= {"test item": items, "answer": len(predictions)}
+    return ", ".join(f"{n:,} {noun}{'s' * (n != 1)}" for noun, n in counts.items())
 
 
 def _heat_map(

@@ -239,7 +239,7 @@ def write_report(
     if parent:
         lineage = {"MLflow run": parent, "compare its cells": records.comparison_link(parent)}
         records.log_metrics(parent, _means(transfer_matrix), 0)
-    lineage |= _environment()
+    lineage |= _makers()
     logger.info("transfer matrix: accuracy in %%\n%s", matrix_text(transfer_matrix))
     compared = compare_all(sort_rows(predictions, methods), report.comparisons)
     differences = differences_table(compared)
@@ -300,14 +300,14 @@ def _read_rows(path: str) -> Iterator[dict[str, Any]]:
             yield {**row, "image": row["image"]["bytes"]}
 
 
-def _environment() -> dict[str, str]:
-    """What a result depends on besides its parameters."""
-    code = code_tags(Path.cwd())
+def _makers() -> dict[str, str]:
+    """What makes the report: it may be made again by other code than has trained."""
+    code = ", ".join(
+        f"{key.rpartition('.')[2]} {tag}" for key, tag in code_tags(Path.cwd()).items()
+    )
     versions = {"Python": platform.python_version(), **library_versions()}
-    return {
-        "code": ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in code.items()),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-    }
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return {"report made by": code, "beside": libraries}
 
 
 def _means(matrix: pd.DataFrame) -> dict[str, float]:

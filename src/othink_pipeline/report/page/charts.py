@@ -67,7 +67,7 @@ def forest(differences: pd.DataFrame, known: KnownMethods) -> Forest:
 
     ends = differences[["low", "high", "points"]].to_numpy()
     low, high = (min(0.0, *ends.min(axis=0)), max(0.0, *ends.max(axis=0))) if len(ends) else (0, 1)
-    ticks = MaxNLocator(5).tick_values(low, high)
+    ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)
     start, width = ticks[0], ticks[-1] - ticks[0]
 
     def place(points: float) -> float:
@@ -89,7 +89,11 @@ def forest(differences: pd.DataFrame, known: KnownMethods) -> Forest:
                 p=f"{'no test' if math.isnan(row.p_holm) else p} over {drawn}",
             )
         )
-    return Forest(whiskers, place(0), [(place(t), f"{t:+g}".replace("-", "−")) for t in ticks])
+    return Forest(whiskers, place(0), [(place(tick), _signed(tick)) for tick in ticks])
+
+
+def _signed(points: float) -> str:
+    return f"{points:+g}".replace("-", "−") if points else "0"
 
 
 def curve_panels(

@@ -31,7 +31,7 @@ ENVIRONMENTS = sorted(
 )
 PIPELINES = {
     *("__default__", "base_model", "cross_task", "data_preparation", "evaluation"),
-    *("preflight", "rl", "same_task_eval", "sft"),
+    *("preflight", "report", "rl", "same_task_eval", "sft"),
 }
 IN_MEMORY = {"parameters", "preflight.places", "preflight.fit", "preflight.costs"}
 """Kedro's own, and what a table of checks is printed from: nothing of it is kept."""
@@ -404,7 +404,7 @@ def test_evaluation_trains_nothing_and_reads_what_is_there(configure: Configure)
     assert {node.name.rpartition(".")[2] for node in evaluation.nodes} == {
         *("evaluate_on_counting", "evaluate_on_geometry", "collect_tests", "collect_training"),
         *("build_transfer_matrix", "concatenate_history", "concatenate_training"),
-        *("draw_figures", "write_report"),
+        *("draw_figures", "write_report", "write_page"),
     }
     cells = [cell.name for cell in read_grid().cells]
     assert {name for name in evaluation.inputs() if not name.startswith("params:")} == {
@@ -414,9 +414,17 @@ def test_evaluation_trains_nothing_and_reads_what_is_there(configure: Configure)
     }
 
 
+def test_a_report_is_made_again_without_a_model(configure: Configure) -> None:
+    configure("base")
+    report = pipelines["report"]
+    assert {"report", "report_page", "heat_map"} <= report.all_outputs()
+    read = {name.rpartition(".")[2] for name in report.inputs() if not name.startswith("params:")}
+    assert read == {"tests", "history", "training", "examples"}
+
+
 def test_where_nothing_is_trained_there_is_no_pipeline_that_trains(configure: Configure) -> None:
     configure("blind")
-    assert set(pipelines) == {"evaluation", "__default__"}
+    assert set(pipelines) == {"evaluation", "report", "__default__"}
     assert node_names(pipelines["__default__"]) == node_names(pipelines["evaluation"])
 
 

@@ -1,7 +1,8 @@
 """All pipelines of the project.
 
 Each holds everything that it needs, from the data onwards; ``evaluation`` alone starts from
-checkpoints that are there, and tests them again; ``preflight`` makes nothing.
+checkpoints that are there, and tests them again; ``report`` starts from what all models scored, and
+needs none of them; ``preflight`` makes nothing.
 """
 
 from kedro.pipeline import Pipeline
@@ -22,8 +23,9 @@ def register_pipelines() -> dict[str, Pipeline]:
     """Pipelines by name; ``__default__`` is the whole experiment."""
     grid = read_grid()
     tests = same_task_eval.create_pipeline(grid) + cross_task.create_pipeline(grid)
+    report = tests.only_nodes_with_namespaces(["report"])
     if not grid.trains:  # what another environment has finished must not be trained again
-        return {"evaluation": tests, "__default__": tests}
+        return {"evaluation": tests, "report": report, "__default__": tests}
     start = data_preparation.create_pipeline(grid) + base_model.create_check(grid)
     sft_cells = sft.create_pipeline(grid)
     rl_cells = rl.create_pipeline(grid)
@@ -41,5 +43,6 @@ def register_pipelines() -> dict[str, Pipeline]:
         "same_task_eval": same_task,
         "cross_task": whole,
         "evaluation": tests,
+        "report": report,
         "__default__": whole,
     }

@@ -20,12 +20,16 @@ from othink_pipeline.pipelines.cross_task.nodes import (
     concatenate,
     draw_figures,
     summarize_history,
+    write_page,
     write_report,
 )
+from othink_pipeline.report.comparison import compare_all, differences_table
 from othink_pipeline.report.matrix import matrix_text
 from othink_pipeline.report.parameters import Report
+from tests.support.examples import write_examples
 from tests.support.handmade import KNOWN, NOTHING_PUBLISHED
-from tests.support.manifests import checkpoint_of
+from tests.support.manifests import checkpoint_of, examples_of, with_split
+from tests.support.page import picture
 
 CELL = Cell("counting", "grpo", 0)
 BASE = BaseModelCheckpoint(path="p", digest="new", run_id="base", model_id="m")
@@ -48,6 +52,8 @@ def predictions(eval_task: str = "counting", **columns: Any) -> pd.DataFrame:
         "seed": 0,
         "base_model": 0,
         "eval_task": eval_task,
+        "form": "",
+        "completion": "<think></think><answer>7</answer>",
         "correct": True,
         "correct_any": True,
         "format_ok": True,
@@ -253,11 +259,13 @@ def test_a_method_of_which_nothing_is_left_does_not_stop_the_others(
     assert matrix["method"].tolist() == order
     assert matrix["n"].tolist() == ([2, 0, 2] if left else [2, 0])
     monkeypatch.delenv("OTHINK_PARENT_RUN_ID", raising=False)
-    report = write_report(
+    report, differences = write_report(
         *(matrix, together, training, failures),
         *(Report(comparisons=(("grpo", "sft"),)), KNOWN, NOTHING_PUBLISHED),
         methods=METHODS,
     )
+    assert "1 scores are missing" in report
+    assert differences["method"].tolist() == ["grpo"] * left
     assert "## What failed" in report
     assert r"| counting | sft | 0 | → counting | RuntimeError: a \| b |" in report
     heat_map, curves = draw_figures(matrix, history, KNOWN, methods=METHODS)
@@ -351,3 +359,37 @@ def test_scores_on_shuffled_pictures_are_logged_under_a_name_of_their_own(
     about = {"train_task": "none", "method": "base", "seed": None, "image_of": "another"}
     build({"base.b0": (BASE, [publish(**about)])})
     assert logged == [("base", {"eval_shuffled/mean": 0.5}, 0)]
+
+
+def test_the_page_shows_the_examples_that_were_tested(
+    logged: list[tuple[Any, ...]], publish: Publish, base: Models, tmp_path: Path
+) -> None:
+    together, matrix, _ = build({**base, CELL.name: (CHECKPOINT, [publish()])})
+    differences = differences_table(compare_all(together, []))
+    file = tmp_path / "test.arrow"
+    text = dict.fromkeys(("split", "key", "form", "steps"), "")
+    rows = [
+        {**text, "id": name, "task": "counting", "question": f"the {name} one?", "answer": "7"}
+        for name in ("first", "second")
+    ]
+    write_examples([{**row, "image": picture(n)} for n, row in enumerate(rows)], file)
+
+    def page(**changes: Any) -> str:
+        split = {"path": str(file), "digest": "d", **changes}
+        return write_page(
+            *(
+                "# Transfer matrix report\n",
+                matrix,
+                together,
+                differences,
+                HISTORY.assign(**CELL._asdict()),
+            ),
+            *(Report(comparisons=()), KNOWN, with_split(examples_of("counting"), "test", **split)),
+            methods=METHODS,
+        )
+
+    assert "2 models, 1 seed, 1 task, 2 test items, 4 answers" in page()
+    with pytest.raises(ConfigurationError, match="counting: its predictions are of other examples"):
+        page(digest="other")
+    with pytest.raises(ConfigurationError, match=r"gone\.arrow: missing"):
+        page(path=str(tmp_path / "gone.arrow"))

@@ -127,8 +127,8 @@ def test_the_grid_alone_decides_the_order_of_rows(
             *["base"] * 2,
             *[method for _ in ("counting", "geometry") for method in methods for _ in range(2)],
         ]
-        results = Results(matrix, mine, costs, NO_FAILURES)
-        text = report_markdown(results, methods, [], KNOWN, NOTHING_PUBLISHED, {})
+        results = Results(matrix, mine, costs, NO_FAILURES, [], [])
+        text = report_markdown(results, methods, KNOWN, NOTHING_PUBLISHED, {})
         for title in ("Accuracy", "Means", "Format", "Does thinking help?", "Costs"):
             rows = section(text, title).splitlines()[2:]
             named = [
@@ -336,7 +336,8 @@ def test_what_failed_is_a_row_of_holes_and_changes_no_other(
     without = report_on(left, training)
     assert "nan" not in text
     said = [line for line in text.splitlines() if line not in without.splitlines()]
-    assert said[:2] == ["## What failed", "| trained on | method | seed | no score | reason |"]
+    assert said[0].endswith("3 scores are missing (—): see What failed.")
+    assert said[1:3] == ["## What failed", "| trained on | method | seed | no score | reason |"]
     assert "| geometry | grpo_d | 0 | → counting | OSError: no space |" in said
     assert r"| counting | sft_cot | 0 | → counting, → geometry | RuntimeError: a \| b |" in said
     assert "| counting | sft_cot | 1 | — | — |" in said

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from othink_pipeline.report.comparison import compare_all, differences_table
 from othink_pipeline.report.markdown import Results, report_markdown
-from othink_pipeline.report.matrix import KEYS, transfer_matrix
+from othink_pipeline.report.matrix import KEYS, sort_rows, transfer_matrix
 from othink_pipeline.report.parameters import KnownMethods, Published
+from othink_pipeline.report.verdict import verdict
 
 METHODS = ("sft", "sft_cot", "grpo", "grpo_d", "grpo_format")
 KNOWN = KnownMethods(
@@ -33,9 +35,12 @@ def report_on(
     known: KnownMethods = KNOWN,
     published: Published = NOTHING_PUBLISHED,
 ) -> str:
-    results = Results(matrix_of(predictions, failures), predictions, training, failures)
+    compared = compare_all(sort_rows(predictions, METHODS), comparisons)
+    findings = verdict(differences_table(compared), training, failures, known)
+    matrix = matrix_of(predictions, failures)
+    results = Results(matrix, predictions, training, failures, compared, findings)
     lineage = {"parent run": "abc123", "commit": "f00"}
-    return report_markdown(results, METHODS, comparisons, known, published, lineage)
+    return report_markdown(results, METHODS, known, published, lineage)
 
 
 def cell(
@@ -48,6 +53,8 @@ def cell(
 ) -> pd.DataFrame:
     """Predictions of one cell on one task; the first two items have no thought, the first no tag
     and, unless it is right, no answer that parses."""
+    thinking = ["" if place < 2 else f"step {place}" for place in range(len(correct))]
+    answers = ["7" if right else "8" for right in correct]
     first = [True] + [False] * (len(correct) - 1)
     return pd.DataFrame(
         {
@@ -57,6 +64,11 @@ def cell(
             "base_model": base_model,
             "eval_task": eval_task,
             "example_id": [f"{eval_task}-{place}" for place in range(len(correct))],
+            "form": "",
+            "completion": [
+                f"<think>{steps}</think><answer>{answer}</answer>"
+                for steps, answer in zip(thinking, answers, strict=True)
+            ],
             "correct": [bool(right) for right in correct],
             "correct_any": [
                 bool(right) or here for right, here in zip(correct, first, strict=True)

@@ -434,6 +434,8 @@ def test_the_parent_run_keeps_the_report(outcome: Outcome) -> None:
     artifacts = {file.path for file in outcome.client.list_artifacts(outcome.parent.info.run_id)}
     assert artifacts >= {
         "report.md",
+        "report.html",
+        "differences.csv",
         "transfer_matrix.csv",
         "training.csv",
         "heat_map.png",

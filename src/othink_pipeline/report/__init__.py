@@ -6,6 +6,8 @@
 - ``resampling``: the seeded bootstrap
 - ``significance``: tests of differences
 - ``comparison``: methods compared pair by pair
+- ``verdict``: what it comes to, in words
 - ``markdown``: the report
 - ``figures``: heat map and curves
+- ``page``: all of it in one HTML file, with samples and every prediction
 """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.estimators import difference, improvement
 from othink_pipeline.report.resampling import Estimate, Floats, resample
-from othink_pipeline.report.significance import between_seeds_p, mcnemar_p
+from othink_pipeline.report.significance import between_seeds_p, holm, mcnemar_p
 
 BOOTSTRAP_SEED = 0
 Scope = Literal["same", "cross"]
@@ -30,6 +30,7 @@ class Comparison:
         method: minuend.
         baseline: subtrahend.
         scope: same-task or cross-task cells.
+        seeds: number of training seeds that have all the cells.
         cells: number of (train task, seed, eval task) compared.
         pairs: number of paired predictions.
         over_items: difference, interval over test items.
@@ -44,6 +45,7 @@ class Comparison:
     method: str
     baseline: str
     scope: Scope
+    seeds: int
     cells: int
     pairs: int
     over_items: Estimate
@@ -62,6 +64,11 @@ class Comparison:
     def widest(self) -> Estimate:
         """The difference with the interval that covers most: over seeds where there are two."""
         return self.over_items if self.has_one_seed else self.over_seeds
+
+    @property
+    def p(self) -> float:
+        """The one p-value there is: over seeds, else over items; NaN where there is neither."""
+        return self.p_items if np.isnan(self.p_seeds) else self.p_seeds
 
 
 def pair(
@@ -163,6 +170,7 @@ def compare(
         method=method,
         baseline=baseline,
         scope=scope,
+        seeds=len(complete),
         cells=len(cells),
         pairs=len(pairs),
         over_items=over_items.estimate(difference),
@@ -173,3 +181,73 @@ def compare(
         relative=over_items.estimate(improvement),
         relative_over_seeds=over_seeds.estimate_over_seeds(improvement),
     )
+
+
+def compare_all(
+    predictions: pd.DataFrame, comparisons: Iterable[tuple[str, str]]
+) -> list[Comparison]:
+    """Each of the pairs, then each method with the base model, in both scopes where there are any.
+
+    Args:
+        predictions: in report order, as for :func:`transfer_matrix`.
+        comparisons: (method, baseline) pairs.
+    """
+    with_base = [(method, BASE) for method in predictions["method"].unique() if method != BASE]
+    return [
+        comparison
+        for method, baseline in dict.fromkeys([*comparisons, *with_base])
+        for scope in SCOPES
+        if (comparison := compare(predictions, method, baseline, scope)) is not None
+    ]
+
+
+def holm_p(comparisons: Sequence[Comparison]) -> Floats:
+    """Holm's adjusted p-values: all comparisons of a report are one family of tests."""
+    return holm(np.array([comparison.p for comparison in comparisons], dtype=float))
+
+
+class Difference(NamedTuple):
+    """What is told of a comparison: its widest interval and its p-value, in one unit."""
+
+    method: str
+    baseline: str
+    scope: Scope
+    seeds: int
+    cells: int
+    pairs: int
+    points: float
+    low: float
+    """Of the 95 % interval, in points."""
+    high: float
+    unit: Literal["seeds", "items"]
+    """What the interval and p draw."""
+    p: float
+    p_holm: float
+
+
+def differences_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """The comparisons as a table: a column for each field of :class:`Difference`."""
+    rows = [
+        Difference(
+            method=comparison.method,
+            baseline=comparison.baseline,
+            scope=comparison.scope,
+            seeds=comparison.seeds,
+            cells=comparison.cells,
+            pairs=comparison.pairs,
+            points=100 * comparison.widest.value,
+            low=100 * comparison.widest.low,
+            high=100 * comparison.widest.high,
+            unit="items" if comparison.has_one_seed else "seeds",
+            p=comparison.p,
+            p_holm=float(p_holm),
+        )
+        for comparison, p_holm in zip(comparisons, holm_p(comparisons), strict=True)
+    ]
+    return pd.DataFrame(rows, columns=list(Difference._fields))
+
+
+def read_differences(table: pd.DataFrame) -> list[Difference]:
+    """The rows of such a table."""
+    columns = list(Difference._fields)
+    return [Difference(*row) for row in table[columns].itertuples(index=False, name=None)]

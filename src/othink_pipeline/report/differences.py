@@ -14,12 +14,12 @@ from othink_pipeline.report.comparison import (
     base_models,
     by_seed,
     compare,
+    holm_p,
     pair,
 )
 from othink_pipeline.report.estimators import difference_where, split_gain
 from othink_pipeline.report.matrix import HOLE
 from othink_pipeline.report.parameters import KnownMethods
-from othink_pipeline.report.significance import holm
 from othink_pipeline.report.tables import mean_percent, p_text, signed, table
 
 POSITIVE_CONTROL_POINTS = 5.0
@@ -42,10 +42,7 @@ def pairs_with_base(predictions: pd.DataFrame) -> dict[Entry, pd.DataFrame]:
 
 def tests_section(comparisons: Sequence[Comparison]) -> str:
     """Every pair of methods with its intervals and tests."""
-    # One family of tests. A row has one p-value at most: items stand alone or there are seeds.
-    p_values = np.array(
-        [c.p_items if np.isnan(c.p_seeds) else c.p_seeds for c in comparisons], dtype=float
-    )
+    adjusted = holm_p(comparisons)
     rows = [
         [
             f"{comparison.method} minus {comparison.baseline}",
@@ -58,18 +55,21 @@ def tests_section(comparisons: Sequence[Comparison]) -> str:
             p_text(comparison.p_seeds),
             p_text(p_holm),
         ]
-        for comparison, p_holm in zip(comparisons, holm(p_values), strict=True)
+        for comparison, p_holm in zip(comparisons, adjusted, strict=True)
     ]
     header = ["difference", "scope", "cells", "pairs", "points [95 % over items]"]
-    header += ["points [95 % over seeds and items]", "McNemar p", "p over seeds", "Holm p"]
+    header += ["points [95 % over seeds and items]", "p over items", "p over seeds"]
+    header += ["p after Holm"]
     note = (
         "Paired by test example, on the cells that both methods have; against the base model each"
-        " cell is paired with the one that it started from. `?`: unknown. McNemar's exact test"
-        " wants independent pairs, so it has no p-value where an item stands in several cells; the"
-        " figures over seeds want 2 seeds that have all the cells, and are of such seeds alone."
+        " cell is paired with the one that it started from. `?`: unknown. `p over items` (McNemar's"
+        " exact test) asks whether other test items would tell, **of these very trainings**: of one"
+        " seed it says nothing about the next. It wants independent pairs, so there is none where"
+        " an item stands in several cells; the figures over seeds want 2 seeds that have all the"
+        " cells, and are of such seeds alone."
         " `p over seeds` is a paired t-test on these test items whose units are the seeds, or the"
-        " base models where there are several. Holm adjusts for the"
-        f" {np.isfinite(p_values).sum()} tests here."
+        " base models where there are several. `p after Holm`: of the same unit, adjusted for the"
+        f" {np.isfinite(adjusted).sum()} tests here."
     )
     return (table(header, rows) + f"\n\n{note}") if rows else "No two methods share a cell."
 

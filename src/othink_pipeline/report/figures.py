@@ -6,7 +6,7 @@ Matplotlib is imported inside the functions: this module is cheap to import. It 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,17 @@ PALETTE = (  # begins with Okabe and Ito's: told apart by colour-blind readers t
 COLOR_SCALE = ("#f7fbff", "#c6dbef", "#6baed6", "#2171b5", "#08306b")
 DARK_ABOVE = 55  # accuracies above it, in %, stand on dark blue and are written in white
 TRAIN_METRICS = {"train/reward": "reward", "train/kl": "KL to base", "train/kl_weight": "KL weight"}
+
+
+def colors_of(found: Iterable[str], methods: Sequence[str]) -> dict[str, str]:
+    """The colour of each method, which follows from the order of the grid's.
+
+    Args:
+        found: methods that are shown, of the grid or not.
+        methods: the order of the grid's methods.
+    """
+    names = sort_methods({*methods, *found}, methods)
+    return dict(zip(names, cycle(PALETTE), strict=False))
 
 
 def heat_map(matrix: pd.DataFrame, known: KnownMethods) -> Figure:
@@ -76,19 +87,27 @@ def heat_map(matrix: pd.DataFrame, known: KnownMethods) -> Figure:
     return figure
 
 
-def _write_entry(axes: Axes, row: int, column: int, entry: pd.DataFrame) -> None:
-    """Accuracy in %, and below it the interval of one training or the spread of several."""
+def entry_texts(entry: pd.DataFrame) -> tuple[str, str]:
+    """Accuracy in %, and the interval of one training or the spread of several.
+
+    Args:
+        entry: the matrix's rows of one method on one task, a row for each training, without holes.
+    """
     percent = 100 * entry["accuracy"]
-    value, spread = f"{percent.mean():.1f}", ""
     if entry.empty:
-        value = HOLE
-    elif len(entry) > 1:
+        return HOLE, ""
+    if len(entry) > 1:
         units = "base models" if entry["seed"].isna().all() else "seeds"
         spread = f"{percent.min():.1f} to {percent.max():.1f}, {len(entry)} {units}"
     else:
         low, high = 100 * entry[["ci_low", "ci_high"]].to_numpy()[0]
         spread = f"[{low:.1f}, {high:.1f}]"
-    ink = "white" if percent.mean() > DARK_ABOVE else "#222222"
+    return f"{percent.mean():.1f}", spread
+
+
+def _write_entry(axes: Axes, row: int, column: int, entry: pd.DataFrame) -> None:
+    value, spread = entry_texts(entry)
+    ink = "white" if 100 * entry["accuracy"].mean() > DARK_ABOVE else "#222222"
     lift = 0.13 if spread else 0
     axes.text(column, row - lift, value, ha="center", va="center", color=ink, size=10)
     axes.text(column, row + 0.24, spread, ha="center", va="center", color=ink, size=6.5)
@@ -106,8 +125,7 @@ def training_curves(history: pd.DataFrame, methods: Sequence[str], known: KnownM
     from matplotlib.lines import Line2D
 
     tasks, metrics = sorted(history["task"].unique()), _metrics(history)
-    names = sort_methods({*methods, *history["method"]}, methods)
-    colors = dict(zip(names, cycle(PALETTE), strict=False))
+    colors = colors_of(history["method"], methods)
     rows, columns = max(1, len(tasks)), max(1, len(metrics))
     size = (0.6 + 2.4 * columns, 0.7 + 1.9 * rows)
     figure = Figure(figsize=size, dpi=200, layout="constrained")

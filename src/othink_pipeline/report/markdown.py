@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from othink_pipeline.core.blocks import BASE
-from othink_pipeline.report.comparison import SCOPES, compare
+from othink_pipeline.report.comparison import Comparison
 from othink_pipeline.report.differences import (
     controls_section,
     gains_section,
@@ -25,12 +24,23 @@ from othink_pipeline.report.matrix import sort_rows, tested
 from othink_pipeline.report.parameters import KnownMethods, Published
 from othink_pipeline.report.published import published_section
 from othink_pipeline.report.scores import (
+    forms_section,
     matrix_section,
     means_section,
     rates_section,
     samples_section,
 )
-from othink_pipeline.report.training import costs_section, failures_section, reward_section
+from othink_pipeline.report.training import (
+    costs_section,
+    failures_section,
+    reward_section,
+    settings_section,
+)
+from othink_pipeline.report.verdict import Finding, verdict_section
+
+TITLE = "Transfer matrix report"
+VERDICT, FORMS, THINKING = "Verdict", "By question form", "Does thinking help?"
+"""Titles of sections that the page has a place of its own for."""
 
 
 class Results(NamedTuple):
@@ -44,12 +54,15 @@ class Results(NamedTuple):
     """One row for each cell: task, method, seed and what it cost."""
     failures: pd.DataFrame
     """What the matrix has holes for, and why: as ``transfer_matrix``, with ``reason``."""
+    comparisons: Sequence[Comparison]
+    """As from :func:`compare_all`."""
+    verdict: Sequence[Finding]
+    """As from :func:`verdict.verdict`."""
 
 
 def report_markdown(
     results: Results,
     methods: Sequence[str],
-    comparisons: Sequence[tuple[str, str]],
     known: KnownMethods,
     published: Published,
     lineage: Mapping[str, str],
@@ -59,7 +72,6 @@ def report_markdown(
     Args:
         results: what it is about.
         methods: the order of the grid's methods.
-        comparisons: (method, baseline) pairs to test, besides each method with its base model.
         known: labels of methods, and which ones are controls.
         published: figures of others, to stand beside these.
         lineage: what to print in the header, such as the parent run, commit and command.
@@ -68,32 +80,35 @@ def report_markdown(
     predictions = sort_rows(results.predictions, methods)
     training = sort_rows(results.training.rename(columns={"task": "train_task"}), methods)
     against_base = pairs_with_base(predictions)
-    with_base = [(method, BASE) for method in matrix["method"].unique() if method != BASE]
-    compared = [
-        comparison
-        for method, baseline in dict.fromkeys([*comparisons, *with_base])
-        for scope in SCOPES
-        if (comparison := compare(predictions, method, baseline, scope)) is not None
-    ]
     sections = {
+        VERDICT: verdict_section(results.verdict),
         "What failed": failures_section(results.failures),
         "Accuracy": matrix_section(matrix, predictions),
         "Means": means_section(matrix),
-        "Paired tests: differences in points": tests_section(compared),
-        "Relative improvement": relative_section(compared),
+        FORMS: forms_section(predictions),
+        "Paired tests: differences in points": tests_section(results.comparisons),
+        "Relative improvement": relative_section(results.comparisons),
         "Beside published figures": published_section(matrix, predictions, published),
         "Gain over the base model, and forgetting": gains_section(against_base),
         "Controls": controls_section(predictions, known),
         "Format": rates_section(matrix),
-        "Does thinking help?": thinking_section(predictions, against_base),
+        THINKING: thinking_section(predictions, against_base),
         "Several samples": samples_section(predictions),
         "Is the reward gamed?": reward_section(training, against_base),
         "Costs": costs_section(training),
+        "Settings that differ": settings_section(training),
         "What this does and does not say": _limits(tested(matrix)),
     }
     header = "\n".join(f"- {key}: {value}" for key, value in lineage.items())
     body = [f"## {title}\n\n{text}" for title, text in sections.items() if text]
-    return "\n\n".join(["# Transfer matrix report", *filter(None, [header]), *body]) + "\n"
+    return "\n\n".join([f"# {TITLE}", *filter(None, [header]), *body]) + "\n"
+
+
+def split_sections(report: str) -> tuple[str, dict[str, str]]:
+    """The header of a report, and its sections by title."""
+    header, *sections = report.removeprefix(f"# {TITLE}\n").split("\n## ")
+    titled = (section.split("\n", 1) for section in sections)
+    return header.strip(), {title: text.strip() for title, text in titled}
 
 
 def _limits(matrix: pd.DataFrame) -> str:

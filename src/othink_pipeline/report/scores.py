@@ -13,6 +13,8 @@ from othink_pipeline.report.resampling import Estimate, Floats
 from othink_pipeline.report.tables import mean_percent, percent, table
 
 KEYS = ["train_task", "method", "eval_task"]
+MOST_FORMS = 10
+"""A table has no more columns than this."""
 
 
 def matrix_section(matrix: pd.DataFrame, predictions: pd.DataFrame) -> str:
@@ -69,6 +71,40 @@ def rates_section(matrix: pd.DataFrame) -> str:
         " is higher, the answer was there and the format was not."
     )
     return table(header, rows) + f"\n\n{note}"
+
+
+def form_accuracy(predictions: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Accuracy in [0, 1] by form of question; empty where the task has no two forms.
+
+    Returns:
+        Rows (train_task, method) in the order of ``predictions``, columns ``form (items)`` of the
+        ``MOST_FORMS`` that have most items, these first; NaN where there is no answer.
+    """
+    answers = predictions[predictions["eval_task"] == task]
+    items = answers.groupby("form")["example_id"].nunique().sort_values(ascending=False)
+    if len(items) < 2:
+        return pd.DataFrame()
+    forms = items.index[:MOST_FORMS]
+    models = pd.MultiIndex.from_frame(answers[["train_task", "method"]].drop_duplicates())
+    means = answers.groupby(["train_task", "method", "form"])["correct"].mean().unstack("form")
+    by_form = means.reindex(index=models, columns=forms)
+    return by_form.set_axis([f"{form} ({items[form]})" for form in forms], axis=1)
+
+
+def forms_section(predictions: pd.DataFrame) -> str:
+    """Accuracy by form of question, a table a task; empty where no task has forms."""
+    parts = []
+    for task in sorted(predictions["eval_task"].unique()):
+        accuracy = form_accuracy(predictions, task)
+        rows = [
+            [*key, *(HOLE if np.isnan(share) else f"{100 * share:.1f}" for share in shares)]
+            for key, shares in zip(accuracy.index, accuracy.to_numpy(), strict=True)
+        ]
+        if rows:
+            header = ["trained on", "method", *accuracy.columns]
+            parts.append(f"Tested on {task}:\n\n{table(header, rows)}")
+    note = "Accuracy in %, means over seeds; beside each form how many test items have it."
+    return "\n\n".join([*parts, note]) if parts else ""
 
 
 def samples_section(predictions: pd.DataFrame) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 
@@ -10,13 +11,18 @@ import pandas as pd
 from othink_pipeline.report.comparison import BOOTSTRAP_SEED, base_models, by_seed
 from othink_pipeline.report.differences import Entry
 from othink_pipeline.report.estimators import mean_score
+from othink_pipeline.report.matrix import HOLE
 from othink_pipeline.report.tables import UNKNOWN, number, signed, table
 
 REWARD_RISE = 0.1
+BARE_ANSWERS = "answer"
+"""The target of supervised training that has no worked steps."""
 COSTS = (
     *("updates", "prompts", "completion_tokens", "seconds", "learning_rate"),
     *("kl_weight_mean", "kl_weight_end", "kl_last", "kl_term"),
 )
+MEASURED = ("seconds", "kl_weight_mean", "kl_weight_end", "kl_last", "kl_term")
+"""Costs of which two digits say all there is to say."""
 
 
 def failures_section(failures: pd.DataFrame) -> str:
@@ -65,8 +71,15 @@ def costs_section(training: pd.DataFrame) -> str:
         return "Nothing was trained."
     columns = [column for column in COSTS if column in training]
     keys = ["train_task", "method", "seed"]
-    rows = [[number(value) for value in row] for row in training[[*keys, *columns]].to_numpy()]
+    rounded = training[[*keys, *columns]].copy()
+    for column in set(MEASURED) & set(columns):
+        rounded[column] = rounded[column].map(lambda value: float(f"{value:.2g}"))
+    rows = [[number(value) for value in row] for row in rounded.to_numpy()]
     text = table(["trained on", "method", "seed", *columns], rows)
+    text += (
+        "\n\n`completion_tokens`: those that the loss was taken over. Times on a machine that does"
+        " other things, too, are no comparison: look at the tokens."
+    )
     if "kl_term" not in columns or training["kl_term"].isna().all():
         return text
     largest = training["kl_term"].max()
@@ -101,3 +114,27 @@ def _gain_and_flags(cells: pd.DataFrame, pairs: pd.DataFrame | None) -> tuple[st
     ]
     total = mean_score(ours - theirs, BOOTSTRAP_SEED, base_models(pairs))
     return signed(total), ", ".join(flagged) or "none"
+
+
+def settings_section(training: pd.DataFrame) -> str:
+    """The parameters that are not the same for all cells; empty where none were recorded."""
+    if "settings" not in training:
+        return ""
+    cells = training.drop_duplicates(["train_task", "method"])
+    settings = pd.json_normalize([json.loads(text) for text in cells["settings"]])
+    shown = settings.map(lambda value: HOLE if value is None or value != value else str(value))
+    differing = [name for name in shown.columns if shown[name].nunique() > 1]
+    if not differing:
+        return "All cells were trained with the same parameters."
+    header = ["parameter"]
+    header += [f"{row.method} on {row.train_task}" for row in cells.itertuples()]
+    rows = [[f"`{name}`", *shown[name]] for name in differing]
+    note = ""
+    if "target" in settings and (settings["target"] == BARE_ANSWERS).any():
+        note = (
+            "\n\n`target: answer` is supervised training towards the bare `<answer> n </answer>`,"
+            " without a think block. Its loss is the mean of −log p over the few tokens of that"
+            " target: a model that opens every answer with `<think>` gives an opening `<answer>`"
+            " next to no probability, so it starts high, whether the answer is known or not."
+        )
+    return table(header, rows) + note

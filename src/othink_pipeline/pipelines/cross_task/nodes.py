@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import platform
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,10 +16,17 @@ from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.keys import SAME_ENV
 from othink_pipeline.cells.manifests import CollectedTests, FailedCell, FailedTest, Predictions
 from othink_pipeline.core.blocks import BASE, ConfigurationError
+from othink_pipeline.core.code import code_tags, library_versions
+from othink_pipeline.data.examples import read_examples
+from othink_pipeline.data.manifests import Examples
+from othink_pipeline.report.comparison import compare_all, differences_table
 from othink_pipeline.report.figures import heat_map, training_curves
 from othink_pipeline.report.markdown import Results, report_markdown
-from othink_pipeline.report.matrix import KEYS, matrix_text, transfer_matrix
+from othink_pipeline.report.matrix import KEYS, matrix_text, sort_rows, transfer_matrix
+from othink_pipeline.report.page.items import Item, make_items
+from othink_pipeline.report.page.render import Content, render_page
 from othink_pipeline.report.parameters import KnownMethods, Published, Report
+from othink_pipeline.report.verdict import verdict
 from othink_pipeline.tracking import records, runs
 
 logger = logging.getLogger(__name__)
@@ -142,7 +152,16 @@ def collect_training(
         costs = {column: getattr(checkpoint, column) for column in COST_COLUMNS}
         rate = checkpoint.parameters.learning_rate
         summary = summarize_history(history, cell.task)
-        training.append({**cell._asdict(), **costs, "learning_rate": rate, **summary})
+        settings = checkpoint.parameters.model_dump_json()
+        training.append(
+            {
+                **cell._asdict(),
+                **costs,
+                "learning_rate": rate,
+                **summary,
+                "settings": settings,
+            }
+        )
     if not training:
         nothing = pd.DataFrame(columns=["step", "metric", "value", *Cell._fields])
         return nothing, nothing[[*Cell._fields]]
@@ -210,8 +229,8 @@ def write_report(
     published: Published,
     *,
     methods: tuple[str, ...],
-) -> str:
-    """The report; prints the matrix and puts means on the parent's MLflow run.
+) -> tuple[str, pd.DataFrame]:
+    """The report and the tested differences; prints the matrix and puts means on the parent's run.
 
     As many parameters as datasets: it is what all of them come to.
     """
@@ -220,9 +239,75 @@ def write_report(
     if parent:
         lineage = {"MLflow run": parent, "compare its cells": records.comparison_link(parent)}
         records.log_metrics(parent, _means(transfer_matrix), 0)
+    lineage |= _makers()
     logger.info("transfer matrix: accuracy in %%\n%s", matrix_text(transfer_matrix))
-    results = Results(transfer_matrix, predictions, training, failures)
-    return report_markdown(results, methods, report.comparisons, known_methods, published, lineage)
+    compared = compare_all(sort_rows(predictions, methods), report.comparisons)
+    differences = differences_table(compared)
+    findings = verdict(differences, training, failures, known_methods)
+    logger.info("verdict\n%s", "\n".join(f"  {about}: {says}." for about, says in findings))
+    results = Results(transfer_matrix, predictions, training, failures, compared, findings)
+    return report_markdown(results, methods, known_methods, published, lineage), differences
+
+
+def write_page(
+    report: str,
+    transfer_matrix: pd.DataFrame,
+    predictions: pd.DataFrame,
+    differences: pd.DataFrame,
+    history: pd.DataFrame,
+    settings: Report,
+    known_methods: KnownMethods,
+    *examples: Examples,
+    methods: tuple[str, ...],
+) -> str:
+    """The report as one HTML file, with figures, samples and all predictions.
+
+    As many parameters as datasets: it is what all of them come to.
+
+    Args:
+        settings: the block ``report``.
+        examples: of each task that was tested.
+
+    Raises:
+        ConfigurationError: the examples are not those that were tested.
+    """
+    items = [item for each in examples for item in _test_items(each, predictions)]
+    content = Content(report, transfer_matrix, predictions, differences, history, items)
+    return render_page(content, methods, settings.comparisons, known_methods)
+
+
+def _test_items(examples: Examples, predictions: pd.DataFrame) -> list[Item]:
+    """The test examples of a task, with the pictures that the models saw."""
+    test = examples.splits["test"]
+    tested = predictions[predictions["eval_task"] == examples.task]
+    remedy = f"Run the whole grid again: kedro run {SAME_ENV}"
+    if (tested["test_data"] != test.digest).any():
+        raise ConfigurationError(
+            f"{examples.task}: its predictions are of other examples than {test.path}. {remedy}"
+        )
+    if not Path(test.path).is_file():
+        raise ConfigurationError(f"{test.path}: missing. {remedy}")
+    shown = None
+    if "image_of" in tested:
+        shown = dict(zip(tested["example_id"], tested["image_of"], strict=True))
+    return make_items(_read_rows(test.path), shown)
+
+
+def _read_rows(path: str) -> Iterator[dict[str, Any]]:
+    """Each example with its picture as it was encoded."""
+    for batch in read_examples(path).with_format("arrow").iter(batch_size=100):
+        for row in batch.to_pylist():
+            yield {**row, "image": row["image"]["bytes"]}
+
+
+def _makers() -> dict[str, str]:
+    """What makes the report: it may be made again by other code than has trained."""
+    code = ", ".join(
+        f"{key.rpartition('.')[2]} {tag}" for key, tag in code_tags(Path.cwd()).items()
+    )
+    versions = {"Python": platform.python_version(), **library_versions()}
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return {"report made by": code, "beside": libraries}
 
 
 def _means(matrix: pd.DataFrame) -> dict[str, float]:

@@ -11,6 +11,7 @@ from othink_pipeline.pipelines.cross_task.nodes import (
     collect_training,
     concatenate,
     draw_figures,
+    write_page,
     write_report,
 )
 from othink_pipeline.pipelines.wiring import bind, evaluation_node, tested_cell
@@ -36,6 +37,7 @@ def create_pipeline(grid: Grid) -> Pipeline:
             _collect_tests(BASE, bases, grid.tasks),
             *(node for task, method in methods for node in _collect_method(grid, task, method)),
             *_report([f"{task}.{method}" for task, method in methods], tuple(grid.algorithms)),
+            _page(grid),
         ]
     )
 
@@ -109,8 +111,27 @@ def _report(collected: list[str], methods: tuple[str, ...]) -> list[Node]:
                 "params:known_methods",
                 "params:published",
             ],
-            outputs="report",
+            outputs=["report", "differences"],
             name="write_report",
             namespace="report",
         ),
     ]
+
+
+def _page(grid: Grid) -> Node:
+    return Node(
+        bind(write_page, methods=tuple(grid.algorithms)),
+        inputs=[
+            "report",
+            "transfer_matrix",
+            "predictions",
+            "differences",
+            "history",
+            "params:report",
+            "params:known_methods",
+            *(f"{task}.examples" for task in grid.tasks),
+        ],
+        outputs="report_page",
+        name="write_page",
+        namespace="report",
+    )

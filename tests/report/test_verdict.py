@@ -1,0 +1,93 @@
+"""The words follow from the intervals: what one seed cannot tell is not told."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from othink_pipeline.report.comparison import Difference, compare_all, differences_table
+from othink_pipeline.report.verdict import verdict, verdict_section
+from tests.support.handmade import KNOWN, NO_FAILURES, cell, grid, two_tasks
+
+NOTHING_TRAINED = pd.DataFrame()
+
+
+def row(method: str, baseline: str, points: float, width: float, **other: Any) -> dict[str, Any]:
+    return {
+        **{"method": method, "baseline": baseline, "scope": "same", "seeds": 1, "cells": 2},
+        **{"points": points, "low": points - width, "high": points + width, "pairs": 99},
+        **{"unit": "items", "p": 0.001, "p_holm": 0.004, **other},
+    }
+
+
+def told(*rows: dict[str, Any], training: pd.DataFrame = NOTHING_TRAINED) -> dict[str, str]:
+    differences = pd.DataFrame(rows, columns=list(Difference._fields))
+    return dict(verdict(differences, training, NO_FAILURES, KNOWN))
+
+
+def test_gains_are_told_together_and_what_is_not_shown_apart() -> None:
+    said = told(
+        row("grpo", "base", 52, 3),
+        row("grpo_d", "base", 54, 3),
+        row("sft", "base", -2, 3, p_holm=0.4),
+        row("sft_cot", "base", 9, 3, p_holm=0.06),  # by its interval alone it would be one
+        row("grpo", "base", -4, 3, scope="cross"),
+    )
+    assert said == {
+        "Own task": "grpo and GRPO-D gain 52.0 and 54.0 points over the base model; no difference"
+        " shown for SFT (−2.0) and SFT-CoT (+9.0) (over items, one seed)",
+        "Other tasks": "grpo loses 4.0 points over the base model (over items, one seed)",
+    }
+
+
+def test_one_seed_decides_nothing_between_two_methods() -> None:
+    said = told(row("grpo_d", "sft", 40, 3), row("grpo_d", "sft", 8, 3, scope="cross"))
+    assert said == {
+        "GRPO-D against SFT": "own task +40.0 [+37.0, +43.0]; other tasks +8.0 [+5.0, +11.0]:"
+        " undecided, one seed"
+    }
+
+
+def test_several_seeds_may_decide() -> None:
+    over = {"unit": "seeds", "seeds": 6}
+    said = told(
+        row("grpo_d", "sft", 40, 3, **over),
+        row("grpo_d", "sft", 1, 3, scope="cross", **over, p_holm=0.7),
+        row("grpo", "base", 7, 2, **over, p_holm=math.nan),  # no spread to test by
+    )
+    assert said["GRPO-D against SFT"] == (
+        "own task +40.0 [+37.0, +43.0], shown; other tasks +1.0 [−2.0, +4.0], undecided:"
+        " over 6 seeds"
+    )
+    assert said["Own task"] == "grpo gains 7.0 points over the base model (over 6 seeds)"
+
+
+def test_what_limits_it_is_told() -> None:
+    inert = told(training=pd.DataFrame({"kl_term": [0.0012, 0.0022, math.nan]}))
+    assert "at most 0.0022" in inert["KL term"]
+    assert told(training=pd.DataFrame({"kl_term": [0.0012, 0.3]})) == {}
+    assert told(training=pd.DataFrame({"kl_term": [math.nan]})) == {}
+    findings = verdict(
+        pd.DataFrame(columns=list(Difference._fields)),
+        NOTHING_TRAINED,
+        pd.DataFrame({"reason": [""]}),
+        KNOWN,
+    )
+    assert verdict_section(findings).startswith("- **Not all of it**: ")
+
+
+def test_the_table_of_differences_has_one_unit_a_row() -> None:
+    one = differences_table(compare_all(two_tasks(), [("grpo_d", "sft")]))
+    assert one["unit"].tolist() == ["items"] * 6
+    first = one.iloc[0]
+    assert (first["method"], first["baseline"], first["scope"]) == ("grpo_d", "sft", "same")
+    assert (first["points"], first["seeds"], first["cells"], first["pairs"]) == (25, 1, 2, 12)
+    seeds = grid(
+        *(cell("counting", "sft", seed, "counting", [0, 1, seed, 0]) for seed in range(3)),
+        cell("none", "base", None, "counting", [0, 1, 0, 0]),
+    )
+    several = differences_table(compare_all(seeds.assign(), []))
+    assert several[["unit", "seeds"]].to_numpy().tolist() == [["seeds", 3]]
+    assert (several["p"] <= several["p_holm"]).all()

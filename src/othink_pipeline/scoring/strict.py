@@ -96,8 +96,8 @@ def score(completion: str, gold: str, kind: AnswerKind = EXACT) -> Verdict:
 def parse_answer(text: str) -> Fraction | None:
     """The exact value of ``text``, or None if it is not one plain number.
 
-    Read are ``12``, ``-3.50``, ``.5``, ``+7/2``, ``140°`` and ``140 degrees``, in ASCII digits, with
-    white space around: what the project's own tasks ask for. ``score`` reads more.
+    Read are ``12``, ``-3.50``, ``.5``, ``+7/2``, ``140°`` and ``140 degrees``, in ASCII digits and
+    with white space around: what the project's own tasks ask for. ``score`` reads more.
     """
     answer = read_number(text)
     return answer.value if answer is not None and isinstance(answer.value, Fraction) else None

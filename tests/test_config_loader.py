@@ -124,13 +124,14 @@ def test_bad_params_are_refused(configure: Configure, params: dict[str, Any], me
     [
         (b"rl: [\n", "parameters_rl.yml"),
         (b"\trl: 1\n", "parameters_rl.yml"),
+        (b"rl: {}\nrl: {}\n", "parameters_rl.yml: no YAML in UTF-8 with each key once"),
         (b"rl: {}\nrl: {}\n", "duplicate key rl"),
         (b"rl: {}\ntraining: {updates: 3}\n", "training.updates"),
         (b"rl:\n  temperature: ${nowhere}\n", "nowhere"),
         (b"rl: *nowhere\n", "undefined alias"),
         (b"- rl\n", "do not load"),
         (b"rl\n", "rl"),
-        (b"\xff\xfe\x00", "decode"),
+        (b"\xff\xfe\x00", "parameters_rl.yml: no YAML in UTF-8"),
         (b"", "rl: missing"),
     ],
 )

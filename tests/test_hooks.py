@@ -31,7 +31,13 @@ from othink_pipeline.cells.manifests import FailedCell
 from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core import code
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.hooks import CellsFailedError, FailureHooks, PreflightHooks, TrackingHooks
+from othink_pipeline.hooks import (
+    CellsFailedError,
+    FailureHooks,
+    PreflightHooks,
+    StoreHooks,
+    TrackingHooks,
+)
 from othink_pipeline.preflight import disk, environment
 from othink_pipeline.tracking import lifecycle, records, runs
 from tests.support.manifests import checkpoint_of
@@ -225,6 +231,54 @@ def test_cells_are_not_trained_beside_each_other_in_one_process(runner: str) -> 
     ) as error:
         environment.check_runner(runner)
     assert "OMP_NUM_THREADS=1 kedro run --namespaces=" in error.value.message
+
+
+def test_what_a_launcher_left_behind_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Training would wait for processes that do not come."""
+    given = {"RANK": "3", "WORLD_SIZE": "1", "MASTER_ADDR": "10.0.0.1", "ACCELERATE_USE_FSDP": "1"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    environment.check_runner("SequentialRunner")
+    assert not given.keys() & os.environ.keys()
+    assert "ACCELERATE_USE_FSDP, MASTER_ADDR, RANK, WORLD_SIZE" in caplog.text
+
+
+def test_mlflows_variables_that_do_not_count_are_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////a/mlflow.db")
+    environment.settle_mlflow_variables("sqlite:////a/mlflow.db")
+    assert caplog.text == ""
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)  # MLflow would go on with that run
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    environment.settle_mlflow_variables("http://user:secret@host")
+    assert "MLFLOW_RUN_ID" not in os.environ
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"):
+        assert f"{name} does not count" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["100% mine", "why?", "a#b"])
+def test_a_project_path_that_no_address_can_hold_is_refused(tmp_path: Path, name: str) -> None:
+    environment.check_project(tmp_path)
+    with pytest.raises(ConfigurationError, match="Rename the folder"):
+        environment.check_project(tmp_path / name)
+
+
+def test_what_mlflow_cannot_open_is_one_message(tmp_path: Path) -> None:
+    manager = _create_hook_manager()
+
+    class Plugin:
+        @hook_impl
+        def after_context_created(self) -> None:
+            raise mlflow.MlflowException("Detected out-of-date database schema")
+
+    for hooks in (StoreHooks(), Plugin()):
+        manager.register(hooks)
+    with pytest.raises(ConfigurationError, match=r"mlflow\.yml: .*out-of-date database schema"):
+        manager.hook.after_context_created(context=context_of(tmp_path, tmp_path))
 
 
 # --- The run that a `kedro run` is
@@ -441,18 +495,21 @@ def test_the_runs_of_dead_processes_are_reaped_and_no_others(
     dead.wait()
     host, own = socket.gethostname(), str(os.getpid())
 
-    def start(host: str, pid: object, **more: int) -> str:
-        tags = {"host": host, "pid": str(pid)}
-        run_id: str = client.create_run(experiment_id, tags=tags, **more).info.run_id
+    def start(host: str, pid: object, **more: str) -> str:
+        tags = {**runs.process_tags(), "host": host, "pid": str(pid), **more}
+        # The clock has been set back since: that says nothing.
+        run_id: str = client.create_run(experiment_id, tags=tags, start_time=1000).info.run_id
         return run_id
 
     parent, gone = start(host, own), start(host, dead.pid)
-    recycled = start(host, own, start_time=1000)  # long before this process was there
+    recycled = start(host, own, process_start="1")  # long before this process was there
+    container = start(host, dead.pid, process_space="machine boot pid:[1]")  # of the same name
     elsewhere = start("another-" + host, dead.pid)
     done = start(host, dead.pid)
     client.set_terminated(done, "FAILED")
     assert set(lifecycle.reap_dead_runs(parent)) == {gone, recycled}
-    assert statuses(client, parent, gone, recycled, elsewhere, done) == [
+    assert statuses(client, container, parent, gone, recycled, elsewhere, done) == [
+        "RUNNING",
         "RUNNING",
         "KILLED",
         "KILLED",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -99,21 +101,93 @@ def test_out_holds_every_verdict(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [source, out]
 
 
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, out = write(tmp_path / "a.jsonl", COUNTING), tmp_path / "verdicts.jsonl"
-    out.write_text("old")
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "replace", fail)
-    result = run(source, "--task", "counting", "--out", out)
+def test_out_is_written_as_a_shell_would(tmp_path: Path) -> None:
+    """What it links to is written, a pipe stays a pipe, a device a device."""
+    source, target = write(tmp_path / "a.jsonl", COUNTING), tmp_path / "target.jsonl"
+    target.write_text("old" * 9999)
+    target.chmod(0o600)
+    before = target.stat().st_ino
+    (tmp_path / "link").symlink_to(target)
+    os.mkfifo(tmp_path / "pipe")
+    heard: list[str] = []
+    listener = threading.Thread(target=lambda: heard.append((tmp_path / "pipe").read_text()))
+    listener.start()
+    for name in ("link", "pipe"):
+        figures(source, "--task", "counting", "--out", tmp_path / name)
+    listener.join()
+    assert (tmp_path / "link").is_symlink()
+    assert (target.stat().st_ino, target.stat().st_mode & 0o777) == (before, 0o600)
+    assert (tmp_path / "pipe").is_fifo()
+    assert heard == [target.read_text()]
+    assert target.read_text().count("\n") == 5
+    figures(source, "--task", "counting", "--out", "/dev/null")
+    assert Path("/dev/null").is_char_device()
+    result = run(source, "--task", "counting", "--out", "/dev/full")
     assert result.exit_code == 1
-    assert "disk full" in result.stderr
-    assert out.read_text() == "old"
-    assert sorted(tmp_path.iterdir()) == [source, out]
+    assert "--out /dev/full cannot be written" in result.stderr
+    assert run(source, "--task", "counting", "--out", tmp_path).exit_code == 2
+
+
+@pytest.mark.parametrize("shape", ["lines", "array", "r1v"])
+def test_every_shape_of_a_file_is_scored_alike(tmp_path: Path, shape: str) -> None:
+    source = tmp_path / "a.json"
+    if shape == "lines":
+        write(source, GEOMETRY)
+    else:
+        whole = GEOMETRY if shape == "array" else {"accuracy": 1.0, "results": GEOMETRY}
+        source.write_text(json.dumps(whole, indent=2))
+    assert figures(source, "--task", "geometry")["correct"] == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "options", "message"),
+    [
+        (("gold", "completion"), [], ""),
+        (("answer", "prediction"), [], ""),
+        (("target", "response"), [], ""),
+        (("right", "said"), ["--gold-key", "right", "--output-key", "said"], ""),
+        (("right", "said"), [], "no key 'ground_truth'; it has 'right', 'said'"),
+        (("gold", "said"), [], "no key 'model_output'"),
+    ],
+)
+def test_the_usual_names_of_columns_are_known(
+    tmp_path: Path, keys: tuple[str, str], options: list[str], message: str
+) -> None:
+    rows = [{keys[0]: 4, keys[1]: "<answer>4</answer>", "question": "?"}]
+    result = run(write(tmp_path / "a.jsonl", rows), "--task", "counting", *options)
+    assert message in result.stderr
+    assert (result.exit_code == 0) is (not message)
+
+
+def test_two_names_that_both_may_be_the_gold_have_to_be_told_apart(tmp_path: Path) -> None:
+    """The answer may be the model's."""
+    row = {"label": 4, "answer": "5", "output": "<answer>4</answer>"}
+    source = write(tmp_path / "a.jsonl", [row])
+    result = run(source, "--task", "counting")
+    assert "line 1: has the keys label, answer: say which one is meant: --gold-key" in result.stderr
+    assert figures(source, "--task", "counting", "--gold-key", "label")["correct"] == 1
+    assert figures(source, "--task", "counting", "--gold-key", "answer")["correct"] == 0
+
+
+@pytest.mark.parametrize("gold", [5, 5.0, "5", "<answer> 5 </answer>", " 5 "])
+def test_golds_are_read_as_data_sources_read_them(tmp_path: Path, gold: Any) -> None:
+    source = write(tmp_path / "a.jsonl", [record(gold, "<answer>5</answer>")])
+    for rule in ("strict", "r1v"):
+        assert figures(source, "--task", "counting", "--rule", rule)["correct"] == 1
+
+
+def test_a_kind_of_answer_may_be_asked_for(tmp_path: Path) -> None:
+    rows = [
+        record(["red", "crimson"], "<answer>Crimson</answer>"),
+        record("no", "<answer>n</answer>"),
+    ]
+    source = write(tmp_path / "a.jsonl", rows)
+    assert figures(source, "--answer", "text")["correct"] == 1
+    numbers = write(tmp_path / "b.jsonl", [record(100, "<answer>104</answer>")])
+    assert figures(numbers, "--answer", "number")["correct"] == 1
+    assert figures(numbers, "--answer", "number", "--relative", "0.01")["correct"] == 0
+    result = run(source, "--answer", "text", "--rule", "r1v", "--task", "geometry")
+    assert "--answer text: R1-V knew no such kind" in result.stderr
 
 
 def test_hostile_outputs_are_counted(tmp_path: Path) -> None:
@@ -131,15 +205,15 @@ def test_hostile_outputs_are_counted(tmp_path: Path) -> None:
         ("[" * 100_000, "line 2: no JSON in UTF-8"),
         ('{"ground_truth": ' + "1" * 5000 + "}", "line 2: no JSON in UTF-8"),
         ("[1]", "line 2: a JSON list, not an object"),
-        ('{"gold": 1}', "line 2: no key 'ground_truth'; it has 'gold'"),
+        ('{"right": 1}', "line 2: no key 'ground_truth'; it has 'right'"),
         ("{}", "line 2: no key 'ground_truth'; it has none"),
         (
-            '{"ground_truth": 1, "output": ""}',
+            '{"ground_truth": 1, "said": ""}',
             "line 2: no key 'model_output'; it has 'ground_truth'",
         ),
-        ('{"ground_truth": true, "model_output": ""}', "text or an integer, got True"),
-        ('{"ground_truth": 1.5, "model_output": ""}', "text or an integer, got 1.5"),
-        ('{"ground_truth": null, "model_output": ""}', "text or an integer, got None"),
+        ('{"ground_truth": true, "model_output": ""}', "text or a number, got True"),
+        ('{"ground_truth": 1.5, "model_output": ""}', "ground_truth '1.5' is no whole number"),
+        ('{"ground_truth": null, "model_output": ""}', "text or a number, got None"),
         ('{"ground_truth": 1, "model_output": null}', "model_output must be text, got NoneType"),
         ('{"ground_truth": "x", "model_output": ""}', "ground_truth 'x' is no whole number"),
         ('{"ground_truth": -1, "model_output": ""}', "ground_truth '-1' is no whole number"),

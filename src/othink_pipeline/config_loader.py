@@ -11,6 +11,7 @@ from kedro.config import OmegaConfigLoader
 from kedro.framework.project import pipelines, settings
 from kedro.utils import find_kedro_project
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from othink_pipeline.cells.grid import Grid
 from othink_pipeline.cells.parameters import Parameters
@@ -51,6 +52,17 @@ class GridConfigLoader(OmegaConfigLoader):
         together = {path: config for layer in layers for path, config in layer.items()}
         return base, together, base_path, env_path, files
 
+    def _read_dir_configs(self, conf_path: str, *args: Any, **kwargs: Any) -> dict[Path, Any]:
+        """As Kedro reads them; of a file that is no YAML its name is told, too."""
+        try:
+            return cast(dict[Path, Any], super()._read_dir_configs(conf_path, *args, **kwargs))
+        except (YAMLError, UnicodeDecodeError) as error:
+            files = sorted(Path(conf_path).rglob("*.y*ml"))
+            culprit = next((file for file in files if not _is_yaml(file)), conf_path)
+            raise ConfigurationError(
+                f"{culprit}: no YAML in UTF-8 with each key once: {error}"
+            ) from error
+
     def _environments_below(self, environment: str, above: tuple[str, ...] = ()) -> list[str]:
         """The environments that one builds on, the lowest first."""
         place = self._get_conf_env_path(environment)
@@ -82,6 +94,14 @@ class GridConfigLoader(OmegaConfigLoader):
             self.runtime_params = runtime_params
         merged = OmegaConf.to_container(OmegaConf.merge(files, runtime_params))
         return cast(dict[str, Any], merged)
+
+
+def _is_yaml(file: Path) -> bool:
+    try:
+        OmegaConf.load(file)
+    except (YAMLError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def read_grid() -> Grid:

@@ -37,9 +37,10 @@ from othink_pipeline.core.code import code_tags
 from othink_pipeline.core.files import content_key
 from othink_pipeline.core.locks import lock
 from othink_pipeline.core.presence import at_work
-from othink_pipeline.core.redaction import redact_uri
+from othink_pipeline.core.redaction import failure, redact_uri
 from othink_pipeline.preflight import disk, environment
 from othink_pipeline.preflight.plan import check_room, describe_plan, plan_cells
+from othink_pipeline.preflight.stored import check_stored
 from othink_pipeline.tracking import lifecycle, records, runs
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class PreflightHooks:
         """Check the tracking store, and hand kedro-mlflow its address as an absolute one."""
         from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
 
+        environment.check_project(Path(context.project_path))
         # Paths in parameters are relative to the project, as Kedro makes those in the catalog.
         os.chdir(context.project_path)
         read_grid()  # bad parameters leave no trace in the store
@@ -82,6 +84,7 @@ class PreflightHooks:
         artifacts = config.tracking.experiment.create_experiment_kwargs.artifact_location
         environment.check_store(uri, artifacts, project)
         uri = environment.anchor_store(uri, project)
+        environment.settle_mlflow_variables(uri)
         loader["mlflow"] = {
             **settings,
             "server": {**settings["server"], "mlflow_tracking_uri": uri},
@@ -103,6 +106,7 @@ class PreflightHooks:
             return
         raw = loader["parameters"]
         parameters = Parameters.read(raw)
+        check_stored(pipeline, parameters, catalog, option)
         if planned := plan_cells(pipeline, parameters, catalog):
             logger.info(describe_plan(planned))
             check_room(planned, parameters)
@@ -128,7 +132,16 @@ class StoreHooks:
     def after_context_created(self, context: KedroContext) -> Generator[None, Any, Any]:
         """Around kedro-mlflow, which makes the store and the experiment if need be."""
         with lock(Path(context.project_path) / records.STORE_LOCK, self._say_busy):
-            return (yield)
+            try:
+                return (yield)
+            except (click.ClickException, OSError):
+                raise
+            except Exception as error:  # MLflow's, Alembic's or SQLAlchemy's
+                raise ConfigurationError(
+                    f"mlflow.yml: MLflow cannot open the store: {failure(error)}. Follow its "
+                    "advice, move the store away, or name another (server.mlflow_tracking_uri; "
+                    "conf/local/mlflow.yml overrides conf/base)."
+                ) from error
 
     def _say_busy(self, holder: str) -> None:
         logger.info("another run is opening the MLflow store (%s); waiting", holder)

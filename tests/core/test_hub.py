@@ -455,7 +455,7 @@ def test_part_of_a_data_set_never_passes_for_the_whole(
             {"own.py": b"raise SystemExit", "dataset_infos.json": b"{}", "README.md": b""},
             "without running code of the repository.*revision: refs/convert/parquet",
         ),
-        ({"train.parquet": b"no table"}, "does not load: .*kind: folder"),
+        ({"train.parquet": b"no table"}, "does not load: .*refs/convert/parquet"),
         (
             {
                 "README.md": b"---\nconfigs:\n- config_name: one\n  data_files: one/*.parquet\n"
@@ -463,7 +463,7 @@ def test_part_of_a_data_set_never_passes_for_the_whole(
                 "one/train.parquet": table(2),
                 "two/train.parquet": table(3),
             },
-            r"(?s)does not load: .*\['one', 'two'\].*several subsets.*kind: folder",
+            r"(?s)does not load: .*\['one', 'two'\].*several subsets name one: set subset",
         ),
     ],
 )
@@ -474,3 +474,5 @@ def test_a_data_set_that_cannot_be_read_as_it_is(
     with pytest.raises(ConfigurationError, match=said):
         load_hub_dataset("own/data", "main", "train")
     assert "own.py" not in hub.downloads()
+    if "two/train.parquet" in files:
+        assert len(load_hub_dataset("own/data", "main", "train", "two")[0]) == 3

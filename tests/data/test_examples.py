@@ -23,12 +23,12 @@ from othink_pipeline.data.examples import (
     TEXT_FIELDS,
     draw_examples,
     find_fault,
-    picture_size,
     read_examples,
     read_pixels,
     split_of,
     update_digest,
 )
+from othink_pipeline.data.pictures import picture_size, shown
 from othink_pipeline.data.tasks import IMAGE_SIZE_PX, load_task
 from tests.support.examples import decode, write_examples
 
@@ -178,6 +178,23 @@ def test_a_missing_field_is_named(field: str) -> None:
     assert repr(field) in fault
 
 
+@pytest.mark.parametrize(
+    ("field", "text", "fault"),
+    [
+        ("question", "How \ud83d many?", "field 'question' holds half a character: surr"),
+        ("steps", "1 \udfff", "field 'steps' holds half a character: surr"),
+        ("question", "<image>\nHow many?", "field 'question' holds '<image>', which models take"),
+        ("question", "<|image_pad|> How many?", "field 'question' holds '<|image_pad|>', which"),
+        ("steps", "so<|im_end|>", "field 'steps' holds '<|im_end|>', which models take"),
+    ],
+)
+def test_text_that_no_model_can_be_asked_is_a_fault(field: str, text: str, fault: str) -> None:
+    found = find_fault({**drawn("counting")[0], field: text})
+    assert found is not None
+    assert found.startswith(fault)
+    assert find_fault({**drawn("counting")[0], "question": "Is 1 < 2 |x|> 3 <y>?"}) is None
+
+
 def test_an_empty_question_is_a_fault() -> None:
     assert find_fault({**drawn("counting")[0], "question": " \n"}) == "the question is empty"
 
@@ -185,7 +202,7 @@ def test_an_empty_question_is_a_fault() -> None:
 @pytest.mark.parametrize("answer", ["", "five", "1 2", "nan", "1/0", "9" * 500])
 def test_an_answer_that_does_not_parse_is_a_fault(answer: str) -> None:
     fault = find_fault({**drawn("counting")[0], "answer": answer})
-    assert fault == f"the answer {answer!r} does not parse"
+    assert fault == f"the answer {shown(answer)} does not parse"
 
 
 @pytest.mark.parametrize("image", [None, "text", 3, Image.new("RGB", (64, 64))])

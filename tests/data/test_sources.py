@@ -6,11 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -18,6 +21,7 @@ from PIL import Image
 from othink_pipeline.cells.parameters import Folders
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.data import source_splits
+from othink_pipeline.data.columns import SourceRow
 from othink_pipeline.data.examples import (
     TEXT_FIELDS,
     find_fault,
@@ -28,10 +32,12 @@ from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.parameters import DataPreparation, SplitSource, TaskSource
 from othink_pipeline.data.preparation import CELL_SPLITS, examples_key, prepare_splits
 from othink_pipeline.data.source_splits import Meaning, choose_rows
-from othink_pipeline.data.sources import SourceRow, answer_text, read_source, unwrap
+from othink_pipeline.data.sources import read_source
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_examples
 from othink_pipeline.pipelines.preflight.nodes import _instead
 from othink_pipeline.preflight import compatibility
+from othink_pipeline.scoring.golds import answer_text, unwrap
+from othink_pipeline.scoring.kinds import EXACT
 from tests.support.examples import decode
 from tests.support.public_schemas import (
     TEST_COLUMNS,
@@ -124,7 +130,7 @@ def test_both_layouts_of_a_folder_are_read_alike(tmp_path: Path, task: str, layo
     folder = make_train_set(tmp_path, task, 21, 3, layout)
     found = rows_of(split_source({"kind": "folder", "path": str(folder), "split": "train"}))
     items = list(draw_items(task, 21, 3))
-    assert [r.image for r in found] == [item.png for item in items]
+    assert [r.images for r in found] == [(item.png,) for item in items]
     assert [r.question for r in found] == [item.question for item in items]
     assert [r.answer for r in found] == [str(item.answer) for item in items]
     assert {r.steps for r in found} == {""}
@@ -137,8 +143,8 @@ def test_json_lines_are_read_with_their_pictures(tmp_path: Path, task: str) -> N
     source = {"kind": "jsonl", "file": str(file), "images": str(images)}
     found = rows_of(split_source(source, TEST_COLUMNS))
     items = list(draw_items(task, 5, 3))
-    assert [(r.question, r.answer, r.image) for r in found] == [
-        (item.question, str(item.answer), item.png) for item in items
+    assert [(r.question, r.answer, r.images) for r in found] == [
+        (item.question, str(item.answer), (item.png,)) for item in items
     ]
     assert (found[0].place, found[4].place) == ("line 1", "line 5")
 
@@ -185,9 +191,18 @@ def test_a_hub_is_asked_for_the_revision(tmp_path: Path, monkeypatch: pytest.Mon
         ("so <answer>3</answer>", "so <answer>3</answer>"),
         ("<answer>3", "<answer>3"),
         (float("nan"), "nan"),
-        (True, True),
+        (1e-05, "0.00001"),
+        (1e16, "10000000000000000"),
+        (np.float32(2.55), "2.55"),  # as a float64 it is 2.549999952316284
+        (np.float16(0.1), "0.1"),
+        (np.float32(3), "3"),
+        (Decimal("2.50"), "2.50"),
+        (Decimal("1E+3"), "1000"),
+        (True, '["yes", "true"]'),
         (None, None),
-        ([3], [3]),
+        ([3, "<answer> é </answer>"], '["3", "é"]'),
+        ([], []),
+        ([None], [None]),
     ],
 )
 def test_an_answer_becomes_text(value: Any, text: Any) -> None:
@@ -248,16 +263,16 @@ def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: str, fault: str
 def test_no_path_climbs_out_of_the_pictures(tmp_path: Path, path: str) -> None:
     (tmp_path / "secret.png").write_bytes(png())
     (found,) = rows_of(lines_source(tmp_path, row(image_path=path)))
-    assert found.image == f"the picture {path!r} is not in the data set's folder"
+    assert found.fault == f"the picture {path!r} is not in the data set's folder"
     outside = tmp_path / "secret.png"
     (found,) = rows_of(lines_source(tmp_path, row(image_path=str(outside))))
-    assert found.image == f"the picture {str(outside)!r} is not in the data set's folder"
+    assert found.fault == f"the picture {str(outside)!r} is not in the data set's folder"
 
 
 @pytest.mark.parametrize("path", ["a.png", "./a.png", "./x/../a.png", ".//a.png"])
 def test_every_way_to_write_a_path_below_leads_there(tmp_path: Path, path: str) -> None:
     (found,) = rows_of(lines_source(tmp_path, row(image_path=path)))
-    assert found.image == png()
+    assert found.images == (png(),)
 
 
 def test_a_picture_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -265,7 +280,7 @@ def test_a_picture_that_is_not_there_is_told(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     os.rename(tmp_path / "pipe", tmp_path / "pictures" / "pipe")
     rows = [row(image_path=name) for name in ("b.png", ".", "pipe")] + [row(image_path=None)]
-    found = [r.image for r in rows_of(lines_source(tmp_path, *rows))]
+    found = [r.fault for r in rows_of(lines_source(tmp_path, *rows))]
     assert found[0] == f"the picture '{tmp_path}/pictures/b.png' is not there"
     assert found[1] == f"the picture '{tmp_path}/pictures' is not there"
     assert found[2] == f"the picture '{tmp_path}/pictures/pipe' is not there"
@@ -294,6 +309,150 @@ def test_a_source_that_cannot_be_read_is_told(source: dict[str, Any], fault: str
     Path("half/state.json").write_text("{")
     with pytest.raises(ConfigurationError) as error:
         rows_of(split_source(source))
+    assert fault in error.value.message
+
+
+# --- Columns by their types, nested, and with options
+
+
+def typed_rows(folder: Path, layout: str, columns: Mapping[str, Any], **values: Any) -> list[Any]:
+    """The rows of a table with columns of given types, after a round trip through a file."""
+    from datasets import Dataset, Features
+
+    features = Features({name: feature for name, (feature, _) in values.items()})
+    table = Dataset.from_dict({name: given for name, (_, given) in values.items()}, features)
+    if layout == "saved":
+        table.save_to_disk(folder / "set")
+    else:
+        (folder / "set").mkdir(parents=True)
+        table.to_parquet(folder / "set" / "train.parquet")
+    source = {"kind": "folder", "path": str(folder / "set"), "split": "train"}
+    return rows_of(split_source(source, {"steps": None, **columns}))
+
+
+PICTURE = {"bytes": png(), "path": None}
+NAMED = {"image": "image", "question": "question", "answer": "answer"}
+
+
+@pytest.mark.parametrize("layout", ["saved", "parquet"])
+def test_values_mean_what_their_columns_say(tmp_path: Path, layout: str) -> None:
+    from datasets import ClassLabel, List, Value
+    from datasets import Image as ImageFeature
+
+    types = {
+        "label": (ClassLabel(names=["A", "B", "C", "D"]), [3, 0], ["D", "A"]),
+        "float32": (Value("float32"), [2.55, 3.0], ["2.55", "3"]),
+        "float16": (Value("float16"), [0.1, 2.0], ["0.1", "2"]),
+        "decimal": (Value("decimal128(5, 2)"), [Decimal("2.55"), None], ["2.55", None]),
+        "texts": (List(Value("float32")), [[0.1], [2.55, 3.0]], ['["0.1"]', '["2.55", "3"]']),
+        "unlabelled": (ClassLabel(names=["A"]), [-1, 0], [None, "A"]),
+    }
+    for name, (feature, given, expected) in types.items():
+        found = typed_rows(
+            tmp_path / name,
+            layout,
+            NAMED,
+            image=(ImageFeature(), [PICTURE] * 2),
+            question=(Value("string"), ["?"] * 2),
+            answer=(feature, given),
+        )
+        assert [row.answer for row in found] == expected, name
+
+
+@pytest.mark.parametrize("layout", ["saved", "parquet"])
+def test_columns_may_be_nested_and_hold_several_pictures(tmp_path: Path, layout: str) -> None:
+    from datasets import Image as ImageFeature
+    from datasets import List, Value
+
+    (row,) = typed_rows(
+        tmp_path,
+        layout,
+        {"image": "images", "question": "prompt.0.content", "answer": "reward.ground_truth"},
+        images=(List(ImageFeature()), [[PICTURE, {"bytes": png(2, mode="L"), "path": None}]]),
+        prompt=(List({"content": Value("string")}), [[{"content": "How many?"}]]),
+        reward=({"ground_truth": Value("float32")}, [{"ground_truth": 0.1}]),
+    )
+    assert (row.question, row.answer, row.fault) == ("How many?", "0.1", "")
+    assert row.images == (png(), png(2, mode="L"))
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "expected", "fault"),
+    [
+        (["cat", "dog"], "B", "B. dog", ""),
+        (["cat", "dog"], "(b)", "B. dog", ""),
+        (["cat", "dog"], "cat", "A. cat", ""),
+        (["cat", "dog"], 1, "B. dog", ""),  # a number is a place from 0
+        ([10, 20, None, ""], 20, None, "the answer 20 is none of the options A to B"),
+        ([10, 20, None, ""], "20", "B. 20", ""),
+        (["B", "A"], "A", None, "the answer 'A' is options A and B"),
+        (["cat", "dog"], "C", None, "the answer 'C' is none of the options A to B"),
+        (["cat", "dog"], -1, None, "the answer -1 is none of the options"),
+        (["cat"], "A", None, "1 options: 2 to 26 are asked"),
+        ("cat, dog", "A", None, "the options are str, not a list"),
+    ],
+)
+def test_options_in_a_column(
+    tmp_path: Path, options: Any, answer: Any, expected: str | None, fault: str
+) -> None:
+    columns = {**TEST_COLUMNS, "options": "choices"}
+    (found,) = rows_of(
+        lines_source(tmp_path, row(choices=options, ground_truth=answer), columns=columns)
+    )
+    assert found.fault.startswith(fault) and bool(found.fault) is bool(fault)
+    if expected:
+        assert found.answer == expected
+        assert found.question.startswith(f"How many?\nA. {options[0]}\nB. {options[1]}")
+    if options == ["cat", "dog"] and expected:
+        split = {**columns, "options": ["x", "y"]}
+        line = row(x="cat", y="dog", ground_truth=answer)
+        assert rows_of(lines_source(tmp_path, line, columns=split)) == [found]
+
+
+def test_a_json_array_is_read_as_lines_are(tmp_path: Path) -> None:
+    lines = rows_of(lines_source(tmp_path, row(), row(ground_truth=4)))
+    array = lines_source(tmp_path, json.dumps([row(), row(ground_truth=4)], indent=1))
+    found = rows_of(array)
+    assert [r.place for r in found] == ["item 1", "item 2"]
+    assert [r._replace(place="") for r in found] == [r._replace(place="") for r in lines]
+
+
+# --- A part does not pass for the whole
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        (["train.parquet"], None),
+        (["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"], None),
+        (["train-0.parquet", "train-1.parquet", "test-0.parquet"], None),
+        (["train-1.parquet", "train-2.parquet"], None),
+        (["train-00000-of-00001-0a1b2c.parquet"], None),
+        (["train-00000-of-00003.parquet"], "2 of its parts are missing, the first is number 1"),
+        (["train-00001-of-00002.parquet"], "1 of its parts are missing, the first is number 0"),
+        (["train-0.parquet", "train-2.parquet"], "the first is number 1"),
+        (["train-v2-00000-of-00001.parquet"], "train-v2-00000-of-00001.parquet may or may not"),
+        (["train.parquet", "train-v2.parquet"], "train-v2.parquet may or may not belong"),
+        (["train.parquet", "train-0.parquet"], "train-0.parquet may or may not belong"),
+        (["train-00000-of-00001.parquet", "train-00000-of-00002.parquet"], "of several wholes"),
+        (["trainer.parquet"], "nor are there files train.parquet"),
+    ],
+)
+def test_a_split_is_all_of_its_parts_and_nothing_else(
+    tmp_path: Path, names: list[str], fault: str | None
+) -> None:
+    whole = make_train_set(tmp_path, "counting", 2, 0, "parquet")
+    part = (whole / "train-00000-of-00002.parquet").read_bytes()
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(part)
+    source = split_source({"kind": "folder", "path": str(folder), "split": "train"})
+    if fault is None:
+        assert len(rows_of(source)) == len([name for name in names if name[:5] == "train"])
+        return
+    with pytest.raises(ConfigurationError) as error:
+        rows_of(source)
     assert fault in error.value.message
 
 
@@ -453,7 +612,7 @@ def test_rows_that_cannot_be_used_are_listed_with_their_reasons(
     bad = [
         (row(ground_truth="many"), "the answer 'many' does not parse"),
         (row(ground_truth=None), "field 'answer' is NoneType, not text"),
-        (row(ground_truth=True), "field 'answer' is bool, not text"),
+        (row(ground_truth=True), 'the answer \'["yes", "true"]\' does not parse'),
         (row(question=" "), "the question is empty"),
         (row(question=7), "field 'question' is int, not text"),
         (row(image_path="b.png"), f"the picture '{tmp_path}/pictures/b.png' is not there"),
@@ -472,7 +631,7 @@ def test_rows_that_cannot_be_used_are_listed_with_their_reasons(
     for found, (_, reason) in zip(survey.rejected, bad, strict=True):
         assert found["reason"].startswith(reason)
     block = {**public["counting"], "train": split.model_dump()}
-    with pytest.raises(ConfigurationError, match="counting: 8 examples rejected, the first: the a"):
+    with pytest.raises(ConfigurationError, match="the first: counting train source, line 2: the a"):
         prepare({"counting": block}, max_rejected=7)
     listed = pd.read_csv("data/03/counting_rejected.csv")
     assert list(listed["id"]) == places
@@ -507,9 +666,8 @@ def test_every_kind_of_picture_is_told_apart_by_its_colours(tmp_path: Path, mode
     split = lines_source(tmp_path, row(image_path="b.png"))
     (tmp_path / "pictures" / "b.png").write_bytes(png(1, mode=mode))
     (found,) = rows_of(split)
-    meaning = source_splits._read_meaning(found, "counting", "test")
-    assert isinstance(found.image, bytes)
-    with Image.open(io.BytesIO(found.image)) as image:
+    meaning = source_splits._read_meaning(found, "counting", "test", EXACT)
+    with Image.open(io.BytesIO(found.images[0])) as image:
         assert image.mode == mode
         rgba = image.convert("RGBA")
         seen = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -555,6 +713,66 @@ def test_the_key_covers_what_the_examples_come_from(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(ConfigurationError, match=r"sources\.counting\.test\.source\.file = "):
         key()
+
+
+def test_the_key_covers_the_pictures_that_are_named_and_no_others(tmp_path: Path) -> None:
+    """Behind a linked folder, too; of whatever else lies beside them nothing."""
+    real = tmp_path / "elsewhere"
+    real.mkdir()
+    (real / "b.png").write_bytes(png())
+    split = lines_source(tmp_path, row(image_path="linked/b.png"))
+    (tmp_path / "pictures" / "linked").symlink_to(real)
+    block = {"train": split.model_dump(), "test": split.model_dump()}
+    key = partial(examples_key, settings({"counting": block}), "counting", CELL_SPLITS)
+    first = key()
+    (tmp_path / "pictures" / "unrelated.png").touch()
+    (tmp_path / "pictures" / "a.png").unlink()  # it is not named
+    assert key() == first
+    (real / "b.png").write_bytes(png(size=(1, 1)))
+    assert key() != first
+
+
+@pytest.mark.parametrize("layout", ["saved", "parquet"])
+def test_the_key_covers_pictures_that_tables_name(tmp_path: Path, layout: str) -> None:
+    from datasets import Value
+
+    typed_rows(
+        tmp_path,
+        layout,
+        NAMED,
+        image=(Value("string"), ["a.png"]),
+        question=(Value("string"), ["?"]),
+        answer=(Value("int64"), [1]),
+    )
+    folder = {"kind": "folder", "path": str(tmp_path / "set"), "split": "train"}
+    part = {"source": folder, "columns": {**NAMED, "steps": None}, "prompt": None}
+    block = {"train": part, "test": part}
+    key = partial(examples_key, settings({"counting": block}), "counting", CELL_SPLITS)
+    missing = key()
+    (tmp_path / "set" / "a.png").write_bytes(png())
+    assert key() != missing
+
+
+def test_the_key_covers_the_kind_of_answers(public: dict[str, Any]) -> None:
+    kinds: list[Any] = [{}, {"counting": {"kind": "text"}}, {"geometry": {"kind": "text"}}]
+    keys = [examples_key(settings(public, answers=k), "counting", CELL_SPLITS) for k in kinds]
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_answers_are_read_by_the_kind_of_their_task(tmp_path: Path, public: dict[str, Any]) -> None:
+    words = [
+        row(ground_truth=word, question=str(word)) for word in ("a cat", ["dog", "hound"], True)
+    ]
+    block = {**public["counting"], "test": lines_source(tmp_path, *words).model_dump()}
+    with pytest.raises(ConfigurationError, match="line 1: the answer 'a cat' does not parse"):
+        prepare({"counting": block})
+    manifest = prepare({"counting": block}, answers={"counting": {"kind": "text"}})
+    assert manifest.answers.kind == "text"
+    assert list(table_of("test", manifest)["answer"]) == [
+        *("a cat", '["dog", "hound"]', '["yes", "true"]')
+    ]
+    again = Examples.read_folder(Path(FOLDERS.examples) / "counting", "")
+    assert again.answers == manifest.answers
 
 
 def test_a_data_set_has_no_base_split(public: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ def answer(text: str) -> str:
         ("007", Fraction(7)),
         ("3.0", Fraction(3)),
         ("0.1", Fraction(1, 10)),
+        ("-.5", Fraction(-1, 2)),
         ("-1/2", Fraction(-1, 2)),
         ("140°", Fraction(140)),
         ("140 degrees", Fraction(140)),
@@ -47,7 +48,7 @@ def test_parse_answer_is_exact(text: str, value: Fraction) -> None:
     "text",
     [
         *("", " ", "five", "5 apples", "A. 5", "5 5", "--5", "+-5", "- 5", "5-", "°", "5°°", "$5"),
-        *("1,000", "1_000", "1e3", "0x5", "inf", "nan", ".5", "5.", "1.2.3", "1 / 2", "1.5/2"),
+        *("1,000", "1_000", "1e3", "0x5", "inf", "nan", "5.", "1.2.3", "1 / 2", "1.5/2"),
         *("1/0", "1/2/3", "1/-2", "٣", "\uff13", "5²", "²", "5\u200b", "8√3", "65π", "5%", "5\x00"),
         "9" * (MAX_ANSWER_CHARACTERS + 1),
     ],
@@ -92,7 +93,7 @@ def test_a_perfect_completion() -> None:
         ("", "5", False),
         ("0", "", False),
         ("", "", False),
-        ("x", "x", False),
+        ("xy", "xy", False),
     ],
 )
 def test_correct_is_numeric_equality_with_a_gold_that_is_a_number(
@@ -248,6 +249,7 @@ def test_a_wrong_or_unreadable_tagged_answer_is_not_rescued_by_the_text() -> Non
     assert not score("<answer>6</answer> 5", "5").correct_any
     assert not score("<answer>B. 5</answer>", "5").correct_any
     assert score("<answer>B. 5</answer>", "5").unparseable
+    assert not score("<answer>B. 5</answer>", "C").unparseable
 
 
 def test_a_thousands_separator_never_hits_a_gold_of_zero() -> None:

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
 
 from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.processes import process_start
 from othink_pipeline.tracking import lifecycle, records, runs
 from othink_pipeline.tracking.journal import DatasetRef
 from othink_pipeline.tracking.runs import finished_run, open_run
@@ -263,7 +264,7 @@ def test_a_run_is_remembered_and_goes_on(
     file = tmp_path / "s0" / "run.json"
     run_id = open_run(file, "counting/grpo/s0", "cell", {"task": "counting"}, {"a": 1})
     client.set_tag(run_id, "pid", "1")
-    client.set_tag(run_id, "opened_ms", "1")
+    client.set_tag(run_id, "process_start", "1")
     client.set_tag(run_id, "ended_by", "process gone")
     client.set_terminated(run_id, "KILLED")
     experiment_id = client.get_run(parent).info.experiment_id
@@ -278,7 +279,7 @@ def test_a_run_is_remembered_and_goes_on(
         assert run.data.tags["resumed"] == resumed
     assert run.data.params == {"a": "1", "b": "3"}
     assert run.data.tags["pid"] == str(os.getpid())
-    assert int(run.data.tags["opened_ms"]) >= run.info.start_time
+    assert run.data.tags["process_start"] == process_start(os.getpid())
     assert "ended_by" not in run.data.tags
     grids = {tag: value for tag, value in run.data.tags.items() if tag.startswith("grid.")}
     assert grids == {f"grid.{parent}": "trained", f"grid.{later}": "resumed"}
@@ -298,7 +299,7 @@ def test_a_run_that_is_older_than_its_process_is_not_taken_for_dead(
     (tmp_path / "run.json").write_text(json.dumps({"run_id": run_id}))
     assert open_run(tmp_path / "run.json", "a", "cell", {}, {}) == run_id
     assert run_id not in lifecycle.reap_dead_runs(parent)
-    client.set_tag(run_id, "opened_ms", "1000")  # its process id belongs to a later process now
+    client.set_tag(run_id, "process_start", "1")  # its process id belongs to a later process now
     assert run_id in lifecycle.reap_dead_runs(parent)
 
 

@@ -163,6 +163,7 @@ def _content_key(
             **({"base_model": checkpoint.base_digest} if adapters else {}),
             "test": test.digest,
             "prompt": test.prompt,
+            "answers": examples.answers.model_dump(),
             "evaluation": _settings(evaluation, model),
             "model": model.model_dump(),
             "about": about,
@@ -236,6 +237,7 @@ def _predict(
         test.prompt,
         Decoding(**evaluation.generation),
         Extras(**evaluation.model_dump(exclude=set(evaluation.generation))),
+        examples.answers,
     )
     for position, (column, value) in enumerate(about.items()):
         predictions.insert(position, column, value)

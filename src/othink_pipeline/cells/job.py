@@ -131,6 +131,7 @@ def train_job(job: CellJob, records: Records | None) -> tuple[Trained, Digests]:
         health=settings.health,
         seed=job.cell.seed,
         folder=Path(job.folder, RESUME),
+        answers=own.answers,
     )
     trained = train(algorithm, training, watch.log, watch.checkpoint, watch.report)
     return trained, watch.digests
@@ -233,6 +234,7 @@ class _Watch:
             rows,
             validation.prompt,
             Decoding(**self._job.settings.evaluation.generation),
+            examples.answers,
         )
         metrics = {
             f"val/{task}": float(predictions["correct"].mean()),

@@ -84,6 +84,7 @@ def training_key(
             "train": train.digest,
             "prompt": train.prompt,
             "prompts": {task: split.prompt for task, split in validation.items()},
+            "answers": {each.task: each.answers.model_dump() for each in examples},
             "validation": {task: split.digest for task, split in validation.items()},
             "max_completion_tokens": settings.evaluation.max_completion_tokens,
             "model": settings.model.model_dump(),

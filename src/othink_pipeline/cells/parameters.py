@@ -202,6 +202,7 @@ class Parameters(Block):
         named: dict[str, Iterable[str]] = {
             "experiment.tasks": self.experiment.tasks,
             "data_preparation.train_examples": self.data_preparation.train_examples,
+            "data_preparation.answers": self.data_preparation.answers,
         }
         for method, block in self.methods.items():
             named[f"methods.{method}.{TRAINED_ON}"] = tuple(tasks_named(block))

@@ -139,6 +139,7 @@ def _logged(job: CellJob) -> dict[str, Any]:
         "seed": job.cell.seed,
         "task": job.cell.task,
         "prompts": {each.task: each.splits["train"].prompt for each in job.examples},
+        "answers": {each.task: each.answers.model_dump() for each in job.examples},
         "base_model": job.base_model.origin,
         "sources": {each.task: each.sources for each in job.examples if each.sources},
         "model": job.settings.model.model_dump(),

@@ -5,6 +5,7 @@
 - ``files``: content keys, digests, publishing at once
 - ``manifests``: what finished work says of itself: closed blocks of a known version
 - ``locks``: one process at a time, and who it is
+- ``processes``: which process it is, and whether it lives
 - ``presence``: which runs are at work in a folder
 - ``code``: which of our code a result depends on
 - ``units``: sizes and times as people read them

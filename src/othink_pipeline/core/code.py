@@ -90,11 +90,12 @@ def code_tags(project: Path) -> dict[str, str]:
 
 def _git(project: Path, *arguments: str) -> str:
     """Output of a git command; empty outside a checkout, before a first commit, without git."""
+    command = ["git", "-C", str(project), *arguments]
     try:
         done = subprocess.run(
-            ["git", "-C", str(project), *arguments], capture_output=True, text=True, check=False
+            command, capture_output=True, text=True, errors="replace", check=False
         )
-    except FileNotFoundError:
+    except OSError:  # there is no git, or it cannot be run
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 

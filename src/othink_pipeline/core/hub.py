@@ -89,16 +89,19 @@ def model_files(folder: Path) -> list[Path]:
     ]
 
 
-def load_hub_dataset(id: str, revision: str, split: str) -> tuple[Dataset, str]:
+def load_hub_dataset(
+    id: str, revision: str, split: str, subset: str | None = None
+) -> tuple[Dataset, str]:
     """A split of a data set, memory-mapped, and the commit that the revision stood for.
 
     Args:
         id: ``owner/name``.
         revision: as of ``fetch_model``.
+        subset: which of several (the hub's configurations).
 
     Raises:
         ConfigurationError: as ``fetch_model``; or nothing there that can be read without running
-            code, several subsets, no such split.
+            code, several subsets and none named, no such split.
     """
     from datasets import disable_progress_bars, load_dataset
 
@@ -106,13 +109,12 @@ def load_hub_dataset(id: str, revision: str, split: str) -> tuple[Dataset, str]:
     repository = _Repository("dataset", id, revision)
     folder = _fetch(repository)
     try:
-        splits = load_dataset(str(folder), keep_in_memory=False)
+        splits = load_dataset(str(folder), subset, keep_in_memory=False)
     except Exception as error:  # whatever the many readers raise
         raise ConfigurationError(
             f"{repository}: does not load: {redact_uri(str(error))}. What is read without running "
             f"code of the repository: {', '.join(DATA_FILES[:-1])}. Many data sets have a copy as "
-            "parquet: set revision: refs/convert/parquet. One with several subsets has to be saved "
-            "as a folder (Dataset.save_to_disk): then write kind: folder for its source."
+            "parquet: set revision: refs/convert/parquet. Of several subsets name one: set subset."
         ) from error
     if split not in splits:
         raise ConfigurationError(

@@ -4,7 +4,10 @@
 - ``tasks``: one module a task that is drawn
 - ``examples``: examples: drawn, checked, written, read
 - ``manifests``: what a task's examples are
-- ``sources``: rows of a data set, whatever its columns are called
+- ``pictures``: pictures found, and made what a model sees
+- ``columns``: what of a row an example is made of, spelt as its columns' types mean it
+- ``sources``: rows of a data set
+- ``fingerprints``: what a data set holds, quickly told
 - ``source_splits``: the splits of a task that is read
 - ``preparation``: all of it for one task, published
 """

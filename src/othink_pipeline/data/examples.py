@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.data.pictures import UnusableError, decode, shown
 from othink_pipeline.data.tasks import load_task
-from othink_pipeline.scoring.answers import read
+from othink_pipeline.scoring.kinds import EXACT, AnswerKind
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,16 +36,15 @@ BATCH_EXAMPLES = 1000
 BATCH_BYTES = 32_000_000
 """Or as many as have so many bytes of pictures, the last one apart."""
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-"""What is opened. Pillow hands an EPS over to Ghostscript, a program that runs what it reads."""
-
-MAX_PIXELS = 25_000_000
-"""A larger picture is refused by its header: decoded it would take 75 MB and more."""
-
-MAX_ASPECT = 200
-"""Qwen's processors refuse pictures that are longer than so many times their width."""
-
 TEXT_FIELDS = ("id", "task", "split", "key", "form", "question", "answer", "steps")
+
+ASKED_FIELDS = ("question", "answer", "steps")
+"""Those that a model is shown, or is taught to say."""
+
+_SPECIAL = re.compile(
+    r"<\|[a-z_]+\|>|<(?:image|video|fake_token_around_image|global-img|end_of_utterance)>"
+)
+"""Tokens of the families with a meaning of their own."""
 
 
 def split_of(task: str, key: str) -> str:
@@ -104,74 +103,54 @@ def draw_examples(task: str, sizes: Mapping[str, int], seed: int) -> Iterator[di
         }
 
 
-class UnusableError(ValueError):
-    """Why an example cannot be used."""
-
-
-def read_pixels(example: Mapping[str, Any], size_px: int | None = None) -> bytes:
+def read_pixels(
+    example: Mapping[str, Any], size_px: int | None = None, answers: AnswerKind = EXACT
+) -> bytes:
     """Check an example and decode its picture, once: the pixels, RGB, row by row.
 
     Args:
         size_px: the width and height that the picture must have; None: any.
+        answers: the kind that the answer must be of.
 
     Raises:
-        UnusableError: a field that is missing or no text, an empty question, an answer that the
-            scorer cannot read, or a picture that cannot be used.
+        UnusableError: a field that is missing, no text, or text that no model can be asked; an
+            empty question, an answer that the scorer cannot read, or a picture that cannot be used.
     """
     for name in TEXT_FIELDS:
-        if not isinstance(example.get(name), str):
-            raise UnusableError(f"field {name!r} is {type(example.get(name)).__name__}, not text")
+        _check_text(name, example.get(name))
     if not example["question"].strip():
         raise UnusableError("the question is empty")
-    if read(example["answer"]) is None:
-        raise UnusableError(f"the answer {example['answer']!r} does not parse")
+    if not answers.read_golds(example["answer"]):
+        kind = "" if answers == EXACT else f" as {answers.kind}"
+        raise UnusableError(f"the answer {shown(example['answer'])} does not parse{kind}")
     if not isinstance(example.get("image"), bytes):
         raise UnusableError(f"field 'image' is {type(example.get('image')).__name__}, not bytes")
+    return decode(example["image"], size_px).tobytes()
+
+
+def _check_text(name: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise UnusableError(f"field {name!r} is {type(text).__name__}, not text")
     try:
-        with _open(example["image"]) as image:
-            _check_size(*image.size, size_px)  # from the header: a huge picture is never decoded
-            return _on_white(image).tobytes()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, UnusableError):
-            raise
-        raise UnusableError(f"the image does not decode: {error}") from error
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UnusableError(f"field {name!r} holds half a character: {error.reason}") from None
+    if name in ASKED_FIELDS and (token := _SPECIAL.search(text)):
+        raise UnusableError(
+            f"field {name!r} holds {token[0]!r}, which models take for a picture or a turn's end: "
+            "take it out, the picture comes first by itself"
+        )
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    """As models see it: transformers lays what is transparent on white."""
-    if image.mode != "RGB":
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
-
-
-def find_fault(example: Mapping[str, Any], size_px: int | None = None) -> str | None:
+def find_fault(
+    example: Mapping[str, Any], size_px: int | None = None, answers: AnswerKind = EXACT
+) -> str | None:
     """Why ``example`` cannot be used, or None if it can; see ``read_pixels``."""
     try:
-        read_pixels(example, size_px)
+        read_pixels(example, size_px, answers)
     except UnusableError as error:
         return str(error)
     return None
-
-
-def _check_size(width: int, height: int, size_px: int | None) -> None:
-    found = f"the image is {width} x {height}"
-    if size_px is not None and (width, height) != (size_px, size_px):
-        raise UnusableError(f"{found}, not {size_px} x {size_px}")
-    if width * height > MAX_PIXELS:
-        raise UnusableError(f"{found}: more than {MAX_PIXELS:,} pixels")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise UnusableError(f"{found}: more than {MAX_ASPECT} times as long as wide")
-
-
-def _open(picture: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(picture), formats=FORMATS)
-
-
-def picture_size(picture: bytes) -> tuple[int, int]:
-    """Width and height, from the header alone."""
-    with _open(picture) as image:
-        return image.size
 
 
 def update_digest(digest: hashlib._Hash, example: Mapping[str, Any], pixels: bytes) -> None:

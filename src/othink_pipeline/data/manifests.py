@@ -6,6 +6,7 @@ from pydantic import Field
 
 from othink_pipeline.core.blocks import Block, Count, Name
 from othink_pipeline.core.manifests import FolderManifest
+from othink_pipeline.scoring.kinds import EXACT, AnswerKind
 
 
 class Split(Block):
@@ -31,6 +32,8 @@ class Examples(FolderManifest):
     """Examples that cannot be used."""
     overlapping: Count = 0
     """Training examples that were left out, their pictures being in the test split."""
+    answers: AnswerKind = EXACT
+    """How they are judged."""
     sources: dict[str, dict[str, str | None]] = Field(default_factory=dict)
     """Of a data set by split where it was read from, with the hub's commit."""
     splits: dict[str, Split]

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from othink_pipeline.core.blocks import Block, Count, HubId, Name, Place, Positive
+from othink_pipeline.scoring.kinds import EXACT, AnswerKind
 
 
 class SplitSizes(Block):
@@ -36,6 +37,8 @@ class Hub(Block):
     """A commit, tag or branch; the commit that it stood for is recorded."""
     split: str
     """Train, test, or whatever it is called there."""
+    subset: str | None = None
+    """Where it has several; the hub calls it a configuration."""
 
 
 class Folder(Block):
@@ -45,11 +48,12 @@ class Folder(Block):
     path: Place
     """The folder."""
     split: str
-    """Of a saved ``DatasetDict``; of parquet files ``split.parquet`` and ``split-*.parquet``."""
+    """Of a saved ``DatasetDict``; of parquet files ``split.parquet``, or all of
+    ``split-00000-of-00003.parquet``."""
 
 
 class Jsonl(Block):
-    """A file with a JSON object in each line, whose pictures are files of their own."""
+    """A file with a JSON object in each line, or with an array of them, and its pictures."""
 
     kind: Literal["jsonl"]
     file: Place
@@ -59,16 +63,26 @@ class Jsonl(Block):
 
 
 class Columns(Block):
-    """What the data set calls what an example consists of."""
+    """What the data set calls what an example consists of.
+
+    A nested column's parts are joined by dots, also of a list: ``reward_model.ground_truth``,
+    ``prompt.0.content``.
+    """
 
     image: str
-    """The picture, or in a file of JSON lines its path."""
+    """Bytes, base64, data URLs, paths below the data set's folder, or lists of these: several
+    pictures of a question are laid side by side."""
     question: str
     """What is asked, without the prompt around it."""
     answer: str
-    """May be wrapped: ``<answer> 3 </answer>``."""
+    """May be wrapped: ``<answer> 3 </answer>``. A list: several accepted answers, or the items of a
+    list or set, as the task's kind of answer says."""
     steps: str | None
     """Worked solutions, for methods with ``target: steps``; null: there are none."""
+    options: Annotated[tuple[str, ...], Field(strict=False)] | str | None = None
+    """Of multiple choice: one column with lists, or one a text. They are shown below the question
+    as ``A. …``; the answer is a letter, one of the texts, or a number: the option's place from 0.
+    """
 
 
 class SplitSource(Block):
@@ -111,6 +125,8 @@ class DataPreparation(Block):
     """More rejected examples of a task than this stop the run."""
     sources: dict[Name, TaskSource]
     """Tasks that are read from data sets; all others are drawn by a file in ``tasks/``."""
+    answers: dict[Name, AnswerKind] = Field(default_factory=dict)
+    """How answers are judged, in rewards and tests alike; of tasks that are not named exactly."""
 
     @field_validator("prompt")
     @classmethod
@@ -122,6 +138,10 @@ class DataPreparation(Block):
         sizes: dict[str, int] = self.splits.model_dump()
         sizes["train"] = self.train_examples.get(task, sizes["train"])
         return {split: sizes[split] for split in splits}
+
+    def answers_of(self, task: str) -> AnswerKind:
+        """The kind of a task's answers."""
+        return self.answers.get(task, EXACT)
 
     def prompt_of(self, task: str, split: str) -> str:
         """What is sent after the images of one split of a task."""

@@ -16,17 +16,12 @@ from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest
 from othink_pipeline.core.files import content_key, publish
 from othink_pipeline.core.locks import lock
-from othink_pipeline.data.examples import (
-    UnusableError,
-    draw_examples,
-    open_split,
-    read_pixels,
-    update_digest,
-)
+from othink_pipeline.data.examples import draw_examples, open_split, read_pixels, update_digest
+from othink_pipeline.data.fingerprints import fingerprint
 from othink_pipeline.data.manifests import Examples, Split
 from othink_pipeline.data.parameters import DataPreparation
+from othink_pipeline.data.pictures import UnusableError
 from othink_pipeline.data.source_splits import read_splits, split_rows, survey_sources
-from othink_pipeline.data.sources import fingerprint
 from othink_pipeline.data.tasks import IMAGE_SIZE_PX
 
 logger = logging.getLogger(__name__)
@@ -75,11 +70,12 @@ def _make_splits(
         if source is None:
             facts: dict[str, Any] = {}
             rejected: list[dict[str, str]] = []
-            drawn = _draw(task, sizes, data_preparation.seed, rejected)
+            drawn = _draw(task, sizes, data_preparation, rejected)
             parts = _write_splits(task, drawn, sizes, scratch)
             _refuse_rejects(task, rejected, [], data_preparation.max_rejected, folder)
         else:
-            survey = survey_sources(task, source, sizes["test"])
+            answers = data_preparation.answers_of(task)
+            survey = survey_sources(task, source, sizes["test"], answers)
             rejected = survey.rejected
             _refuse_rejects(
                 task, rejected, survey.overlapping, data_preparation.max_rejected, folder
@@ -104,6 +100,7 @@ def _make_splits(
             seed=data_preparation.seed,
             key=key,
             rejected=len(rejected),
+            answers=data_preparation.answers_of(task),
             splits={
                 split: Split(
                     path=str(folder / f"{split}.arrow"),
@@ -132,7 +129,8 @@ def _refuse_rejects(
     pd.DataFrame([*rejected, *overlapping], columns=["id", "reason"]).to_csv(file, index=False)
     if len(rejected) > max_rejected:
         raise ConfigurationError(
-            f"{task}: {len(rejected)} examples rejected, the first: {rejected[0]['reason']}. "
+            f"{task}: {len(rejected)} examples rejected, the first: {rejected[0]['id']}: "
+            f"{rejected[0]['reason']}. "
             f"All reasons: {file}. Mend the source, or raise "
             f"data_preparation.max_rejected (now {max_rejected})."
         )
@@ -160,17 +158,19 @@ def examples_key(data_preparation: DataPreparation, task: str, splits: tuple[str
             *(fingerprint(part, f"{home}.{name}") for name, part in source),
         ]
     sizes = data_preparation.sizes_of(task, splits)
-    settings = [task, data_preparation.seed, data_preparation.prompt, sizes]
+    answers = data_preparation.answers_of(task).model_dump()
+    settings = [task, data_preparation.seed, data_preparation.prompt, sizes, answers]
     return content_key([*settings, content, code])
 
 
 def _draw(
-    task: str, sizes: dict[str, int], seed: int, rejected: list[dict[str, str]]
+    task: str, sizes: dict[str, int], settings: DataPreparation, rejected: list[dict[str, str]]
 ) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Draw examples, each with its decoded pixels; those that cannot be used go to ``rejected``."""
-    for example in draw_examples(task, sizes, seed):
+    answers = settings.answers_of(task)
+    for example in draw_examples(task, sizes, settings.seed):
         try:
-            yield example, read_pixels(example, IMAGE_SIZE_PX)
+            yield example, read_pixels(example, IMAGE_SIZE_PX, answers)
         except UnusableError as error:
             rejected.append({"id": str(example.get("id")), "reason": str(error)})
 

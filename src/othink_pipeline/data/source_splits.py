@@ -15,9 +15,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.data.examples import UnusableError, open_split, read_examples, read_pixels
+from othink_pipeline.data.columns import SourceRow
+from othink_pipeline.data.examples import open_split, read_examples, read_pixels
 from othink_pipeline.data.parameters import TaskSource
-from othink_pipeline.data.sources import SourceRow, SourceRows, read_source
+from othink_pipeline.data.pictures import UnusableError, prepare
+from othink_pipeline.data.sources import SourceRows, read_source
+from othink_pipeline.scoring.kinds import EXACT, AnswerKind
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +62,13 @@ class Survey(NamedTuple):
     overlapping: list[dict[str, str]]
 
 
-def survey_sources(task: str, source: TaskSource, test_rows: int) -> Survey:
+def survey_sources(
+    task: str, source: TaskSource, test_rows: int, answers: AnswerKind = EXACT
+) -> Survey:
     """Look at every row of the training source, and at the first ``test_rows`` of the test source.
+
+    Args:
+        answers: the kind that its answers must be of.
 
     Raises:
         ConfigurationError: as ``read_source``; or a row of the test source cannot be used.
@@ -68,8 +76,9 @@ def survey_sources(task: str, source: TaskSource, test_rows: int) -> Survey:
     sources = _open_sources(task, source)
     rejected: list[dict[str, str]] = []
     overlapping: list[dict[str, str]] = []
-    rows = islice(sources["test"].read(), test_rows)
-    test = {number: meaning for number, _, meaning in _look(task, "test", rows, rejected)}
+    first = islice(sources["test"].read(), test_rows)
+    looked = _look(task, "test", first, rejected, answers)
+    test = {number: meaning for number, _, meaning in looked}
     if rejected:  # of another number of items a score would be another one
         listed = "; ".join(f"{row['id']}: {row['reason']}" for row in rejected[:LISTED])
         raise ConfigurationError(
@@ -79,7 +88,8 @@ def survey_sources(task: str, source: TaskSource, test_rows: int) -> Survey:
         )
     shown = {meaning.picture for meaning in test.values()}
     train: dict[int, Meaning] = {}
-    for number, place, meaning in _look(task, "train", sources["train"].read(), rejected):
+    rows = sources["train"].read()
+    for number, place, meaning in _look(task, "train", rows, rejected, answers):
         if meaning.picture in shown:
             overlapping.append({"id": place, "reason": "its picture is in the test split"})
         else:
@@ -152,8 +162,13 @@ def read_splits(
         yield from _sorted(held)
 
 
-def peek(task: str, source: TaskSource, rows: int) -> list[dict[str, Any]]:
+def peek(
+    task: str, source: TaskSource, rows: int, answers: AnswerKind = EXACT
+) -> list[dict[str, Any]]:
     """Examples from the first few rows of each source; ``train`` and ``validation`` are the same.
+
+    Args:
+        answers: the kind that its answers must be of.
 
     Raises:
         ConfigurationError: as ``read_source``; or one of these rows cannot be used.
@@ -162,7 +177,7 @@ def peek(task: str, source: TaskSource, rows: int) -> list[dict[str, Any]]:
     for split, part in _open_sources(task, source).items():
         for number, row in enumerate(islice(part.read(), rows)):
             try:
-                meaning = _read_meaning(row, task, split)
+                meaning = _read_meaning(row, task, split, answers)
             except UnusableError as error:
                 raise ConfigurationError(
                     f"data_preparation.sources.{task}.{split}: {row.place}: {error}"
@@ -178,7 +193,11 @@ def _open_sources(task: str, source: TaskSource) -> dict[str, SourceRows]:
 
 
 def _look(
-    task: str, split: str, rows: Iterable[SourceRow], rejected: list[dict[str, str]]
+    task: str,
+    split: str,
+    rows: Iterable[SourceRow],
+    rejected: list[dict[str, str]],
+    answers: AnswerKind,
 ) -> Iterator[tuple[int, str, Meaning]]:
     """Number, place and meaning of each usable row; the others go to ``rejected``."""
     for number, row in enumerate(rows):
@@ -186,15 +205,16 @@ def _look(
             logger.info("%s: %s rows of the %s source looked at", task, number, split)
         place = f"{task} {split} source, {row.place}"
         try:
-            yield number, place, _read_meaning(row, task, split)
+            yield number, place, _read_meaning(row, task, split, answers)
         except UnusableError as error:
             rejected.append({"id": place, "reason": str(error)})
 
 
-def _read_meaning(row: SourceRow, task: str, split: str) -> Meaning:
-    if not isinstance(row.image, bytes):
-        raise UnusableError(row.image)
-    pixels = read_pixels(_example(row, task, split, 0, Meaning(b"", b"")))
+def _read_meaning(row: SourceRow, task: str, split: str, answers: AnswerKind) -> Meaning:
+    if row.fault:
+        raise UnusableError(row.fault)
+    example = _example(row, task, split, 0, Meaning(b"", b""))
+    pixels = read_pixels(example, answers=answers)
     text = hashlib.sha256(f"{row.question}\0{row.answer}".encode()).digest()[:8]
     return Meaning(hashlib.sha256(pixels).digest(), text)
 
@@ -237,5 +257,5 @@ def _example(
         "question": row.question,
         "answer": row.answer,
         "steps": row.steps,
-        "image": row.image,
+        "image": prepare(row.images),
     }

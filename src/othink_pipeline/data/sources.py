@@ -1,44 +1,38 @@
-"""Read data sets: a hub's, a folder's, or a file of JSON lines with pictures beside it.
+"""Read data sets: a hub's, a folder's, or a JSON file with pictures beside it.
 
-Nothing is decoded here, and no more than a few rows are in memory at a time.
+Nothing is decoded here, and no more than a few rows are in memory at a time, but for those of a
+JSON array.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from os.path import isabs, normpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.data.columns import (
+    SourceRow,
+    check_columns,
+    column_names,
+    read_row,
+    spell,
+    top_level,
+)
 from othink_pipeline.data.parameters import Columns, Folder, Hub, Jsonl, SplitSource
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 BATCH_ROWS = 16
-"""So many rows of a parquet file are read at a time."""
+"""So many rows of a table are read at a time."""
 
-
-class SourceRow(NamedTuple):
-    """A row of a data set as it came: what an example is made of, not yet checked.
-
-    Attributes:
-        place: where it stands, for people: ``row 7``, counted from 0, or ``line 8``, from 1.
-        image: the picture's bytes, not decoded; or, as text, why there are none.
-    """
-
-    place: str
-    question: Any
-    answer: Any
-    steps: Any
-    image: bytes | str
+_PART = re.compile(r"([0-9]+)(?:-of-([0-9]+)(?:-[0-9a-f]+)?)?")
+"""Of a part of a split the name between ``train-`` and ``.parquet``."""
 
 
 class SourceRows(NamedTuple):
@@ -55,73 +49,34 @@ def read_source(split: SplitSource, key: str) -> SourceRows:
         key: where it stands in the parameters, for messages.
 
     Raises:
-        ConfigurationError: it is not there, not of that kind, or lacks a column; of JSON lines
-            also as they are read.
+        ConfigurationError: it is not there as a whole, not of that kind, or lacks a column; of a
+            JSON file also as it is read.
     """
-    source, facts = split.source, split.source.model_dump()
+    source, facts = split.source, split.source.model_dump(exclude_none=True)
     if isinstance(source, Hub):
         from othink_pipeline.core.hub import load_hub_dataset
 
-        table, facts["commit"] = load_hub_dataset(source.id, source.revision, source.split)
+        subset = (source.subset,) if source.subset else ()
+        table, facts["commit"] = load_hub_dataset(source.id, source.revision, source.split, *subset)
         return SourceRows(_read_table(table, split.columns, None, key), facts)
+    check_there(source, key)
     if isinstance(source, Jsonl):
-        _check_there(source, key)
-        return SourceRows(partial(_read_lines, source, split.columns, key), facts)
-    _check_there(source, key)
-    with _readable(source.path, key):
-        saved = _find_saved(source, key)
-    if saved is not None:
-        from datasets import Dataset
-
-        with _readable(str(saved), key):
-            table = Dataset.load_from_disk(str(saved))
-        return SourceRows(_read_table(table, split.columns, Path(source.path), key), facts)
-    return SourceRows(_read_parquet(source, split.columns, key), facts)
-
-
-def fingerprint(split: SplitSource, key: str) -> Any:
-    """What a source holds, as far as that is quickly told: changes with it, JSON.
-
-    Of local files their names, sizes and times of change: to read 14 GB at every start would take
-    a minute. A hub's is its revision: a branch that moves on is noticed only as a commit is
-    named, or the examples are made anew.
-
-    Raises:
-        ConfigurationError: there is no such file or folder.
-    """
-    source = split.source
-    if isinstance(source, Hub):
-        return None
-    _check_there(source, key)
-    if isinstance(source, Jsonl):
-        return [_stat(Path(source.file)), *_list_files(Path(source.images))]
-    return list(_list_files(Path(source.path)))
-
-
-def answer_text(value: Any) -> Any:
-    """A number or a text as the text of an answer, without its tag; other values as they are."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-        value = int(value)  # tables make floats of whole columns for one missing number
-    if isinstance(value, int | float):
-        return str(value)
-    return unwrap(value, "answer") if isinstance(value, str) else value
-
-
-def unwrap(text: str, tag: str) -> str:
-    """What stands in ``<tag>…</tag>`` where that is all of ``text``; else ``text``; stripped."""
-    text = text.strip()
-    opening, closing = f"<{tag}>", f"</{tag}>"
-    whole = text.startswith(opening) and text.endswith(closing)
-    if not whole or text.count(opening) != 1 or text.count(closing) != 1:
-        return text
-    return text[len(opening) : -len(closing)].strip()
+        return SourceRows(partial(_read_json, source, split.columns, key), facts)
+    folder = Path(source.path)
+    table = _load_saved(source, key)
+    if table is not None:
+        return SourceRows(_read_table(table, split.columns, folder, key), facts)
+    return SourceRows(_read_parquet(find_parts(source, key), split.columns, folder, key), facts)
 
 
 @contextmanager
-def _readable(where: str, key: str) -> Iterator[None]:
-    """What a damaged data set makes its many readers raise, told as one error."""
+def readable(where: str, key: str) -> Iterator[None]:
+    """What a damaged data set makes its many readers raise, told as one error.
+
+    Args:
+        where: what is read.
+        key: the split's, in the parameters.
+    """
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -132,7 +87,12 @@ def _readable(where: str, key: str) -> Iterator[None]:
         ) from error
 
 
-def _check_there(source: Folder | Jsonl, key: str) -> None:
+def check_there(source: Folder | Jsonl, key: str) -> None:
+    """Check that file and folders are there.
+
+    Raises:
+        ConfigurationError: with the key that names one that is not.
+    """
     if isinstance(source, Jsonl):
         wanted = {"file": Path(source.file).is_file(), "images": Path(source.images).is_dir()}
     else:
@@ -146,16 +106,7 @@ def _check_there(source: Folder | Jsonl, key: str) -> None:
             )
 
 
-def _check_columns(columns: Columns, there: list[str], key: str, where: str) -> None:
-    for name, column in columns:
-        if column is not None and column not in there:
-            raise ConfigurationError(
-                f"{key}.columns.{name} = {column!r}: no such column in {where}. "
-                f"There are: {', '.join(sorted(there))}."
-            )
-
-
-def _find_saved(source: Folder, key: str) -> Path | None:
+def find_saved(source: Folder, key: str) -> Path | None:
     """The folder of a split that ``datasets`` saved; None where these are parquet files."""
     folder = Path(source.path)
     if (folder / "state.json").is_file():
@@ -172,113 +123,143 @@ def _find_saved(source: Folder, key: str) -> Path | None:
     return folder / source.split
 
 
+def _load_saved(source: Folder, key: str) -> Dataset | None:
+    with readable(source.path, key):
+        saved = find_saved(source, key)
+    if saved is None:
+        return None
+    from datasets import Dataset
+
+    with readable(str(saved), key):
+        return Dataset.load_from_disk(str(saved))
+
+
+def find_parts(source: Folder, key: str) -> list[Path]:
+    """The parquet files of a split: ``train.parquet``, or all of ``train-00000-of-00003.parquet``.
+
+    Raises:
+        ConfigurationError: none, a part is missing, or a file that begins so and is no part of it.
+    """
+    folder, split = Path(source.path), source.split
+    there = sorted(path for path in folder.iterdir() if path.suffix == ".parquet")
+    whole = [path for path in there if path.stem == split]
+    parts = [path for path in there if path.stem.startswith(f"{split}-")]
+    found = [_PART.fullmatch(path.stem.removeprefix(f"{split}-")) for path in parts]
+    named = f"{key}.source.split = {split!r}: in {folder} "
+    strangers = [path.name for path, part in zip(parts, found, strict=True) if part is None]
+    strangers += [path.name for path in parts if whole]
+    if strangers:
+        raise ConfigurationError(
+            f"{named}{', '.join(strangers[:4])} may or may not belong to it. A split is "
+            f"{split}.parquet, or {split}-00000-of-00003.parquet and so on, all of them: rename or "
+            "move what is no part of it."
+        )
+    numbers = sorted(int(part[1]) for part in found if part)
+    totals = {part[2] for part in found if part}
+    if len(totals) > 1 or len(set(numbers)) < len(numbers):
+        raise ConfigurationError(
+            f"{named}are parts of several wholes: {', '.join(path.name for path in parts[:4])}. "
+            "Leave those of one."
+        )
+    if numbers:
+        total = next(iter(totals)) or numbers[-1] + 1
+        first = 0 if totals != {None} else min(numbers[0], 1)
+        if missing := sorted(set(range(first, int(total))) - set(numbers)):
+            raise ConfigurationError(
+                f"{named}{len(missing)} of its parts are missing, the first is number "
+                f"{missing[0]}. Download all of them: a part must not pass for the whole."
+            )
+    if not whole + parts:
+        listed = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise ConfigurationError(
+            f"{key}.source.path = {source.path!r}: neither saved by datasets (save_to_disk) nor "
+            f"are there files {split}.parquet or {split}-*.parquet. There are: {listed}."
+        )
+    return whole + parts
+
+
 def _read_table(
     table: Dataset, columns: Columns, folder: Path | None, key: str
 ) -> Callable[[], Iterator[SourceRow]]:
-    from datasets import Image
-
-    _check_columns(columns, table.column_names, key, "the data set")
-    wanted = [column for _, column in columns if column is not None]
-    table = table.with_format(None).select_columns(wanted)
-    if isinstance(table.features[columns.image], Image):
-        table = table.cast_column(columns.image, Image(decode=False))
+    names = table.column_names
+    check_columns(columns, names, key, "the data set")
+    features = table.features
+    undecoded = table.select_columns(top_level(column_names(columns), names)).with_format("arrow")
 
     def read() -> Iterator[SourceRow]:
-        with _readable("the data set", key):
-            for number, row in enumerate(table):
-                yield _row(f"row {number}", row, columns, folder)
+        with readable("the data set", key):
+            yield from _rows(undecoded.iter(BATCH_ROWS), features, columns, folder)
 
     return read
 
 
-def _read_parquet(source: Folder, columns: Columns, key: str) -> Callable[[], Iterator[SourceRow]]:
+def _read_parquet(
+    files: list[Path], columns: Columns, folder: Path, key: str
+) -> Callable[[], Iterator[SourceRow]]:
     import pyarrow.parquet as pq
+    from datasets import Features
 
-    folder = Path(source.path)
-    names = (f"{source.split}.parquet", f"{source.split}-*.parquet")
-    files = sorted(file for name in names for file in folder.glob(name))
-    if not files:
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise ConfigurationError(
-            f"{key}.source.path = {source.path!r}: neither saved by datasets (save_to_disk) nor "
-            f"are there files {source.split}.parquet or {source.split}-*.parquet. "
-            f"There are: {found}."
-        )
     for file in files:
-        with _readable(str(file), key):
-            names = pq.read_schema(file).names
-        _check_columns(columns, names, key, str(file))
-    wanted = [column for _, column in columns if column is not None]
+        with readable(str(file), key):
+            schema = pq.read_schema(file)
+            features = Features.from_arrow_schema(schema)
+        check_columns(columns, schema.names, key, str(file))
+    wanted = top_level(column_names(columns), schema.names)
 
-    def read() -> Iterator[SourceRow]:
-        number = 0
+    def batches() -> Iterator[Any]:
         for file in files:
-            with _readable(str(file), key), pq.ParquetFile(file) as content:
-                for batch in content.iter_batches(BATCH_ROWS, columns=wanted):
-                    for row in batch.to_pylist():
-                        yield _row(f"row {number}", row, columns, folder)
-                        number += 1
+            with readable(str(file), key), pq.ParquetFile(file) as content:
+                yield from content.iter_batches(BATCH_ROWS, columns=wanted)
 
-    return read
+    return lambda: _rows(batches(), features, columns, folder)
 
 
-def _read_lines(source: Jsonl, columns: Columns, key: str) -> Iterator[SourceRow]:
-    folder = Path(source.images)
-    with _readable(source.file, key), Path(source.file).open("rb") as lines:
+def _rows(
+    batches: Iterable[Any], features: Mapping[str, Any], columns: Columns, folder: Path | None
+) -> Iterator[SourceRow]:
+    number = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            spelt = {name: spell(value, features[name]) for name, value in row.items()}
+            yield read_row(f"row {number}", spelt, columns, folder)
+            number += 1
+
+
+def _read_json(source: Jsonl, columns: Columns, key: str) -> Iterator[SourceRow]:
+    for place, row in read_objects(source, key):
+        check_columns(columns, list(row), key, f"{source.file}, {place}")
+        yield read_row(place, row, columns, Path(source.images))
+
+
+def read_objects(source: Jsonl, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON file, lines or one array, each with its place."""
+    with readable(source.file, key), Path(source.file).open("rb") as lines:
+        start = lines.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+        lines.seek(0)
+        if start.startswith(b"["):
+            rows = _parse(lines.read(), source.file)
+            for number, row in enumerate(rows, start=1):
+                place = f"item {number}"
+                yield place, _check_object(row, source.file, place)
+            return
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{source.file}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ConfigurationError(
-                    f"{where}: no JSON ({error}). Each line must be a JSON object."
-                ) from None
-            if not isinstance(row, dict):
-                raise ConfigurationError(f"{where}: {type(row).__name__}, not a JSON object.")
-            _check_columns(columns, list(row), key, where)
-            yield _row(f"line {number}", row, columns, folder)
+            if line.strip():
+                place = f"line {number}"
+                row = _parse(line, f"{source.file}, {place}")
+                yield place, _check_object(row, source.file, place)
 
 
-def _row(place: str, row: Mapping[str, Any], columns: Columns, folder: Path | None) -> SourceRow:
-    steps = "" if columns.steps is None else row[columns.steps]
-    return SourceRow(
-        place,
-        row[columns.question],
-        answer_text(row[columns.answer]),
-        unwrap(steps, "think") if isinstance(steps, str) else steps,
-        _picture(row[columns.image], folder),
-    )
+def _parse(text: bytes, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f"{where}: no JSON ({error}). Each line must be a JSON object, or the whole file an "
+            "array of them, in UTF-8."
+        ) from None
 
 
-def _picture(value: Any, folder: Path | None) -> bytes | str:
-    """A picture's bytes, from the table or from a file below ``folder``; or why there are none."""
-    if isinstance(value, Mapping):  # as `datasets` stores a picture
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
-        return f"no picture, but {type(value).__name__}"
-    path = normpath(value)
-    if folder is None or isabs(path) or re.match(r"\.\.(/|$)", path) or "\0" in path:
-        return f"the picture {value!r} is not in the data set's folder"
-    file = folder / path
-    if not file.is_file():
-        return f"the picture {str(file)!r} is not there"
-    return file.read_bytes()
-
-
-def _stat(file: Path) -> list[Any]:
-    status = file.stat()
-    return [file.name, status.st_size, status.st_mtime_ns]
-
-
-def _list_files(folder: Path) -> Iterator[list[Any]]:
-    """Path, size and time of change of every file below a folder, in the order of their paths."""
-    for home, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            file = Path(home, name)
-            if file.is_file() and not name.startswith("."):  # a file manager's .DS_Store
-                yield [file.relative_to(folder).as_posix(), *_stat(file)[1:]]
+def _check_object(row: Any, file: str, place: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ConfigurationError(f"{file}, {place}: {type(row).__name__}, not a JSON object.")
+    return row

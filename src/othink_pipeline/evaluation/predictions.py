@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from othink_pipeline.models.generation import Decoding, complete
+from othink_pipeline.scoring.kinds import EXACT, AnswerKind
 from othink_pipeline.scoring.strict import score
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def predict(
     prompt: str,
     decoding: Decoding,
     extras: Extras = Extras(),  # noqa: B008 (a tuple: it cannot change)
+    answers: AnswerKind = EXACT,
 ) -> pd.DataFrame:
     """One row for each example: what was asked, what came back, and every verdict on it.
 
@@ -46,6 +48,7 @@ def predict(
     Args:
         model, processor, examples, prompt: as for ``complete``.
         decoding: of the one completion that is judged.
+        answers: how it is judged.
 
     Raises:
         ValueError: too few examples to shuffle.
@@ -58,7 +61,7 @@ def predict(
     for example_id, form, gold, completion in zip(
         examples["id"], examples["form"], examples["answer"], completions, strict=True
     ):
-        verdict = score(completion.text, gold)
+        verdict = score(completion.text, gold, answers)
         rows.append(
             {
                 "example_id": example_id,
@@ -86,12 +89,17 @@ def predict(
             [completion.text for completion in sampled[start : start + extras.samples]]
             for start in range(0, len(sampled), extras.samples)
         ]
-        table = table.join(_judge_samples(texts, table["gold"].tolist()))
+        table = table.join(_judge_samples(texts, table["gold"].tolist(), answers))
     return table
 
 
 def predict_together(
-    model: Any, processor: Any, examples: Dataset, prompt: str, decoding: Decoding
+    model: Any,
+    processor: Any,
+    examples: Dataset,
+    prompt: str,
+    decoding: Decoding,
+    answers: AnswerKind = EXACT,
 ) -> pd.DataFrame:
     """``predict``, shared out over the processes of a training; all of them get the whole table.
 
@@ -99,9 +107,10 @@ def predict_together(
     on all processes; one that is alone does all by itself.
     """
     if not dist.is_initialized():
-        return predict(model, processor, examples, prompt, decoding)
+        return predict(model, processor, examples, prompt, decoding, answers=answers)
     own = range(dist.get_rank(), len(examples), dist.get_world_size())
-    table = predict(model, processor, examples.select(own), prompt, decoding)
+    part = examples.select(own)
+    table = predict(model, processor, part, prompt, decoding, answers=answers)
     table = table.set_index(pd.Index(own))
     tables: list[pd.DataFrame] = [table] * dist.get_world_size()
     dist.all_gather_object(tables, table)
@@ -122,10 +131,11 @@ def derangement(items: int, seed: int) -> list[int]:
     return order.tolist()
 
 
-def _judge_samples(texts: list[list[str]], golds: list[str]) -> pd.DataFrame:
+def _judge_samples(texts: list[list[str]], golds: list[str], answers: AnswerKind) -> pd.DataFrame:
     """``texts``: [items x samples]. Columns of lists: the texts, right or not, normal forms."""
     verdicts = [
-        [score(text, gold) for text in group] for group, gold in zip(texts, golds, strict=True)
+        [score(text, gold, answers) for text in group]
+        for group, gold in zip(texts, golds, strict=True)
     ]
     return pd.DataFrame(
         {

@@ -23,7 +23,7 @@ from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.data.source_splits import peek
 from othink_pipeline.models.load import load_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
-from othink_pipeline.models.prompts import collate
+from othink_pipeline.models.prompts import collate, render_prompt
 from othink_pipeline.preflight.device import find_device, has_bfloat16
 from othink_pipeline.preflight.lengths import (
     Lengths,
@@ -36,8 +36,13 @@ from othink_pipeline.preflight.lengths import (
 from othink_pipeline.preflight.needs import Plan, check_held
 from othink_pipeline.preflight.optional_libraries import check_libraries
 from othink_pipeline.preflight.rows import Row, failed
+from othink_pipeline.scoring.kinds import EXACT, AnswerKind
 from othink_pipeline.scoring.strict import score
 from othink_pipeline.training.parameters import RL, SFT
+from othink_pipeline.training.shared_memory import find_shortage
+
+PROBE = "QUESTION"
+"""Stands in a prompt for a question, to see what comes after it."""
 
 DRAWN = {"train": 16, "validation": 16, "test": 16}
 """Examples that stand for those of a task that is not prepared yet."""
@@ -57,7 +62,7 @@ def draw_splits(task: str, settings: DataPreparation) -> dict[str, Dataset]:
     elif "hub" in (source.train.source.kind, source.test.source.kind):
         return {}
     else:
-        rows = peek(task, source, DRAWN["train"])
+        rows = peek(task, source, DRAWN["train"], settings.answers_of(task))
     features = Features({name: Value("string") for name in TEXT_FIELDS} | {"image": Image()})
     for row in rows:
         row["image"] = {"bytes": row["image"], "path": None}
@@ -67,15 +72,19 @@ def draw_splits(task: str, settings: DataPreparation) -> dict[str, Dataset]:
     }
 
 
-def check_examples(task: str, splits: Splits) -> list[Row]:
-    """Check columns, one whole example and every answer of each split: a row a split."""
+def check_examples(task: str, splits: Splits, answers: AnswerKind = EXACT) -> list[Row]:
+    """Check columns, one whole example and every answer of each split: a row a split.
+
+    Args:
+        answers: how they are judged.
+    """
     rows = []
     remedy = (
         "Make them again: kedro run --pipelines=data_preparation; or mend their source: "
         f"tasks/{task}.py or data_preparation.sources.{task}."
     )
     for split, examples in splits.items():
-        fault = _find_split_fault(examples)
+        fault = _find_split_fault(examples, answers)
         if fault:
             rows.append(Row(f"{task} {split}", "FAILED", f"{fault}.", remedy))
         else:
@@ -146,25 +155,41 @@ def check_model(
         return rows, None  # a token without an embedding would break all that follows
     for task, examples in tasks.items():
         rows.append(_check_forward(path, model, processor, task, examples))
+        rows += _check_shared_memory(processor, task, examples, methods, compute)
     if not tasks or failed(rows):
         return rows, None
     lengths = measure_lengths(processor, tasks.values(), methods)
     return [*rows, *check_context(path, model, lengths, methods, evaluation)], lengths
 
 
-def _find_split_fault(examples: Dataset) -> str | None:
+def _check_shared_memory(
+    processor: Any,
+    task: str,
+    examples: TaskExamples,
+    methods: Mapping[str, SFT | RL],
+    compute: Compute,
+) -> list[Row]:
+    """Check that data workers have room for what they hand over: a row where they have not."""
+    most = max((method.prompts_per_update for method in methods.values()), default=0)
+    rows, prompt = examples.splits["train"], examples.prompts["train"]
+    fault = find_shortage(rows, prompt, processor, most, compute.data_workers)
+    return [Row(f"{task} for data workers", "FAILED", f"{fault[0]}.", fault[1])] if fault else []
+
+
+def _find_split_fault(examples: Dataset, answers: AnswerKind) -> str | None:
     missing = sorted({*TEXT_FIELDS, "image"} - set(examples.column_names))
     if missing:
         return f"columns missing: {', '.join(missing)}"
     if not len(examples):
         return "no examples"
     first = examples.cast_column("image", Image(decode=False))[0]
-    if fault := find_fault({**first, "image": (first["image"] or {}).get("bytes")}):
+    first["image"] = (first["image"] or {}).get("bytes")
+    if fault := find_fault(first, answers=answers):
         return f"example {first['id']}: {fault}"
-    answers: dict[str, str] = dict(zip(examples["answer"], examples["id"], strict=True))
-    for answer, example in answers.items():
-        if reason := score(f"<answer>{answer}</answer>", answer).reason:
-            return f"example {example}: the answer {answer!r} would never be right ({reason})"
+    golds: dict[str, str] = dict(zip(examples["answer"], examples["id"], strict=True))
+    for gold, example in golds.items():
+        if reason := score(f"<answer>{answers.target(gold)}</answer>", gold, answers).reason:
+            return f"example {example}: the answer {gold!r} would never be right ({reason})"
     for question, example in zip(examples["question"], examples["id"], strict=True):
         if not question or not question.strip():
             return f"example {example}: the question is empty"
@@ -191,6 +216,12 @@ def _check_tokens(path: str, model: Any, processor: Any) -> list[Row]:
         faults.append(f"image token {image_token!r} is {found}, config.json says {image_id}")
     if getattr(processor, "chat_template", None) is None:
         faults.append("the processor has no chat template")
+    elif "<think>" in render_prompt(processor, "{question}", PROBE).rpartition(PROBE)[2]:
+        # It would be missing in every completion: none in the asked format, none that thought.
+        faults.append(
+            "the chat template itself begins the answer with <think>. Delete that at its end, in a "
+            "copy of the model, or take a model that is asked for it by the prompt"
+        )
     remedy = "Take tokenizer and processor files from the same place as the weights."
     if faults:
         return [Row(f"tokens {path}", "FAILED", "; ".join(faults) + ".", remedy)]

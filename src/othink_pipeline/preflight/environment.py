@@ -5,6 +5,7 @@ These need no torch and take no time; `compatibility.py` has those that load the
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sqlite3
@@ -20,8 +21,18 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
 from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.redaction import redact_uri
 from othink_pipeline.preflight.disk import nearest
 from othink_pipeline.preflight.rows import Row, refuse
+
+logger = logging.getLogger(__name__)
+
+LAUNCHERS = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"),
+    *("MASTER_PORT", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "PMI_RANK", "PMI_SIZE"),
+    *("OMPI_COMM_WORLD_", "MV2_COMM_WORLD_"),
+)
+"""How the variables begin by which torch and Accelerate take a process for one of several."""
 
 _SQLITE = "sqlite:///"
 _URI_KEY = "mlflow.yml: server.mlflow_tracking_uri"
@@ -92,6 +103,40 @@ def check_store(uri: str, artifact_location: str | None, project: Path) -> None:
         _check_folder(_ARTIFACTS_KEY, str(artifact_location), folder, _OR_ELSEWHERE)
 
 
+def check_project(project: Path) -> None:
+    """Check that the project's path can stand in the address of a store.
+
+    Raises:
+        ConfigurationError: it holds a character that means something else there.
+    """
+    if bad := sorted(set("%?#") & set(str(project))):
+        raise ConfigurationError(
+            f"{project}: the project's path holds {' and '.join(map(repr, bad))}, which mean "
+            "something else in the addresses of MLflow's stores. Rename the folder."
+        )
+
+
+def settle_mlflow_variables(uri: str) -> None:
+    """Say which of MLflow's own variables do not count here, and drop those that break a run.
+
+    Args:
+        uri: the tracking store that is used.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given is not None and given != uri:
+        logger.warning(
+            "MLFLOW_TRACKING_URI does not count: records go to %s, as mlflow.yml says. For the "
+            "variable to count set server.mlflow_tracking_uri: null there.",
+            redact_uri(uri),
+        )
+    for name, key in {
+        "MLFLOW_EXPERIMENT_NAME": "tracking.experiment.name",
+        "MLFLOW_RUN_ID": "tracking.run.id",
+    }.items():
+        if os.environ.pop(name, None) is not None:
+            logger.warning("%s does not count: mlflow.yml has %s.", name, key)
+
+
 def check_inputs(pipeline: Pipeline, catalog: DataCatalog, options: str = "") -> None:
     """Check that each file that the pipeline reads and does not make is there.
 
@@ -118,6 +163,8 @@ def check_inputs(pipeline: Pipeline, catalog: DataCatalog, options: str = "") ->
 def check_runner(runner: str) -> None:
     """Refuse runners that run several nodes at a time, and launchers of several processes.
 
+    What launchers of a single one have set in the environment is dropped, with a warning.
+
     Cells in one process would draw from one random generator, each run otherwise than the last;
     in several they would fight for the same threads, ten times slower than one after the other.
 
@@ -127,12 +174,19 @@ def check_runner(runner: str) -> None:
     Raises:
         ConfigurationError: a runner that does so.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise ConfigurationError(
             f"WORLD_SIZE = {os.environ['WORLD_SIZE']}: a `kedro run` is one process, and several "
             "that were launched together would wait for each other's cells for ever. Start it "
             "without accelerate or torchrun."
         )
+    # Left over from a shell, or set by a platform for every job: they would make the training wait
+    # for processes that do not come.
+    left = sorted(name for name in os.environ if name.startswith(LAUNCHERS))
+    for name in left:
+        del os.environ[name]
+    if left:
+        logger.warning("variables of a launcher do not count here: %s", ", ".join(left))
     for name in ("ThreadRunner", "ParallelRunner"):
         if name in runner:
             raise ConfigurationError(
@@ -189,8 +243,6 @@ def _check_folder(key: str, value: str, folder: Path, or_else: str) -> None:
 
 
 def _check_server(uri: str, timeout_s: float = 3.0) -> None:
-    from othink_pipeline.core.redaction import redact_uri
-
     parts = urlsplit(uri)
     ports = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
     port = parts.port or ports.get(parts.scheme.partition("+")[0])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset, Image
 
 from othink_pipeline.cells.parameters import Evaluation
-from othink_pipeline.data.examples import picture_size
+from othink_pipeline.data.pictures import picture_size
 from othink_pipeline.models.prompts import Prompt, encode, render_prompt, user_message
 from othink_pipeline.preflight.rows import Row
 from othink_pipeline.training.parameters import RL, SFT

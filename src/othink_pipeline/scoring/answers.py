@@ -4,17 +4,19 @@ A number is an exact sum of roots and powers of π (``surds``): ``6/√3`` is ``
 ``10``, ``13.86`` is not ``8√3``. No rounding, no tolerance and no computer algebra system; nothing
 is evaluated but the grammar below, within fixed limits.
 
+    answer   := quantity | (choice) quantity | choice (. | : | ")") quantity: an option, written out
     quantity := choice | (choice) | sum [unit] | \boxed{quantity} [unit]
     sum      := [+ | -] product ((+ | -) product)*
-    product  := power ((* | / | nothing) power)*      from the left: 1/2√3 is (1/2)√3
+    product  := power ((* | / [+ | -] | nothing) power)*      from the left: 1/2√3 is (1/2)√3
     power    := atom [^ power]
     atom     := number | π | √power | \frac{sum}{sum} | (sum) | {sum} | mixed number 1\frac{1}{2}
 
-"Nothing" multiplies only before ``π``, ``√``, ``\frac`` and ``(``: ``5 5`` is no number. Not read,
-on purpose: what is still to be calculated (``2+3``, ``2*3``, ``2^3``, and a whole number written as
-``14/2`` or ``√49``: a reward for it would teach to leave out the last step), thousands separators,
-ratios, equations, percentages, functions, nested radicals that stay irrational, and numerals of
-other scripts.
+A choice is a letter. Full-width characters are read as their ASCII ones, Markdown's marks around
+the whole are passed over. "Nothing" multiplies only before ``π``, ``√``, ``\frac`` and ``(``:
+``5 5`` is no number. Not read, on purpose: what is still to be calculated (``2+3``, ``2*3``,
+``2^3``, and a whole number written as ``14/2`` or ``√49``: a reward for it would teach to leave out
+the last step), thousands separators, ratios, equations, percentages, functions, nested radicals
+that stay irrational, and numerals of other scripts.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ MAX_DEPTH = 12
 
 # Sign, digits, then a decimal part or a denominator, then a degree sign. Nothing here can
 # backtrack over a long run: the text is short and each part starts with a different character.
-_NUMBER = re.compile(r"([+\-\u2212]?)([0-9]+(?:\.[0-9]+|/[0-9]+)?)\s*(°|degrees?)?")
+_NUMBER = re.compile(r"([+\-\u2212]?)([0-9]+(?:\.[0-9]+|/[0-9]+)?|\.[0-9]+)\s*(°|degrees?)?")
 
 ANY_UNIT = "unit"
 
@@ -62,7 +64,7 @@ _TOKEN = re.compile(
         f"(?P<{kind}>{pattern})"
         for kind, pattern in {
             "skip": r"\s+|~|\$|\{\}|\\[,;:!()\[\] ]|\\(?:left|right|displaystyle|q?quad)(?![a-z])",
-            "number": r"[0-9]+(?:\.[0-9]+)?",
+            "number": r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+",
             "degree": r"(?:\^\s*)?\\circ|\^\s*\{\s*\\circ\s*\}|\\degree|[°º˚度]|degrees?|deg",
             "frac": r"\\[dt]?frac",
             "root": r"\\?sqrt|√",
@@ -73,17 +75,21 @@ _TOKEN = re.compile(
             "over": r"\\div|[/÷]",
             "plus": r"\+",
             "minus": r"[-\u2212]",
-            "open": r"[({\uff08]",
-            "close": r"[)}\uff09]",
+            "open": r"[({]",
+            "close": r"[)}]",
             "square": r"square|sq\.?|平方",
             "cubic": r"cubic|立方",
             "unit": "|".join(sorted(_UNITS, key=len, reverse=True)),
-            "choice": r"[a-f]",
+            "choice": r"[a-z]",
         }.items()
     )
 )
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf|textrm|operatorname)\s*\{([^{}]*)\}")
-_BRACKETS = {"(": ")", "{": "}", "\uff08": "\uff09"}
+_BRACKETS = {"(": ")", "{": "}"}
+_FULL_WIDTH = {0xFF01 + offset: 0x21 + offset for offset in range(94)}
+"""To ASCII. Unicode's own normal form would make 25 of 2⁵."""
+_EMPHASIS = re.compile(r"(\*\*|__|[*_`])(.+)\1([.。]?)", re.DOTALL)
+_OPTION = re.compile(r"(?:\(\s*([a-z])\s*\)[.:]?|([a-z])\s*[.:)])\s*(.+)", re.DOTALL)
 
 T = TypeVar("T")
 
@@ -96,15 +102,19 @@ class Answer:
         value: a fraction; else the sorted terms of an irrational number; else a choice's letter.
         unit: the canonical unit, as ``cm`` or ``cm^2``; ``unit^2`` for square units of whatever
             length; None where none is named.
+        option: of a choice what stands there, if it is written out: ``30°`` of ``A. 30°``.
     """
 
     value: Fraction | tuple[tuple[tuple[int, int], Fraction], ...] | str
     unit: str | None
+    option: Answer | None = None
 
     def answers(self, gold: Answer) -> bool:
-        """Whether the values are equal and the units, where both name one, are the same."""
-        return self.value == gold.value and (
-            self.unit is None or gold.unit is None or _is_same_unit(self.unit, gold.unit)
+        """Whether the values are equal and unit and option, where both name one, are the same."""
+        return (
+            self.value == gold.value
+            and (self.unit is None or gold.unit is None or _is_same_unit(self.unit, gold.unit))
+            and (self.option is None or gold.option is None or self.option.answers(gold.option))
         )
 
     @property
@@ -126,14 +136,47 @@ def read(text: str) -> Answer | None:
     plain = read_number(text)  # some microseconds, for nearly every answer in training
     if plain is not None or len(text) > MAX_ANSWER_CHARACTERS:
         return plain
+    text = clean(text)
+    option = split_option(text)
     try:
-        return _Reader(text).answer()
+        if option is None:
+            return _Reader(text).answer()
+        written = _Reader(option[1]).answer()
     except UnreadableError:
         return None
+    return None if isinstance(written.value, str) else Answer(option[0], None, written)
+
+
+def split_option(text: str) -> tuple[str, str] | None:
+    """Letter and text of an option that is written out, as ``B. 30°``; None where none is.
+
+    Args:
+        text: as ``clean`` returns it.
+    """
+    option = _OPTION.fullmatch(text)
+    return None if option is None else ((option[1] or option[2]).upper(), option[3])
+
+
+def clean(text: str) -> str:
+    """``text`` in lower case and ASCII's width, without Markdown's marks around it and full stop.
+
+    Superscripts 2 and 3 are ``^2`` and ``^3``.
+    """
+    text = (
+        _TEXT.sub(r" \1 ", text)
+        .translate(_FULL_WIDTH)
+        .replace("²", "^2")
+        .replace("³", "^3")
+        .lower()
+        .strip()
+    )
+    while marked := _EMPHASIS.fullmatch(text):
+        text = marked[2].strip() + marked[3]
+    return text[:-1] if text.endswith((".", "。")) else text
 
 
 def read_number(text: str) -> Answer | None:
-    """As ``read`` for ``12``, ``-3.50``, ``+7/2`` and ``140°`` or ``140 degrees``; else None."""
+    """As ``read`` for ``12``, ``-3.50``, ``.5``, ``+7/2``, ``140°``, ``140 degrees``; else None."""
     # Length first, then strip: neither the pattern nor int() ever sees a long string.
     if len(text) > MAX_ANSWER_CHARACTERS:
         return None
@@ -159,8 +202,6 @@ class _Reader:
     """Recursive descent over the tokens of one text. Every method may raise UnreadableError."""
 
     def __init__(self, text: str) -> None:
-        text = _TEXT.sub(r" \1 ", text).lower().replace("²", "^2").replace("³", "^3").strip()
-        text = text[:-1] if text.endswith((".", "。")) else text
         self.tokens: list[tuple[str, str]] = []  # (kind, text), the last one first
         self.depth = 0
         end = 0
@@ -201,9 +242,9 @@ class _Reader:
             if unit and with_unit.unit:
                 raise UnreadableError
             return Answer(with_unit.value, unit or with_unit.unit)
-        if self.next_kind() == "choice":
+        if self.is_letter(1):
             return Answer(self.choice(), None)
-        if self.next_kind() == "open" and self.next_kind(2) == "choice":
+        if self.next_kind() == "open" and self.is_letter(2):
             return Answer(self.group(self.choice), None)
         before = [kind for kind, _ in self.tokens]
         terms = self.sum()
@@ -216,8 +257,16 @@ class _Reader:
             raise UnreadableError  # a whole number is written as one
         return Answer(value, self.unit())
 
+    def is_letter(self, ahead: int) -> bool:
+        """Whether a letter comes, which may be that of a unit: no quantity begins with one."""
+        kinds = ("choice", "unit")
+        if self.next_kind(ahead) not in kinds:
+            return False
+        letter = self.tokens[-ahead][1]
+        return len(letter) == 1 and letter.isascii()
+
     def choice(self) -> str:
-        return self.need("choice").upper()
+        return self.tokens.pop()[1].upper()
 
     def unit(self) -> str | None:
         if self.take("degree"):
@@ -228,16 +277,16 @@ class _Reader:
                 raise UnreadableError
             return None
         unit = _UNITS[self.need("unit")]
-        if unit == ANY_UNIT:
-            return f"{unit}^{power}" if power else None
         if not power and self.take("raise"):
             power = self.number() if self.next_kind() == "number" else self.group(self.number)
             self.take("raise")  # pandoc's cm^2^
-        elif not power and self.next_kind() == "number":  # cm2
+        elif not power and unit != ANY_UNIT and self.next_kind() == "number":  # cm2
             power = self.number()
         if power not in ("", "2", "3"):
             raise UnreadableError
-        return f"{unit}^{power}" if power else unit
+        if not power:
+            return None if unit == ANY_UNIT else unit
+        return f"{unit}^{power}"
 
     def number(self) -> str:
         return self.need("number")
@@ -267,7 +316,8 @@ class _Reader:
         value = self.power()
         while True:
             if self.take("over"):
-                value = surds.multiply(value, surds.invert(self.power()))
+                below = self.signed(self.power)
+                value = surds.multiply(value, surds.invert(below))
             elif self.take("times") or self.multiplies():
                 factor = self.power()
                 if not (value.keys() | factor.keys()) - {(1, 0)}:
@@ -276,10 +326,18 @@ class _Reader:
             else:
                 return value
 
+    def signed(self, inside: Callable[[], Terms]) -> Terms:
+        """What ``inside`` reads after at most one sign."""
+        negative = self.next_kind() == "minus"
+        if self.next_kind() in ("plus", "minus"):
+            self.tokens.pop()
+        value = inside()
+        return {term: -factor for term, factor in value.items()} if negative else value
+
     def multiplies(self) -> bool:
         """Whether what comes next is a factor without a sign; a brace is none, as in 0{3}{5}."""
         kinds = ("pi", "root", "frac")
-        return self.next_kind() in kinds or (bool(self.tokens) and self.tokens[-1][1] in "(\uff08")
+        return self.next_kind() in kinds or (bool(self.tokens) and self.tokens[-1][1] == "(")
 
     def power(self) -> Terms:
         # Every way to go deeper leads through here.
@@ -317,6 +375,8 @@ class _Reader:
         if self.next_kind() != "number":
             return self.group(self.sum) if self.next_kind() == "open" else self.atom()
         digits = self.number()
+        if digits[0] == ".":
+            raise UnreadableError
         if digits[1:].isdigit():
             self.tokens.append(("number", digits[1:]))
         elif digits[1:]:

@@ -1,7 +1,8 @@
 """Extract and judge answers. The reward and the evaluation both use this module.
 
-Rule ``strict`` (our own): the answer is what stands in the *one* ``<answer>`` tag, read to an exact
-value by the grammar of ``answers``, and right where it equals the *whole* gold. R1-V also credits
+Rule ``strict`` (our own): the answer is what stands in the *one* ``<answer>`` tag, read as
+the task's kind of answer (``kinds``; an exact value unless it says otherwise), and right where it
+is that of the *whole* gold. R1-V also credits
 untagged text; here such an answer counts in ``correct_any`` only, which tells a lack of format from
 a lack of ability. Completions are untrusted: the cost is linear in their length, what is computed
 is bounded by the grammar's limits, and no string makes it raise.
@@ -14,8 +15,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
-from othink_pipeline.scoring.answers import read, read_number
+from othink_pipeline.scoring.answers import Answer, read_number
+from othink_pipeline.scoring.kinds import EXACT, AnswerKind
 
 # Whole numeric tokens in running text, so that "12,000" or "2.5.1" is never read as its last part
 # and the minus in "12-5" is no sign. The possessive "*+" gives nothing back: "5" in "5٣" is out.
@@ -48,7 +51,7 @@ class Verdict:
     reason: str = ""
 
 
-def score(completion: str, gold: str) -> Verdict:
+def score(completion: str, gold: str, kind: AnswerKind = EXACT) -> Verdict:
     """Judge ``completion`` against ``gold``. Never raises; a gold that does not read never matches.
 
     Where the tag stands is the format's business: an answer tag inside the think block counts as
@@ -57,25 +60,27 @@ def score(completion: str, gold: str) -> Verdict:
     Args:
         completion: what the model said. Untrusted.
         gold: the right answer, as in the data set.
+        kind: of the task's answers.
     """
-    target = read(gold)
+    golds = kind.read_golds(gold)
     extracted = _tag_content(completion, "answer")
-    given = None if extracted is None else read(extracted)
-    correct = target is not None and given is not None and given.answers(target)
-    if extracted is None and target is not None:
-        correct_any = _last_number(completion) == target.value
-    else:
-        correct_any = correct
+    given: Any = None if extracted is None else kind.read_for(extracted, golds)
+    correct = given is not None and any(kind.is_right(given, each) for each in golds)
+    correct_any = correct
+    if extracted is None and golds and (last := _last_number(completion)) is not None:
+        untagged: Any = kind.read_for(str(last), golds)
+        correct_any = untagged is not None and any(kind.is_right(untagged, g) for g in golds)
     if correct:
         reason = ""
-    elif target is None:
+    elif not golds:
         reason = "the gold does not read"
     elif extracted is None:
         reason = "not exactly one answer tag"
     elif given is None:
         reason = "the answer does not read"
     else:
-        reason = "another unit" if given.value == target.value else "another value"
+        same = isinstance(given, Answer) and any(given.value == each.value for each in golds)
+        reason = "another unit" if same and given.option is None else "another value"
     return Verdict(
         extracted=extracted,
         correct=correct,
@@ -83,7 +88,7 @@ def score(completion: str, gold: str) -> Verdict:
         format_ok=_is_format_ok(completion),
         unparseable=given is None,
         thought=bool(_tag_content(completion, "think")),
-        canonical=None if given is None else given.canonical,
+        canonical=None if given is None else kind.name(given),
         reason=reason,
     )
 
@@ -91,8 +96,8 @@ def score(completion: str, gold: str) -> Verdict:
 def parse_answer(text: str) -> Fraction | None:
     """The exact value of ``text``, or None if it is not one plain number.
 
-    Read are ``12``, ``-3.50``, ``+7/2`` and ``140°`` or ``140 degrees``, in ASCII digits, with
-    white space around: what the project's own tasks ask for. ``score`` reads more.
+    Read are ``12``, ``-3.50``, ``.5``, ``+7/2``, ``140°`` and ``140 degrees``, in ASCII digits and
+    with white space around: what the project's own tasks ask for. ``score`` reads more.
     """
     answer = read_number(text)
     return answer.value if answer is not None and isinstance(answer.value, Fraction) else None

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from othink_pipeline.core.processes import lives, process_start
 from othink_pipeline.tracking.runs import (
     Status,
     end_run,
@@ -92,15 +93,8 @@ def _running_beside(parent_id: str, condition: str) -> list[Run]:
 
 
 def _process_lives(run: Run) -> bool:
-    """False when the run's process is gone, or its id now belongs to a later process."""
-    import psutil  # type: ignore[import-untyped]
-
-    try:
-        process = psutil.Process(int(run.data.tags["pid"]))
-    except psutil.NoSuchProcess:
-        return False
-    gone = process.status() == psutil.STATUS_ZOMBIE
-    # The start time of a reopened run is older than its process; runs of former versions have
-    # nothing else.
-    opened_ms = int(run.data.tags.get("opened_ms", run.info.start_time))
-    return not gone and bool(process.create_time() * 1000 <= opened_ms)
+    """False when the run's process is gone, or its id now belongs to another one."""
+    tags = run.data.tags
+    if "process_space" not in tags:  # of former versions, which knew no more than this
+        return process_start(int(tags["pid"])) is not None
+    return lives(int(tags["pid"]), tags["process_space"], tags["process_start"])

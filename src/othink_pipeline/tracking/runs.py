@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_tags
 from othink_pipeline.core.files import write_json
+from othink_pipeline.core.processes import process_space, process_start
 from othink_pipeline.core.redaction import failure
 
 if TYPE_CHECKING:
@@ -82,11 +82,12 @@ def grid_tag(parent_id: str) -> str:
 
 
 def process_tags() -> dict[str, str]:
-    """Which process writes a run, and since when: what `reap_dead_runs` goes by."""
+    """Which process writes a run: what `reap_dead_runs` goes by."""
     return {
         "host": socket.gethostname(),
         "pid": str(os.getpid()),
-        "opened_ms": str(int(time.time() * 1000)),
+        "process_space": process_space(),
+        "process_start": str(process_start(os.getpid())),
     }
 
 

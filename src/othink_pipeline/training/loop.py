@@ -18,10 +18,13 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, TrainerCallback
 
+from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.models.load import load_model
+from othink_pipeline.scoring.kinds import EXACT, AnswerKind
 from othink_pipeline.training.gather import whole_model
 from othink_pipeline.training.resume import newest_checkpoint, update_of
 from othink_pipeline.training.rows import prompt_order
+from othink_pipeline.training.shared_memory import find_shortage
 from othink_pipeline.training.trainable import choose_weights, keep_precise
 
 if TYPE_CHECKING:
@@ -206,6 +209,7 @@ class Job:
         model: how it is loaded.
         examples: the train split.
         prompt: template with ``{question}``.
+        answers: how the reward judges them.
         folder: for checkpoints to go on from; of this training alone, not needed afterwards.
     """
 
@@ -219,6 +223,7 @@ class Job:
     health: Health
     seed: int
     folder: Path
+    answers: AnswerKind = EXACT
 
 
 class Algorithm(Protocol):
@@ -265,7 +270,7 @@ def train(
 
     Raises:
         ConfigurationError: the checkpoint to go on from is of another number of processes, or holds
-            more than numbers.
+            more than numbers; no room for what data workers hand over.
         TrainingFault: a number went wrong, and its policy is to stop.
     """
     model, processor = load_model(job.model_path, job.model)
@@ -274,6 +279,9 @@ def train(
     rows = algorithm.make_rows(job.examples, job, processor).select(
         prompt_order(len(job.examples), job.parameters.prompts, job.seed)
     )
+    settings = job.parameters.prompts_per_update, job.compute.data_workers
+    if shortage := find_shortage(job.examples, job.prompt, processor, *settings):
+        raise ConfigurationError(". ".join(shortage))
     adapters = choose_weights(model, job.parameters)
     trainer = algorithm.build_trainer(model, processor, rows, job, adapters, report, [watcher])
     if not trainer.is_deepspeed_enabled:  # which keeps float32 weights of its own

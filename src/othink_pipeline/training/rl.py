@@ -5,6 +5,7 @@ The KL weight is set before each loss instead of once; all else is TRL's, by TRL
 
 from __future__ import annotations
 
+from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any
 
 from trl import GRPOConfig
@@ -46,6 +47,7 @@ def build_trainer(
 ) -> GuardedGRPOTrainer:
     """A GRPO trainer that takes ``rl_rows`` in their order, ``prompts_per_update`` at a time."""
     parameters: RL = job.parameters
+    accuracy = ACCURACY_REWARDS[parameters.rewards.answer]
     config = GRPOConfig(
         **trainer_settings(job),
         **_generation_settings(job.compute),
@@ -65,7 +67,8 @@ def build_trainer(
     )
     return GuardedGRPOTrainer(
         model=model,
-        reward_funcs=[ACCURACY_REWARDS[parameters.rewards.answer], format_reward],
+        # TRL logs it under its name.
+        reward_funcs=[update_wrapper(partial(accuracy, kind=job.answers), accuracy), format_reward],
         args=config,
         train_dataset=rows,
         processing_class=processor,

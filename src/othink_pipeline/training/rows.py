@@ -7,6 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from othink_pipeline.models.prompts import Prompt, encode, render_prompt, user_message
+from othink_pipeline.scoring.kinds import EXACT, AnswerKind
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,19 +67,24 @@ def _encode_rows(
     }
 
 
-def sft_rows(examples: Dataset, prompt: str, parameters: SFT) -> Dataset:
+def sft_rows(
+    examples: Dataset, prompt: str, parameters: SFT, answers: AnswerKind = EXACT
+) -> Dataset:
     """Columns ``prompt``, ``completion`` (one assistant message) and ``image``.
 
     Target ``answer`` is written as in the paper's data, ``<answer> n </answer>``; target ``steps``
-    in the format that the prompt asks for.
+    in the format that the prompt asks for. Of several accepted answers the first is taught.
+
+    Args:
+        answers: their kind.
     """
     target = {
         "answer": "<answer> {answer} </answer>",
         "steps": "<think>{steps}</think><answer>{answer}</answer>",
     }[parameters.target]
     completions = [
-        [{"role": "assistant", "content": target.format(steps=steps, answer=answer)}]
-        for steps, answer in zip(examples["steps"], examples["answer"], strict=True)
+        [{"role": "assistant", "content": target.format(steps=steps, answer=answers.target(gold))}]
+        for steps, gold in zip(examples["steps"], examples["answer"], strict=True)
     ]
     prompts = [_user_turn(prompt, question) for question in examples["question"]]
     rows = examples.select_columns("image").add_column("prompt", prompts)

@@ -36,7 +36,7 @@ class GuardedSFTTrainer(Guarded, ResumableSFTTrainer):
 
 def make_rows(examples: Dataset, job: Job, processor: Any) -> Dataset:
     """See ``rows.sft_rows``."""
-    return sft_rows(examples, job.prompt, job.parameters)
+    return sft_rows(examples, job.prompt, job.parameters, job.answers)
 
 
 def build_trainer(

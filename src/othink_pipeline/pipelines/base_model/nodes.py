@@ -138,8 +138,8 @@ def _check_fit(
     }
     rows = [
         row
-        for task, found in tasks.items()
-        for row in compatibility.check_examples(task, found.splits)
+        for each in examples
+        for row in compatibility.check_examples(each.task, tasks[each.task].splits, each.answers)
     ]
     rows += compatibility.check_overlap(tasks)
     refuse(rows)  # the model is run on sound examples only
@@ -241,6 +241,7 @@ def _measure(
             validation,
             part.prompt,
             Decoding(**evaluation.generation, **settings),
+            answers=examples.answers,
         )
         measured[f"accuracy_{mode}"] = round(float(predictions["correct"].mean()), 4)
         measured[f"format_rate_{mode}"] = round(float(predictions["format_ok"].mean()), 4)

@@ -81,7 +81,8 @@ def check_fit(parameters: dict[str, Any]) -> Fit:
             except ConfigurationError as error:
                 found.append(Row(f"{task} examples", "FAILED", error.message))
                 splits = {}
-        found += compatibility.check_examples(task, splits)
+        answers = data_preparation.answers_of(task)
+        found += compatibility.check_examples(task, splits, answers)
         if splits and not failed(found):
             prompts = {split: data_preparation.prompt_of(task, split) for split in CELL_SPLITS}
             tasks[task] = TaskExamples(splits, prompts)

@@ -1,0 +1,341 @@
+"""Kinds of answer: what the text of an answer says, and when that is right.
+
+Each task has one (``data_preparation.answers``), which reward and evaluation share. A gold is a
+text; as a JSON list of texts it is several accepted answers, or the items of a list or set. What is
+compared is always the whole answer with the whole gold. Nothing here raises, and texts beyond the
+limits are not read: the cost is bounded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from fractions import Fraction
+from math import pi, sqrt
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from othink_pipeline.core.blocks import Block, Weight
+from othink_pipeline.scoring.answers import (
+    MAX_ANSWER_CHARACTERS,
+    Answer,
+    clean,
+    read,
+    split_option,
+)
+
+MAX_TEXT_CHARACTERS = 512
+MAX_ITEMS = 64
+
+_NUMBER_WORDS = dict(
+    zip(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],
+        range(11),
+        strict=True,
+    )
+)
+_ARTICLES = {"a", "an", "the"}
+_PUNCTUATION = " .,;:!?\"'`“”\u2018\u2019"
+# As tables and charts write numbers: $1,234.50, 12 %, 1.5e3. Every part begins otherwise.
+_DRESSED = re.compile(
+    r"([+\-\u2212]?)[$€£¥]?\s*([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.))(\.[0-9]+)?(e[+-]?[0-9]{1,2})?"
+    r"\s*(%|percent|per cent)?"
+)
+# A letter that is no article, so that "B. or C" does not pass for B.
+_OTHER_LETTER = re.compile(r"\b[b-hj-z]\b|\b[ai]\b(?!\s+\w)")
+
+
+class Words(NamedTuple):
+    """A short text: normalised, and its value where it is a number."""
+
+    text: str
+    value: Answer | None
+
+    def means(self, other: Words) -> bool:
+        """Whether both are the same text, or the same number."""
+        if self.value and other.value:
+            return self.value.answers(other.value)
+        return self.text == other.text
+
+
+class Chosen(NamedTuple):
+    """An option: its letter, its text, or both."""
+
+    letter: str | None
+    words: Words | None
+
+
+class Quantity(NamedTuple):
+    """A number with its unit; or, without a value, a text."""
+
+    value: Fraction | float | None
+    unit: str | None
+    words: Words
+
+
+class _Kind(Block, ABC):
+    """What all kinds can do. What is read of an answer is each kind's own affair."""
+
+    @abstractmethod
+    def read(self, text: str) -> Any:
+        """What an answer says; None where it does not read."""
+
+    def read_for(self, text: str, golds: Sequence[Any]) -> Any:
+        """As ``read``; None also where what is said is of another sort than all golds."""
+        return self.read(text)
+
+    @abstractmethod
+    def is_right(self, given: Any, gold: Any) -> bool:
+        """Whether what was read of an answer is what was read of a gold."""
+
+    @abstractmethod
+    def name(self, given: Any) -> str:
+        """One text for each answer: equal for equal ones."""
+
+    def read_golds(self, gold: str) -> tuple[Any, ...]:
+        """The accepted answers that a gold stands for; none where one of them does not read."""
+        found = tuple(self.read(text) for text in accepted(gold))
+        return () if None in found else found
+
+    def target(self, gold: str) -> str:
+        """The right answer that is taught."""
+        return accepted(gold)[0]
+
+
+class Exact(_Kind):
+    """An exact value or a choice's letter: the grammar of ``answers``."""
+
+    kind: Literal["exact"]
+
+    def read(self, text: str) -> Answer | None:
+        """See ``_Kind.read``."""
+        return read(text)
+
+    def read_for(self, text: str, golds: Sequence[Answer]) -> Answer | None:
+        """See ``_Kind.read_for``: a letter answers no question for a number."""
+        given = self.read(text)
+        asked = not golds or any(isinstance(gold.value, str) for gold in golds)
+        return given if asked or given is None or not isinstance(given.value, str) else None
+
+    def is_right(self, given: Answer, gold: Answer) -> bool:
+        """See ``_Kind.is_right``."""
+        return given.answers(gold)
+
+    def name(self, given: Answer) -> str:
+        """See ``_Kind.name``."""
+        return given.canonical
+
+
+EXACT = Exact(kind="exact")
+
+
+class Number(_Kind):
+    """A number within a tolerance; a gold that is no number is compared as short text (ChartQA)."""
+
+    kind: Literal["number"]
+    relative: Weight
+    """Of the gold: 0.05 is ChartQA's 5 %."""
+    absolute: Weight
+    """The larger one of both counts."""
+
+    def read(self, text: str) -> Quantity | None:
+        """See ``_Kind.read``."""
+        words = read_words(text)
+        if words is None:
+            return None
+        exact = None if len(text) > MAX_ANSWER_CHARACTERS else read(text)
+        if exact is not None and not isinstance(exact.value, str):
+            return Quantity(_size(exact), exact.unit, words)
+        value, unit = _read_dressed(text)
+        return Quantity(value, unit, words)
+
+    def read_for(self, text: str, golds: Sequence[Quantity]) -> Quantity | None:
+        """See ``_Kind.read_for``: words answer no question for a number."""
+        given = self.read(text)
+        asked = not golds or any(gold.value is None for gold in golds)
+        return given if asked or given is None or given.value is not None else None
+
+    def is_right(self, given: Quantity, gold: Quantity) -> bool:
+        """See ``_Kind.is_right``; a unit may be left out, not contradicted."""
+        if gold.value is None or given.value is None:
+            return gold.value is None and given.words.means(gold.words)
+        if given.unit and gold.unit and given.unit != gold.unit:
+            return False
+        allowed = max(_decimal(self.absolute), _decimal(self.relative) * abs(Fraction(gold.value)))
+        return abs(Fraction(given.value) - Fraction(gold.value)) <= allowed
+
+    def name(self, given: Quantity) -> str:
+        """See ``_Kind.name``."""
+        return given.words.text if given.value is None else str(given.value)
+
+
+class Choice(_Kind):
+    """An option: its letter, its text, or both; golds are ``B``, ``30°`` or ``B. 30°``."""
+
+    kind: Literal["choice"]
+
+    def read(self, text: str) -> Chosen | None:
+        """See ``_Kind.read``."""
+        if len(text) > MAX_TEXT_CHARACTERS:
+            return None
+        if option := split_option(clean(text)):
+            return Chosen(option[0], read_words(option[1]))
+        letter = read(text)
+        if letter is not None and isinstance(letter.value, str):
+            return Chosen(letter.value, None)
+        words = read_words(text)
+        return words and Chosen(None, words)
+
+    def is_right(self, given: Chosen, gold: Chosen) -> bool:
+        """See ``_Kind.is_right``."""
+        if given.letter and gold.letter and given.letter != gold.letter:
+            return False
+        if given.words and gold.words:
+            return given.words.means(gold.words)
+        if not given.letter or not gold.letter:
+            return False
+        return not given.words or not _OTHER_LETTER.search(given.words.text)
+
+    def name(self, given: Chosen) -> str:
+        """See ``_Kind.name``."""
+        return given.letter or (given.words.text if given.words else "")
+
+    def target(self, gold: str) -> str:
+        """See ``_Kind.target``."""
+        chosen = self.read(accepted(gold)[0])
+        return chosen.letter if chosen and chosen.letter else accepted(gold)[0]
+
+
+class Text(_Kind):
+    """A short text, normalised: case, width, articles, outer punctuation, number words."""
+
+    kind: Literal["text"]
+
+    def read(self, text: str) -> Words | None:
+        """See ``_Kind.read``."""
+        return read_words(text)
+
+    def is_right(self, given: Words, gold: Words) -> bool:
+        """See ``_Kind.is_right``."""
+        return given.means(gold)
+
+    def name(self, given: Words) -> str:
+        """See ``_Kind.name``."""
+        return given.value.canonical if given.value else given.text
+
+
+class Items(_Kind):
+    """Several short texts: a list in its order, a set in any; each item once."""
+
+    kind: Literal["list", "set"]
+
+    def read(self, text: str) -> tuple[Words, ...] | None:
+        """See ``_Kind.read``."""
+        return _read_items(_split_items(text))
+
+    def read_golds(self, gold: str) -> tuple[Any, ...]:
+        """See ``_Kind.read_golds``."""
+        found = _read_items(accepted(gold)) if gold.startswith("[") else self.read(gold)
+        return () if found is None else (found,)
+
+    def is_right(self, given: tuple[Words, ...], gold: tuple[Words, ...]) -> bool:
+        """See ``_Kind.is_right``."""
+        if len(given) != len(gold):
+            return False
+        if self.kind == "list":
+            return all(map(Words.means, given, gold))
+        left = list(gold)
+        for item in given:
+            place = next((n for n, each in enumerate(left) if item.means(each)), None)
+            if place is None:
+                return False
+            del left[place]
+        return True
+
+    def name(self, given: tuple[Words, ...]) -> str:
+        """See ``_Kind.name``."""
+        texts = [each.value.canonical if each.value else each.text for each in given]
+        return "; ".join(texts if self.kind == "list" else sorted(texts))
+
+    def target(self, gold: str) -> str:
+        """See ``_Kind.target``."""
+        items = accepted(gold)
+        return (", " if not any("," in item for item in items) else "; ").join(items)
+
+
+AnswerKind = Annotated[Exact | Number | Choice | Text | Items, Field(discriminator="kind")]
+
+
+def accepted(gold: str) -> tuple[str, ...]:
+    """The texts of a gold: the elements of a JSON list of texts, else itself."""
+    if gold.startswith("["):
+        try:
+            texts = json.loads(gold)
+        except (ValueError, RecursionError):
+            return (gold,)
+        if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
+            return tuple(texts)
+    return (gold,)
+
+
+def read_words(text: str) -> Words | None:
+    """A short text; None where nothing is left of it, or it is too long."""
+    if len(text) > MAX_TEXT_CHARACTERS:
+        return None
+    plain = unicodedata.normalize("NFKC", clean(text)).casefold().strip(_PUNCTUATION)
+    words = plain.split()
+    words = [word for word in words if word not in _ARTICLES] or words
+    normal = " ".join(str(_NUMBER_WORDS.get(word, word)) for word in words)
+    if not normal:
+        return None
+    value = read(normal)
+    return Words(normal, None if value is None or isinstance(value.value, str) else value)
+
+
+def _split_items(text: str) -> tuple[str, ...]:
+    if len(text) > MAX_TEXT_CHARACTERS:
+        return ()
+    text = clean(text)
+    if text[:1] + text[-1:] in ("[]", "{}", "()"):
+        text = text[1:-1]
+    for separator in (";", "\n"):
+        if separator in text:
+            return tuple(part for part in text.split(separator) if part.strip())
+    return tuple(re.split(r",\s*and\s|\sand\s|[,、]", text))
+
+
+def _read_items(texts: tuple[str, ...]) -> tuple[Words, ...] | None:
+    items = [read_words(text) for text in texts[: MAX_ITEMS + 1]]
+    if not 0 < len(items) <= MAX_ITEMS or None in items:
+        return None
+    return tuple(item for item in items if item is not None)
+
+
+def _read_dressed(text: str) -> tuple[Fraction | None, str | None]:
+    """Value and unit of a number as tables write it."""
+    if len(text) > MAX_ANSWER_CHARACTERS:
+        return None, None
+    match = _DRESSED.fullmatch(clean(text))
+    if match is None:
+        return None, None
+    sign, whole, decimals, exponent, percent = match.groups(default="")
+    if not whole and not decimals:
+        return None, None
+    value = Fraction(f"{whole.replace(',', '') or 0}{decimals}{exponent}")
+    return (value if sign in ("", "+") else -value), "%" if percent else None
+
+
+def _size(answer: Answer) -> Fraction | float:
+    if isinstance(answer.value, Fraction):
+        return answer.value
+    assert not isinstance(answer.value, str)
+    return sum(float(q) * sqrt(r) * pi**k for (r, k), q in answer.value)
+
+
+def _decimal(number: float) -> Fraction:
+    """A tolerance as it is written: 0.05 is 1/20, which no float is."""
+    return Fraction(repr(number))

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from othink_pipeline.cells.grid import Cell
     from othink_pipeline.cells.manifests import Checkpoint
+    from othink_pipeline.cells.parameters import Parameters
+    from othink_pipeline.training.parameters import RL, SFT
 
 CELLS = (1, 10, 100, 1000)
 VIZ_LIMIT_S = 180
@@ -74,9 +76,12 @@ def without_work(pipeline: Pipeline) -> Pipeline:
     """The same nodes, with functions of the same signature that do nothing."""
     from kedro.pipeline import Node, Pipeline
 
+    from benchmarks import orchestration  # by its name, which Ray's workers know
+
+    nothing = orchestration.do_nothing
     return Pipeline(
         Node(
-            update_wrapper(partial(do_nothing, node.outputs, **_identity(node)), node.func),
+            update_wrapper(partial(nothing, node.outputs, **_identity(node)), node.func),
             inputs=node.inputs,
             outputs=node.outputs,
             name=node.name.removeprefix(f"{node.namespace}."),
@@ -89,7 +94,10 @@ def without_work(pipeline: Pipeline) -> Pipeline:
 
 def _identity(node: Node) -> dict[str, Any]:
     """What a node is bound to: the plan of a run reads its cell there."""
-    return dict(getattr(node.func, "keywords", {}))
+    identity = dict(getattr(node.func, "keywords", {}))
+    if "cell" in identity:
+        identity["checkpoint"] = checkpoint_of(identity["cell"])
+    return identity
 
 
 def do_nothing(outputs: list[str], *inputs: Any, **identity: Any) -> list[Any]:
@@ -106,7 +114,7 @@ def do_nothing(outputs: list[str], *inputs: Any, **identity: Any) -> list[Any]:
             task="counting", seed=0, key="", rejected=0, splits={}, digest=""
         ),
         "checkpoint": lambda: (
-            checkpoint_of(identity["cell"])
+            identity["checkpoint"]
             if "cell" in identity
             else BaseModelCheckpoint(path="", digest="", run_id="", model_id="")
         ),
@@ -124,14 +132,21 @@ def do_nothing(outputs: list[str], *inputs: Any, **identity: Any) -> list[Any]:
 
 
 @cache
-def checkpoint_of(cell: Cell) -> Checkpoint:
-    """The last checkpoint of a cell that was never trained."""
-    from othink_pipeline.cells.manifests import Checkpoint
+def _parameters() -> tuple[Parameters, dict[tuple[str, str], SFT | RL]]:
+    """Those of the session, and each method's own."""
     from othink_pipeline.cells.parameters import Parameters
     from othink_pipeline.config_loader import GridConfigLoader
 
     assert GridConfigLoader.current is not None
     parameters = Parameters.read(GridConfigLoader.current["parameters"])
+    return parameters, parameters.resolve()
+
+
+def checkpoint_of(cell: Cell) -> Checkpoint:
+    """The last checkpoint of a cell that was never trained."""
+    from othink_pipeline.cells.manifests import Checkpoint
+
+    parameters, methods = _parameters()
     texts = dict.fromkeys(
         ("checkpoint", "digest", "data", "base_model", "path", "run_id", "model_id"), ""
     )
@@ -140,7 +155,7 @@ def checkpoint_of(cell: Cell) -> Checkpoint:
         **cell._asdict(),
         **texts,
         **counts,
-        parameters=parameters.resolve()[cell.task, cell.method],
+        parameters=methods[cell.task, cell.method],
         health=parameters.health.model_dump(),
         faults={},
         updates=1,
@@ -187,8 +202,12 @@ def time_kedro(environment: str) -> dict[str, float]:
     }
 
 
-def time_session(environment: str) -> float:
-    """Seconds of ``kedro run`` on cells that do nothing: catalog, files, hooks, log and MLflow."""
+def time_session(environment: str, on_ray: bool = False) -> dict[str, float]:
+    """Seconds of ``kedro run`` on cells that do nothing: catalog, files, hooks, log and MLflow.
+
+    And the most memory that its process had, in MB.
+    """
+    from resource import RUSAGE_SELF, getrusage
     from unittest.mock import patch
 
     from kedro.framework.session import KedroSession
@@ -197,6 +216,7 @@ def time_session(environment: str) -> float:
     started = perf_counter()
     bootstrap_project(Path.cwd())
     from othink_pipeline import pipeline_registry
+    from othink_pipeline.cluster.runner import RayRunner
 
     register = pipeline_registry.register_pipelines
 
@@ -207,8 +227,14 @@ def time_session(environment: str) -> float:
         patch.object(pipeline_registry, "register_pipelines", register_without_work),
         KedroSession.create(Path.cwd(), env=environment) as session,
     ):
-        session.run(pipeline_names=["cross_task"])
-    return perf_counter() - started
+        session.run(pipeline_names=["cross_task"], runner=RayRunner() if on_ray else None)
+    megabytes = getrusage(RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return {"seconds": perf_counter() - started, "MB": megabytes}
+
+
+def time_session_on_ray(environment: str) -> dict[str, float]:
+    """The same on Ray, with a worker a core."""
+    return time_session(environment, on_ray=True)
 
 
 def time_viz(environment: str) -> float:
@@ -254,7 +280,7 @@ def time_tracking(_: str) -> dict[str, float]:
 
 
 TIMED = {function.__name__: function for function in (time_kedro, time_session, time_viz)}
-TIMED["time_tracking"] = time_tracking
+TIMED |= {each.__name__: each for each in (time_session_on_ray, time_tracking)}
 
 
 def apart(project: Path, function: Any, environment: str = "", limit_s: float | None = None) -> Any:
@@ -285,17 +311,20 @@ def measure() -> tuple[list[dict[str, Any]], dict[str, float]]:
                 "cells": 0,
                 "nodes": 0,
                 **dict.fromkeys(("build s", "plan s", "ms a cell in memory", "run s"), "–"),
-                "ms a cell": "–",
+                **dict.fromkeys(("ms a cell", "run on Ray s", "ms a cell on Ray"), "–"),
+                "driver MB": "–",
                 "list s": median(listing["empty"]),
                 "viz s": apart(empty, time_viz),
             }
         ]
         apart(project, time_session, environments[1])  # the first run ever sets up the store
-        one_cell_s = 0.0
+        one_cell_s = one_on_ray_s = 0.0
         for cells, name in environments.items():
             kedro = apart(project, time_kedro, name)
-            seconds = apart(project, time_session, name)
+            seconds = apart(project, time_session, name)["seconds"]
             one_cell_s = one_cell_s or seconds
+            on_ray = apart(project, time_session_on_ray, name)
+            one_on_ray_s = one_on_ray_s or on_ray["seconds"]
             try:
                 viz = apart(project, time_viz, name, VIZ_LIMIT_S)
             except subprocess.TimeoutExpired:
@@ -309,6 +338,11 @@ def measure() -> tuple[list[dict[str, Any]], dict[str, float]]:
                     "ms a cell in memory": 1000 * kedro["run"] / cells,
                     "run s": seconds,
                     "ms a cell": 1000 * (seconds - one_cell_s) / (cells - 1) if cells > 1 else "–",
+                    "run on Ray s": on_ray["seconds"],
+                    "ms a cell on Ray": 1000 * (on_ray["seconds"] - one_on_ray_s) / (cells - 1)
+                    if cells > 1
+                    else "–",
+                    "driver MB": on_ray["MB"],
                     "list s": median(listing[name]),
                     "viz s": viz,
                 }
@@ -332,7 +366,8 @@ if __name__ == "__main__":
         "SequentialRunner alone, no file, no hook. Run: all of `kedro run --pipelines=cross_task` "
         "in a process that has Kedro imported, with the project's catalog (each cell writes a "
         "checkpoint's manifest, its history and a table for each task), hooks, log and MLflow; ms "
-        "a cell: what each cell after the first adds. List: `kedro registry list`, the whole "
+        "a cell: what each cell after the first adds. On Ray: the same with RayRunner, a worker a "
+        "core, and the most memory of the driver. List: `kedro registry list`, the whole "
         "process; the row without cells is an empty Kedro project with the same plugins. Viz: "
         "Kedro-Viz loads the project. Not in the table: a cell's MLflow run, opened with 30 "
         f"parameters and closed, takes {tracking['run']:.0f} ms (MLflow's own `start_run`: "

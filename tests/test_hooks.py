@@ -230,7 +230,7 @@ def test_cells_are_not_trained_beside_each_other_in_one_process(runner: str) -> 
         ConfigurationError, match=r"--runner: (Thread|Parallel)Runner runs"
     ) as error:
         environment.check_runner(runner)
-    assert "OMP_NUM_THREADS=1 kedro run --namespaces=" in error.value.message
+    assert "--runner=othink_pipeline.cluster.runner.RayRunner" in error.value.message
 
 
 def test_what_a_launcher_left_behind_does_not_count(
@@ -279,6 +279,23 @@ def test_what_mlflow_cannot_open_is_one_message(tmp_path: Path) -> None:
         manager.register(hooks)
     with pytest.raises(ConfigurationError, match=r"mlflow\.yml: .*out-of-date database schema"):
         manager.hook.after_context_created(context=context_of(tmp_path, tmp_path))
+
+
+def test_ray_is_asked_before_a_run_leaves_a_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is refused here stands in no MLflow store: kedro-mlflow opens its run after this."""
+    from othink_pipeline.cluster import runner
+
+    def refuse(_: Pipeline) -> None:
+        raise ConfigurationError("cluster.address does not answer")
+
+    monkeypatch.setattr(runner, "prepare", refuse)
+    GridConfigLoader("conf", env="smoke", base_env="base", default_run_env="local")
+    training = Pipeline([Node(len, "x", "y", tags=["sft"])])
+    params = run_params(tmp_path, runner=str(runner.RayRunner()))
+    with pytest.raises(ConfigurationError, match="does not answer"):
+        PreflightHooks().before_pipeline_run(params, training, DataCatalog())
 
 
 # --- The run that a `kedro run` is

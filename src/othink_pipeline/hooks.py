@@ -107,12 +107,17 @@ class PreflightHooks:
         raw = loader["parameters"]
         parameters = Parameters.read(raw)
         check_stored(pipeline, parameters, catalog, option)
+        if "RayRunner" in run_params["runner"]:
+            from othink_pipeline.cluster.runner import prepare
+
+            prepare(pipeline)
         if planned := plan_cells(pipeline, parameters, catalog):
             logger.info(describe_plan(planned))
             check_room(planned, parameters)
         # Last: nothing calls the hooks below for a run that was refused.
         marks = Path(loader["globals"]["data"]) / AT_WORK
-        self._presence.enter_context(at_work(marks, content_key(raw)))
+        what = {name: block for name, block in raw.items() if name != "cluster"}
+        self._presence.enter_context(at_work(marks, content_key(what)))
 
     @hook_impl
     def after_pipeline_run(self) -> None:

@@ -793,3 +793,25 @@ def test_the_methods_that_the_report_knows_are_there() -> None:
     known = shipped("known_methods")
     named = {*known["labels"], *known["positive_controls"], known["format_control"]}
     assert named <= shipped("methods").keys()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("cluster.address", "ray://head:10001", "cluster.address = 'ray://head:10001': "),
+        ("cluster.train.gpus", 1.5, "must be a whole number, or a part of 1"),
+        ("cluster.train.gpus", 2, "cluster.train.gpus = 2 and compute.num_processes = 1"),
+        ("cluster.evaluate.gpus", 2, "cluster.evaluate.gpus = 2: one process tests, on one GPU"),
+    ],
+)
+def test_what_ray_cannot_set_aside_is_refused(path: str, value: object, message: str) -> None:
+    assert message in fault(changed(path, value))
+
+
+def test_cells_may_share_a_gpu_and_have_one_a_process() -> None:
+    Parameters.read(changed("cluster.train.gpus", 0.25))
+    raw = changed("cluster.train.gpus", 2)
+    raw["compute"]["num_processes"] = 2
+    Parameters.read(raw)
+    raw["cluster"]["train"]["gpus"] = 0.5
+    assert "cluster.train.gpus = 0.5 and compute.num_processes = 2" in fault(raw)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.faults import scenarios
+from tests.faults import on_ray, scenarios
 from tests.faults.project import ROOT, make_project
 from tests.faults.scenarios import Found, Undisturbed
 
@@ -37,6 +37,7 @@ def list_scenarios(
         scenarios.lose_server, undisturbed=undisturbed
     )
     named["two runs at once"] = partial(scenarios.run_twice_at_once, undisturbed=undisturbed)
+    named |= on_ray.list_scenarios(undisturbed)
     if os.geteuid() == 0:
         named["disk full"] = partial(scenarios.fill_disk, undisturbed=undisturbed)
     return named

@@ -106,7 +106,12 @@ def make_project(folder: Path, model: Path) -> Path:
     return folder
 
 
-def start(project: Path, wound: dict[str, Any] | None = None) -> commands.Command:
+ON_RAY = "--runner=othink_pipeline.cluster.runner.RayRunner"
+
+
+def start(
+    project: Path, wound: dict[str, Any] | None = None, *kedro_options: str
+) -> commands.Command:
     """`kedro run` in a process of its own; its output goes to ``log.txt`` in the project."""
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")},
@@ -117,14 +122,14 @@ def start(project: Path, wound: dict[str, Any] | None = None) -> commands.Comman
         "OTHINK_PARENT_RUN_ID": "",
     }
     options = [json.dumps(wound or {}), str(project / "steps")]
-    options += ["--env=test", "--pipelines=cross_task"]
+    options += ["--env=test", "--pipelines=cross_task", *kedro_options]
     log = project / "log.txt"
     return commands.start("tests.faults.victim", *options, cwd=project, output=log, env=environment)
 
 
-def run(project: Path, wound: dict[str, Any] | None = None) -> int:
+def run(project: Path, wound: dict[str, Any] | None = None, *options: str) -> int:
     """The exit code of ``start``; negative for a signal."""
-    return start(project, wound).wait(timeout=600)
+    return start(project, wound, *options).wait(timeout=600)
 
 
 def steps_taken(project: Path) -> int:

@@ -154,7 +154,7 @@ def lose_server(project: Path, undisturbed: Undisturbed) -> Found:
         server.wait(timeout=600)
     with serve(project, store, port):
         code = process.wait(timeout=600)
-    return _compare(project, [code], "", undisturbed, store)
+    return compare(project, [code], "", undisturbed, store)
 
 
 @contextmanager
@@ -184,21 +184,22 @@ def run_twice_at_once(project: Path, undisturbed: Undisturbed) -> Found:
     """Two runs of one project at the same time."""
     both = [start(project), start(project)]
     codes = [process.wait(timeout=900) for process in both]
-    return _compare(project, codes, "", undisturbed)
+    return compare(project, codes, "", undisturbed)
 
 
 def _again(project: Path, happened: str, undisturbed: Undisturbed, died: bool = True) -> Found:
-    found = _compare(project, [run(project)], f"{happened}; again: ", undisturbed)
+    found = compare(project, [run(project)], f"{happened}; again: ", undisturbed)
     return found if died else found._replace(faults=["it was not hurt at all", *found.faults])
 
 
-def _compare(
+def compare(
     project: Path,
     codes: list[int],
     happened: str,
     undisturbed: Undisturbed,
     store: str | None = None,
 ) -> Found:
+    """What runs came to that ended with these exit codes."""
     happened += "exit code " + " and ".join(map(str, codes))
     if any(codes):
         return Found(happened, 0, ["a run that nothing was done to failed"])

@@ -1,12 +1,17 @@
-"""A few of the faults of `make faults`: one project is killed three times, and once damaged."""
+"""A few of the faults of `make faults`: one project is killed three times, and once damaged.
+
+And one is run on Ray, which loses a worker: cells side by side come to the same, too.
+"""
 
 import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import MiniModel
-from tests.faults.project import leftovers, make_project, read_outcome, run, steps_taken
-from tests.faults.scenarios import DAMAGES, run_undisturbed
+from tests.faults.project import ON_RAY, leftovers, make_project, read_outcome, run, steps_taken
+from tests.faults.scenarios import DAMAGES, Undisturbed, run_undisturbed
 
 WOUNDS: list[dict[str, Any]] = [
     # In the last update of the first cell, by RL: there are states of updates 2 and 4.
@@ -17,10 +22,14 @@ WOUNDS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return run_undisturbed(tmp_path_factory.mktemp("faults") / "undisturbed", mini_model.path)
+
+
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same(
-    mini_model: MiniModel, tmp_path: Path
+    mini_model: MiniModel, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
-    undisturbed = run_undisturbed(tmp_path / "undisturbed", mini_model.path)
     assert undisturbed.steps == 4 * 5
     project = make_project(tmp_path / "project", mini_model.path)
     codes = []
@@ -33,3 +42,19 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same(
     assert read_outcome(project) == undisturbed.outcome
     assert leftovers(project) == []
     assert undisturbed.steps < steps_taken(project) < 2 * undisturbed.steps
+
+
+def test_a_run_on_ray_that_loses_a_worker_comes_to_the_same(
+    mini_model: MiniModel, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    """Two cells side by side, each with as many threads as the undisturbed run had."""
+    project = make_project(tmp_path / "project", mini_model.path)
+    third = {"point": "optimizer step", "call": 3, "after": False, "signal": signal.SIGKILL}
+    code = run(project, {**third, "once": str(project / "struck")}, ON_RAY)
+    log = (project / "log.txt").read_text()
+    assert code == 0, log
+    assert log.count("given again (1 of 3)") == 1
+    assert read_outcome(project) == undisturbed.outcome
+    assert leftovers(project) == []
+    # The update that was under way is all that was lost: there was a state of the one before.
+    assert steps_taken(project) == undisturbed.steps

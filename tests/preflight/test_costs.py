@@ -20,14 +20,16 @@ def planned(name: str, state: State = "train", done: int = 0, seconds: float = m
     return Planned(Cell("counting", name, 0), changed, state, done, seconds)
 
 
-def said(*cells: Planned, speed: Speed = SPEED, **evaluation: Any) -> str:
+def said(
+    *cells: Planned, speed: Speed = SPEED, at_once: int | None = None, **evaluation: Any
+) -> str:
     raw = shipped()
     raw["folders"] = dict.fromkeys(raw["folders"], "data")
     raw["rebuild"]["path"] = "rebuilt"
     raw["data_preparation"]["splits"] |= {"validation": 200, "test": 50}
     raw["base_model"]["path"] = ["one", "two", "three"]
     raw["evaluation"] |= evaluation
-    row = hours_left(cells, Parameters.read(raw), speed)
+    row = hours_left(cells, Parameters.read(raw), speed, at_once)
     assert (row.check, row.outcome) == ("the grid that is left", "note")
     return row.detail
 
@@ -42,6 +44,24 @@ def test_updates_checkpoints_and_tests_that_are_left_take_what_one_took() -> Non
     )
     sampled = 2 * (2 * 4 * 5 + 5 * 50 * 3)
     assert f"20 updates and {sampled:,} answers" in said(*both, samples=2)
+
+
+@pytest.mark.parametrize(
+    ("at_once", "best"), [(1, None), (3, "at best about 10 min"), (2, "at best about 10 min")]
+)
+def test_side_by_side_takes_as_long_as_the_longest_cell(at_once: int, best: str | None) -> None:
+    both = said(planned("sft"), planned("grpo"), at_once=at_once)  # 10 s and 10 min, 15 in all
+    assert best is None or best in both
+    assert ("side by side" in both) == (best is not None)
+
+
+def test_side_by_side_takes_a_share_of_the_whole() -> None:
+    alike = [planned("sft") for _ in range(8)]  # 80 s, and 2 * (8 * 4 * 5 + 11 * 50) answers
+    assert said(*alike) == said(*alike, at_once=1)
+    assert said(*alike).endswith("about 13 min: 80 s to train, 12 min to validate and to test")
+    assert said(*alike, at_once=2).endswith(
+        "; side by side on Ray (docs/cluster.md), 2 at a time, at best about 7 min"
+    )
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,60 @@ class Evaluation(Block):
         return self.model_dump(include={"batch_size", "max_completion_tokens"})
 
 
+class Demand(Block):
+    """What Ray sets aside for one task."""
+
+    cpus: Positive
+    """Cores, and as many threads."""
+    gpus: Annotated[float, Field(ge=0)]
+    """Whole ones, or a part of one, which several tasks then share."""
+    custom: dict[str, Annotated[float, Field(gt=0)]]
+    """Of the resources that ``ray start --resources`` names."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _check_gpus(cls, gpus: float) -> float:
+        if gpus > 1 and gpus % 1:
+            raise ValueError("must be a whole number, or a part of 1: several tasks share a GPU")
+        return gpus
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Amounts by the names that Ray gives them, those of which nothing is asked left out."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, **self.custom}
+        return {name: amount for name, amount in amounts.items() if amount}
+
+
+class Cluster(Block):
+    """How Ray runs the grid; only ``RayRunner`` looks at it."""
+
+    address: Annotated[str, Field(pattern=r"^(auto|[\w.-]+:\d+)$")] | None
+    """``auto`` (a Ray that runs on this machine) or ``host:port``; null: one for this run alone."""
+    workers: Positive | None
+    """Tasks at once; null: as many as the machines hold."""
+    retries: Count
+    """How often a task is given again whose process or machine died."""
+    train: Demand
+    """Of a cell, and of the check of a base model."""
+    evaluate: Demand
+    """Of the test of a cell, or of a base model, on one task."""
+
+    def find_fault(self, processes: int) -> str | None:
+        """Why cells of so many processes do not go with what is asked for."""
+        if self.train.gpus and max(1, self.train.gpus) != processes:
+            return (
+                f"cluster.train.gpus = {self.train.gpus:g} and compute.num_processes = "
+                f"{processes}: each process trains on one GPU. Make them equal; where processes "
+                "is 1, a part of 1 lets several cells share a GPU."
+            )
+        if self.evaluate.gpus > 1:
+            return (
+                f"cluster.evaluate.gpus = {self.evaluate.gpus:g}: one process tests, on one GPU. "
+                "Set it to 1 or to a part of 1."
+            )
+        return None
+
+
 class Parameters(Block):
     """All of ``conf/<env>/parameters*.yml``; ``methods`` holds each method's own block."""
 
@@ -134,6 +188,7 @@ class Parameters(Block):
     are others when it is trained on that task."""
     evaluation: Evaluation
     compute: Compute
+    cluster: Cluster
     health: Health
     report: Report
     known_methods: KnownMethods
@@ -177,6 +232,8 @@ class Parameters(Block):
             if name in self.methods:
                 yield f"methods.{name}: the project uses this name itself, choose another"
         yield from self._find_unknown_tasks()
+        if fault := self.cluster.find_fault(self.compute.num_processes):
+            yield fault
         for name in self.experiment.methods:
             if name not in self.methods:
                 yield (

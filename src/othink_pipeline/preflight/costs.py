@@ -24,7 +24,9 @@ class Speed(NamedTuple):
     """Of a batch of answers, divided by their number."""
 
 
-def hours_left(planned: Sequence[Planned], parameters: Parameters, speed: Speed) -> Row:
+def hours_left(
+    planned: Sequence[Planned], parameters: Parameters, speed: Speed, at_once: int | None = None
+) -> Row:
     """What the cells that are not finished take: training, scores of checkpoints, tests.
 
     An algorithm that was not measured takes what finished trainings of the same base model took.
@@ -32,6 +34,7 @@ def hours_left(planned: Sequence[Planned], parameters: Parameters, speed: Speed)
 
     Args:
         planned: every cell of the grid.
+        at_once: cells that Ray would train side by side, if that is known.
     """
     name = "the grid that is left"
     left = [item for item in planned if item.state != "reuse"]
@@ -47,6 +50,13 @@ def hours_left(planned: Sequence[Planned], parameters: Parameters, speed: Speed)
         f"{describe_seconds(training)} to train, {describe_seconds(answering)} to validate and to "
         "test"
     )
+    if at_once and at_once > 1:
+        longest = max(_seconds(item, speed) for item in left)
+        best = max(longest, (training + answering) / at_once)
+        detail += (
+            f"; side by side on Ray (docs/cluster.md), {at_once} at a time, at best about "
+            f"{describe_seconds(best)}"
+        )
     return Row(name, "note", detail)
 
 

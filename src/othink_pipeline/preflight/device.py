@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import sys
 from contextlib import suppress
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from othink_pipeline.cells.parameters import Cluster
 from othink_pipeline.preflight.needs import Device
 
 CGROUP_LIMITS = (
@@ -31,6 +33,14 @@ def find_device() -> Device:
         if file.exists() and (text := file.read_text().strip()).isdecimal():
             limits.append(int(text))
     return Device(f"CPU (threads: {torch.get_num_threads()})", min(limits), gpu=False)
+
+
+def count_at_once(cluster: Cluster) -> int | None:
+    """Cells that Ray would train at the same time; None where only its machines tell."""
+    if cluster.workers or cluster.address:
+        return cluster.workers
+    there = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+    return int(min(there.get(name, 0) // need for name, need in cluster.train.resources.items()))
 
 
 def has_bfloat16() -> bool:

@@ -191,9 +191,9 @@ def check_runner(runner: str) -> None:
         if name in runner:
             raise ConfigurationError(
                 f"--runner: {name} runs several cells at a time, which would share random numbers "
-                "or fight for threads. Leave it out (SequentialRunner). To use more cores or GPUs "
-                "start several runs, each with its share of the threads: "
-                "OMP_NUM_THREADS=1 kedro run --namespaces=TASK.METHOD"
+                "or fight for threads. Leave it out (SequentialRunner). To use more cores, GPUs "
+                "or machines: --runner=othink_pipeline.cluster.runner.RayRunner "
+                "(docs/cluster.md)"
             )
 
 

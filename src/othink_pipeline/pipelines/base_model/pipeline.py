@@ -63,6 +63,7 @@ def create_check(grid: Grid) -> Pipeline:
                 outputs=f"base.b{number}.checkpoint",
                 name="check_base_model",
                 namespace=f"base.b{number}",
+                tags=["base_model"],
             )
             for number in grid.base_models
         ]

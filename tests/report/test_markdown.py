@@ -622,11 +622,9 @@ def test_settings_that_differ_are_told_and_no_others(training: pd.DataFrame) -> 
     sft = {"algorithm": "sft", "updates": 60, "target": "answer"}
     rl = {"algorithm": "rl", "updates": 60, "kl": {"schedule": "linear", "low": None}}
     settings = [json.dumps(sft), json.dumps(rl)] * 2
-    said = section(
-        report_on(two_tasks(), training.assign(settings=settings)), "Settings that differ"
-    )
-    header = "| parameter | sft on counting | grpo_d on counting | sft on geometry | grpo_d on geometry |"
-    assert said.splitlines()[0] == header
+    differ = report_on(two_tasks(), training.assign(settings=settings))
+    said = section(differ, "Settings that differ")
+    assert said.startswith("| parameter | sft on counting | grpo_d on counting | sft on geometry |")
     assert "| `kl.schedule` | — | linear | — | linear |" in said
     assert "updates" not in said
     assert "bare `<answer> n </answer>`" in said

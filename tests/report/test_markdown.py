@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -600,3 +601,38 @@ def test_one_family_of_tests_over_seeds(two_bases: pd.DataFrame, training: pd.Da
     p_values = sorted((float(row[7]), float(row[8].removesuffix(" |"))) for row in rows)
     assert all(row[6] == "?" for row in rows)  # no independent items
     assert p_values[0][1] == pytest.approx(min(1, 3 * p_values[0][0]), abs=0.002)
+
+
+def test_question_forms_are_told_apart(training: pd.DataFrame) -> None:
+    forms = ["price", "total", "price", "price"]
+    predictions = grid(
+        cell("none", "base", None, "counting", [1, 0, 0, 0]).assign(form=forms),
+        cell("counting", "sft", 0, "counting", [1, 0, 1, 0]).assign(form=forms),
+        cell("counting", "sft", 1, "counting", [1, 1, 1, 0]).assign(form=forms),
+        cell("counting", "sft", 1, "geometry", [1, 1, 1, 0]),  # it has no forms
+    )
+    said = section(report_on(predictions, training), "By question form").splitlines()
+    assert said[0] == "Tested on counting:"
+    assert said[2] == "| trained on | method | price (3) | total (1) |"
+    assert said[4:6] == ["| none | base | 33.3 | 0.0 |", "| counting | sft | 66.7 | 50.0 |"]
+    assert not any("geometry" in line for line in said)
+
+
+def test_settings_that_differ_are_told_and_no_others(training: pd.DataFrame) -> None:
+    sft = {"algorithm": "sft", "updates": 60, "target": "answer"}
+    rl = {"algorithm": "rl", "updates": 60, "kl": {"schedule": "linear", "low": None}}
+    settings = [json.dumps(sft), json.dumps(rl)] * 2
+    differ = report_on(two_tasks(), training.assign(settings=settings))
+    said = section(differ, "Settings that differ")
+    assert said.startswith("| parameter | sft on counting | grpo_d on counting | sft on geometry |")
+    assert "| `kl.schedule` | — | linear | — | linear |" in said
+    assert "updates" not in said
+    assert "bare `<answer> n </answer>`" in said
+    alike = report_on(two_tasks(), training.assign(settings=json.dumps(rl)))
+    assert section(alike, "Settings that differ").endswith("with the same parameters.")
+
+
+def test_times_have_two_digits_and_tokens_all(training: pd.DataFrame) -> None:
+    costs = section(report_on(two_tasks(), training.assign(seconds=123.4)), "Costs")
+    assert "| geometry | grpo_d | 0 | 60 | 960 | 1,234,567 | 120 |" in costs
+    assert "are no comparison" in costs

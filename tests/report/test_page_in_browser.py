@@ -87,7 +87,8 @@ def test_one_right_and_the_other_wrong_counts_as_the_table_does(page: Page) -> N
     assert count == f"{len(expected)} items, {5 * len(expected)} answers"
     page.locator("[name=method]").select_option("GRPO-D")
     page.locator("[name=trained]").select_option("counting")
-    assert shown(page)[0] == f"{len(expected)} items, {len(expected)} answers"
+    assert shown(page)[0] == f"{len(expected)} items, {2 * len(expected)} answers"  # A's and B's
+    assert not page.locator("[name=seed]").is_visible()  # there is one
 
 
 def test_filters_count_and_stand_in_the_address(page: Page) -> None:

@@ -58,8 +58,8 @@ def test_several_seeds_may_decide() -> None:
         row("grpo", "base", 7, 2, **over, p_holm=math.nan),  # no spread to test by
     )
     assert said["GRPO-D against SFT"] == (
-        "own task +40.0 [+37.0, +43.0], shown; other tasks +1.0 [−2.0, +4.0], undecided:"
-        " over 6 seeds"
+        "own task +40.0 [+37.0, +43.0] shown; other tasks +1.0 [−2.0, +4.0] undecided"
+        " (over 6 seeds)"
     )
     assert said["Own task"] == "grpo gains 7.0 points over the base model (over 6 seeds)"
 

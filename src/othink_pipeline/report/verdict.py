@@ -96,10 +96,11 @@ def _duel(rows: Sequence[Difference]) -> str:
         interval = f"[{_points(row.low)}, {_points(row.high)}]"
         text = f"{SCOPE_NAMES[row.scope]} {_points(row.points)} {interval}"
         if row.unit == "seeds":
-            text += ", shown" if _is_shown(row) else ", undecided"
+            text += " shown" if _is_shown(row) else " undecided"
         told.append(text)
     is_one_seed = all(row.unit == "items" for row in rows)
-    return f"{'; '.join(told)}: {'undecided, one seed' if is_one_seed else _basis(rows)}"
+    end = ": undecided, one seed" if is_one_seed else f" ({_basis(rows)})"
+    return "; ".join(told) + end
 
 
 def _is_shown(row: Difference) -> bool:

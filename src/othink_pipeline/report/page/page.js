@@ -64,13 +64,14 @@ function fillAll(data) {
   fill("wrong", models);
 }
 
-// Items in their order, each with the models whose answers to it pass the filter.
+// Items in their order, each with the models whose answers to it pass the filter; A and B come first.
 function matches(data, answer, wanted) {
   const search = wanted.search.toLowerCase();
   const chosen = data.models.map((model) =>
     (!wanted.trained || model.trained_on === wanted.trained) &&
     (!wanted.method || model.method === wanted.method) &&
     (!wanted.seed || String(model.seed) === wanted.seed));
+  const compared = [wanted.right, wanted.wrong].filter(Boolean).map(Number);
   const found = [];
   data.items.forEach((item, place) => {
     if (wanted.item && item.example_id !== wanted.item) return;
@@ -85,7 +86,7 @@ function matches(data, answer, wanted) {
       return asked || `${given.thinking}\n${given.rest}`.toLowerCase().includes(search);
     };
     const models = [...data.models.keys()].filter(passes);
-    if (models.length) found.push({ item, place, models });
+    if (models.length) found.push({ item, place, models: [...new Set([...compared, ...models])] });
   });
   return found;
 }

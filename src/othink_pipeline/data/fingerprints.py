@@ -49,10 +49,12 @@ def fingerprint(split: SplitSource, key: str) -> Any:
         )
     else:
         folder = Path(source.path)
-        saved = find_saved(source, key)
-        files = sorted(saved.iterdir()) if saved else find_parts(source, key)
+        with readable(source.path, key):
+            saved = find_saved(source, key)
+            files = sorted(saved.iterdir()) if saved else find_parts(source, key)
+        files = [file for file in files if not file.name.startswith(".")]  # .DS_Store
         named = _texts_of_tables(saved, files, split.columns.image, key)
-    pictures = {file for text in named if (file := _find_existing(text, folder))}
+    pictures = {file for text in set(named) if (file := _find_existing(text, folder))}
     return [_stat(file) for file in [*files, *sorted(pictures)]]
 
 

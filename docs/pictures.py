@@ -37,8 +37,8 @@ def draw_samples(predictions: pd.DataFrame, tasks: list[str], file: Path) -> Non
     figure, rows = plt.subplots(
         len(tasks),
         2,
-        figsize=(9, 2.1 * len(tasks)),
-        width_ratios=(1, 4),
+        figsize=(8.4, 1.9 * len(tasks)),
+        width_ratios=(1, 3.6),
         layout="constrained",
     )
     for (left, right), task in zip(rows, tasks, strict=True):

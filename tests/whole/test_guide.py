@@ -1,4 +1,4 @@
-"""The worked examples of docs/{task,data_set,model}.md, as they stand there, on small data."""
+"""The worked examples of docs/{task,data_sources,model}.md, as they stand there, on small data."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def test_a_data_set_of_ones_own(project: Path, follow: Callable[..., str]) -> No
     file, images = make_test_file(raw, "counting", examples=6, seed=1)
     file.rename(raw / "charts_test.jsonl")
     images.rename(raw / "charts_test")
-    follow("data_set", "my_data", pipeline="rl", **{"base_model.path": "data/01_raw/tiny"})
+    follow("data_sources", "my_data", pipeline="rl", **{"base_model.path": "data/01_raw/tiny"})
     manifest = json.loads((project / "data/my_data/03_primary/charts/manifest.json").read_text())
     prompts = {name: split["prompt"] for name, split in manifest["splits"].items()}
     assert "}  Output" in prompts["train"] == prompts["validation"]

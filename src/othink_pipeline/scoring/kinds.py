@@ -232,6 +232,7 @@ class Items(_Kind):
     """Several short texts: a list in its order, a set in any; each item once."""
 
     kind: Literal["list", "set"]
+    """In the gold's order, or in any."""
 
     def read(self, text: str) -> tuple[Words, ...] | None:
         """See ``_Kind.read``."""

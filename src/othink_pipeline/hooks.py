@@ -106,6 +106,9 @@ class PreflightHooks:
             return
         raw = loader["parameters"]
         parameters = Parameters.read(raw)
+        places = loader["globals"]
+        if places.get("trained", places["data"]) != places["data"]:
+            option = " (in the environment that trains; globals.yml: trained)"
         check_stored(pipeline, parameters, catalog, option)
         if "RayRunner" in run_params["runner"]:
             from othink_pipeline.cluster.runner import prepare

@@ -66,8 +66,9 @@ def check_stored(
             faults.append(f"  {name}: {fault.what}\n    kedro run {fault.options}{options}")
     if faults:
         raise ConfigurationError(
-            "The run would start from what was made with other parameters. Make it anew first, or "
-            "leave out --namespaces, --tags and the like:\n" + "\n".join(faults)
+            "The run would start from what was made with other parameters. Make it anew first, "
+            "with the --params of this run, or leave out --namespaces and the like:\n"
+            + "\n".join(faults)
         )
 
 

@@ -115,6 +115,24 @@ def test_each_item_has_a_link(page: Page) -> None:
     assert page.locator("#list li").count() == 5
 
 
+def test_it_works_in_the_frame_that_mlflow_shows_it_in(page: Page) -> None:
+    """A frame that may run scripts and nothing else, filled from a blob."""
+    outer = page.context.new_page()
+    outer.set_content("<iframe sandbox='allow-scripts' width=1400 height=800></iframe>")
+    outer.evaluate(
+        """text => { document.querySelector('iframe').src =
+            URL.createObjectURL(new Blob([text], {type: 'text/html'})) }""",
+        page_of(page_predictions()),
+    )
+    frame = outer.frame_locator("iframe")
+    frame.locator("[name=tested]").select_option("geometry")
+    assert frame.locator("#count").inner_text() == "4 items, 20 answers"
+    frame.locator("#samples a").first.click()
+    frame.locator("#list article").nth(0).wait_for()
+    assert frame.locator("#count").inner_text() == "1 item, 5 answers"
+    outer.close()
+
+
 def test_all_pictures_are_seen_and_nothing_runs_over_at_any_width(page: Page) -> None:
     sizes = page.evaluate(PICTURES)
     assert len(sizes) > 12

@@ -158,27 +158,38 @@ async function start() {
     drawMore();
   };
   // An address with "=" is a filter; one without is a section's.
-  const takeAddress = () => {
-    if (!location.hash.includes("=")) return false;
-    const wanted = new URLSearchParams(location.hash.slice(1));
+  const show = () => {
+    const address = location.hash.slice(1);
+    if (!address.includes("=")) {
+      document.getElementById(address)?.scrollIntoView();
+      return;
+    }
     filter.reset();
-    for (const [name, value] of wanted) if (control(name)) control(name).value = value;
-    return true;
+    for (const [name, value] of new URLSearchParams(address)) {
+      if (control(name)) control(name).value = value;
+    }
+    draw();
+    document.getElementById("predictions").scrollIntoView();
   };
   const putAddress = () => {
     const set = Object.entries(read()).filter(([, value]) => value);
     history.replaceState(null, "", `#${set.length ? new URLSearchParams(set) : "predictions"}`);
   };
-  const jump = () => document.getElementById("predictions").scrollIntoView();
-
   filter.addEventListener("input", () => { putAddress(); draw(); });
   filter.addEventListener("submit", (event) => event.preventDefault());
   control("clear").addEventListener("click", () => { filter.reset(); putAddress(); draw(); });
   more.addEventListener("click", drawMore);
-  addEventListener("hashchange", () => { if (takeAddress()) { draw(); jump(); } });
-  const linked = takeAddress();
+  addEventListener("hashchange", show);
+  // MLflow shows the page in a frame that may follow no link, not even to a place in itself.
+  addEventListener("click", (event) => {
+    const link = event.target.closest('a[href^="#"]');
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    history.pushState(null, "", link.getAttribute("href"));
+    show();
+  });
   draw();
-  if (linked) jump();
+  show();
 }
 
 start();

@@ -72,10 +72,12 @@ def make_empty_project(project: Path) -> Path:
 
 def without_work(pipeline: Pipeline) -> Pipeline:
     """The same nodes, with functions of the same signature that do nothing."""
-    from kedro.pipeline import Node, Pipeline
+    from kedro.pipeline import Pipeline
+
+    from othink_pipeline.pipelines.wiring import BoundNode
 
     return Pipeline(
-        Node(
+        BoundNode(
             update_wrapper(partial(do_nothing, node.outputs, **_identity(node)), node.func),
             inputs=node.inputs,
             outputs=node.outputs,
@@ -89,7 +91,7 @@ def without_work(pipeline: Pipeline) -> Pipeline:
 
 def _identity(node: Node) -> dict[str, Any]:
     """What a node is bound to: the plan of a run reads its cell there."""
-    return dict(getattr(node.func, "keywords", {}))
+    return dict(getattr(node, "identity", {}))
 
 
 def do_nothing(outputs: list[str], *inputs: Any, **identity: Any) -> list[Any]:

@@ -51,7 +51,7 @@ ui: $(STAMP)
 	$(VENV)/bin/python -m othink_pipeline.ui
 
 viz: $(STAMP)
-	$(VENV)/bin/kedro viz
+	$(VENV)/bin/kedro viz run --pipeline=cross_task
 
 # JupyterLab and its 90 packages, which nothing else here needs, have an environment of their own; the
 # kernel is that of .venv.

@@ -10,14 +10,11 @@ from othink_pipeline.hooks import (
     StoreHooks,
     TrackingHooks,
 )
-from othink_pipeline.quiet import import_quietly
 
 # Dots in data set names are meant: they nest the grid in kedro viz.
 warnings.filterwarnings("ignore", message="One or more dataset names contain")
 # Kedro's own call of an OmegaConf function that will go.
 warnings.filterwarnings("ignore", message="register_new_resolver")
-import_quietly()  # in a notebook; the commands have done it
-
 # TRL's own use of a transformers property that will be renamed.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 

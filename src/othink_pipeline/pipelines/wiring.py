@@ -31,7 +31,7 @@ def bind(function: Callable[..., Any], **identity: Any) -> Callable[..., Any]:
 class BoundNode(Node):
     """A node that runs what ``bind`` made, and shows the function itself: Kedro-Viz its code."""
 
-    @property
+    @property  # type: ignore[misc]  # Kedro lets it be set
     def func(self) -> Callable[..., Any]:
         """The function, without what is fixed: ``identity``."""
         return cast(Any, self._func).__wrapped__  # type: ignore[no-any-return]

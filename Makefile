@@ -21,11 +21,13 @@ export KEDRO_DISABLE_TELEMETRY := true
 # Where it is set (containers), every process would compile torch and its like anew: 20 s each.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo report notebook test coverage release check docs pictures faults bench lock clean
+.PHONY: help demo report ui viz notebook test coverage release check docs pictures faults bench lock clean
 
 help:
 	@echo "make demo    train and evaluate the whole grid, print the transfer matrix"
 	@echo "make report  write the report again from the predictions that are there, without a model"
+	@echo "make ui      open MLflow at the transfer matrix of the latest run"
+	@echo "make viz     open Kedro-Viz: the lineage, with previews of the results"
 	@echo "make notebook  open the notebook of single answers in JupyterLab"
 	@echo "make test    run the tests"
 	@echo "make coverage  the same, slower, and say which lines they do not reach"
@@ -44,6 +46,12 @@ demo: $(STAMP)
 
 report: $(STAMP)
 	$(VENV)/bin/kedro run --pipelines=report
+
+ui: $(STAMP)
+	$(VENV)/bin/python -m othink_pipeline.ui
+
+viz: $(STAMP)
+	$(VENV)/bin/kedro viz run --pipeline=cross_task
 
 # JupyterLab and its 90 packages, which nothing else here needs, have an environment of their own; the
 # kernel is that of .venv.

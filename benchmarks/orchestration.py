@@ -74,13 +74,14 @@ def make_empty_project(project: Path) -> Path:
 
 def without_work(pipeline: Pipeline) -> Pipeline:
     """The same nodes, with functions of the same signature that do nothing."""
-    from kedro.pipeline import Node, Pipeline
+    from kedro.pipeline import Pipeline
 
     from benchmarks import orchestration  # by its name, which Ray's workers know
+    from othink_pipeline.pipelines.wiring import BoundNode
 
     nothing = orchestration.do_nothing
     return Pipeline(
-        Node(
+        BoundNode(
             update_wrapper(partial(nothing, node.outputs, **_identity(node)), node.func),
             inputs=node.inputs,
             outputs=node.outputs,
@@ -94,7 +95,7 @@ def without_work(pipeline: Pipeline) -> Pipeline:
 
 def _identity(node: Node) -> dict[str, Any]:
     """What a node is bound to: the plan of a run reads its cell there."""
-    identity = dict(getattr(node.func, "keywords", {}))
+    identity = dict(getattr(node, "identity", {}))
     if "cell" in identity:
         identity["checkpoint"] = checkpoint_of(identity["cell"])
     return identity

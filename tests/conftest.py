@@ -8,6 +8,7 @@ import os
 os.environ["DO_NOT_TRACK"] = "true"  # MLflow takes nothing but "true"
 os.environ["KEDRO_DISABLE_TELEMETRY"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] = "false"  # a thread a run, for nothing
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads are slower on tensors this small
 # Tests that run as processes import what they share, too.
 os.environ["PYTHONPATH"] = os.pathsep.join(

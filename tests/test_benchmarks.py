@@ -81,10 +81,8 @@ def test_cells_that_do_nothing_are_still_cells(monkeypatch: pytest.MonkeyPatch) 
     whole = pipelines["cross_task"]
     empty = orchestration.without_work(whole)
     assert {node.name for node in empty.nodes} == {node.name for node in whole.nodes}
-    cells = [node.func.keywords["cell"] for node in empty.nodes if node.tags & {"sft", "rl"}]
-    assert cells == [
-        node.func.keywords["cell"] for node in whole.nodes if node.tags & {"sft", "rl"}
-    ]
+    cells = [node.identity["cell"] for node in empty.nodes if node.tags & {"sft", "rl"}]
+    assert cells == [node.identity["cell"] for node in whole.nodes if node.tags & {"sft", "rl"}]
     resolver = CatalogConfigResolver(loader["catalog"])
     kinds = {"text.TextDataset": str}
     for node in empty.nodes:

@@ -35,12 +35,15 @@ from othink_pipeline.hooks import (
     CellsFailedError,
     FailureHooks,
     PreflightHooks,
+    ScreenHooks,
     StoreHooks,
     TrackingHooks,
 )
+from othink_pipeline.pipelines.wiring import BoundNode, bind
 from othink_pipeline.preflight import disk, environment
-from othink_pipeline.tracking import lifecycle, records, runs
-from tests.support.manifests import checkpoint_of
+from othink_pipeline.preflight.plan import Planned
+from othink_pipeline.tracking import lifecycle, runs, views
+from tests.support.manifests import checkpoint_of, shipped_method
 
 PROJECT = Path(__file__).parents[1]
 TWO_NODES = Pipeline([Node(list, None, "a", name="first"), Node(len, "a", "b", name="second")])
@@ -364,11 +367,12 @@ def test_the_checks_come_before_the_parent_run_and_the_tracking_after_it(
     manager.hook.before_pipeline_run(pipeline=TWO_NODES, **arguments)
     parent = runs.parent_run_id()
     assert parent == mlflow.active_run().info.run_id
-    link = records.comparison_link(parent)
+    links = views.view_links(parent)
     with caplog.at_level("INFO", logger="othink_pipeline"):
         manager.hook.after_pipeline_run(run_result={}, pipeline=TWO_NODES, **arguments)
     assert f"{tmp_path}/result.txt" in caplog.text
-    assert link in caplog.text
+    for title, link in links.items():
+        assert f"{title:<20} {link}" in caplog.text
     assert statuses(client, parent) == ["FINISHED"]
     assert runs.parent_run_id() is None
 
@@ -388,7 +392,7 @@ def test_the_parent_says_what_ran(
 
     mlflow.start_run()
     parameters = run_params(tmp_path, env="paper", pipeline_names=["sft", "rl"])
-    hooks.before_pipeline_run(parameters, TWO_NODES)
+    hooks.before_pipeline_run(parameters)
     run = client.get_run(str(runs.parent_run_id()))
     assert run.info.run_name.startswith("sft+rl 20")
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
@@ -399,8 +403,8 @@ def test_the_parent_says_what_ran(
         "command": "kedro run '--params=a b'",
         "mlflow.source.git.commit": head.stdout.strip(),
         "git_dirty": "true",
-        "host": socket.gethostname(),
-        "pid": str(os.getpid()),
+        runs.HOST: socket.gethostname(),
+        runs.PID: str(os.getpid()),
     }
     assert {key: run.data.tags[key] for key in expected} == expected
 
@@ -413,7 +417,7 @@ def test_a_disabled_pipeline_has_no_parent(
     hooks: TrackingHooks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(runs.PARENT_VARIABLE, "of an earlier run")
-    hooks.before_pipeline_run(run_params(tmp_path), TWO_NODES)
+    hooks.before_pipeline_run(run_params(tmp_path))
     assert runs.parent_run_id() is None
 
 
@@ -463,21 +467,30 @@ def test_a_pipeline_without_a_parent_does_not_reopen_the_last_one(
     assert mlflow_hook.run_id is None
 
 
-def test_a_line_for_each_node(
-    hooks: TrackingHooks, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
-    hooks.before_pipeline_run(run_params(tmp_path), TWO_NODES)
+def test_a_line_for_each_node_with_the_time_that_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    preflight = PreflightHooks()
+    hooks = ScreenHooks(preflight)
+    cell = Cell("counting", "sft", 0)
+    preflight.planned = [Planned(cell, shipped_method(cell), "train", 0, 200.0)]
+
+    def train(*, cell: Cell) -> str:
+        return cell.name
+
+    nodes = [BoundNode(bind(train, cell=cell), None, "a", name="first"), TWO_NODES.nodes[1]]
+    pipeline = Pipeline(nodes)
+    hooks.before_pipeline_run(pipeline)
     with caplog.at_level("INFO", logger="othink_pipeline"):
-        for node in TWO_NODES.nodes:
+        for node in pipeline.nodes:
             hooks.before_node_run(node)
-    assert caplog.messages == ["[1/2, 0:00] first", "[2/2, 0:00] second"]
+            hooks.after_node_run(node)
+    assert caplog.messages == ["[1/2, 0:00, about 3 min to train] first", "[2/2, 0:00] second"]
 
 
 def test_an_error_fails_the_children_that_still_run(
     client: MlflowClient, hooks: TrackingHooks, tmp_path: Path
 ) -> None:
     mlflow.start_run()
-    hooks.before_pipeline_run(run_params(tmp_path), TWO_NODES)
+    hooks.before_pipeline_run(run_params(tmp_path))
     parent = str(runs.parent_run_id())
     running, finished = (runs.start_run(name, "cell", {}, {}) for name in ("a", "b"))
     runs.finish_run(finished)
@@ -494,7 +507,7 @@ def test_a_run_interrupted_in_a_notebook_is_ended_before_the_next(
     client: MlflowClient, hooks: TrackingHooks, tmp_path: Path
 ) -> None:
     mlflow.start_run()
-    hooks.before_pipeline_run(run_params(tmp_path), TWO_NODES)
+    hooks.before_pipeline_run(run_params(tmp_path))
     parent = str(runs.parent_run_id())
     child = runs.start_run("a", "cell", {}, {})
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
@@ -513,14 +526,16 @@ def test_the_runs_of_dead_processes_are_reaped_and_no_others(
     host, own = socket.gethostname(), str(os.getpid())
 
     def start(host: str, pid: object, **more: str) -> str:
-        tags = {**runs.process_tags(), "host": host, "pid": str(pid), **more}
+        tags = {**runs.process_tags(), runs.HOST: host, runs.PID: str(pid), **more}
         # The clock has been set back since: that says nothing.
         run_id: str = client.create_run(experiment_id, tags=tags, start_time=1000).info.run_id
         return run_id
 
     parent, gone = start(host, own), start(host, dead.pid)
-    recycled = start(host, own, process_start="1")  # long before this process was there
-    container = start(host, dead.pid, process_space="machine boot pid:[1]")  # of the same name
+    recycled = start(host, own, **{runs.PROCESS_START: "1"})  # long before this process was there
+    container = start(
+        host, dead.pid, **{runs.PROCESS_SPACE: "machine boot pid:[1]"}
+    )  # of the same name
     elsewhere = start("another-" + host, dead.pid)
     done = start(host, dead.pid)
     client.set_terminated(done, "FAILED")
@@ -541,12 +556,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it
 import mlflow
 from othink_pipeline.tracking import runs
 from othink_pipeline.hooks import TrackingHooks
-from kedro.pipeline import Pipeline
 
 mlflow.set_experiment("tests")
 mlflow.start_run()
 params = {"project_path": sys.argv[1], "env": None, "pipeline_names": None}
-TrackingHooks().before_pipeline_run(params, Pipeline([]))
+TrackingHooks().before_pipeline_run(params)
 cell = runs.start_run("a", "cell", {}, {})
 with runs.ending(cell):
     left_open = runs.start_run("b", "cell", {}, {})

@@ -11,9 +11,7 @@ import atexit
 import logging
 import os
 import shlex
-import signal
 import sys
-import threading
 import time
 from collections.abc import Generator
 from contextlib import ExitStack
@@ -38,10 +36,13 @@ from othink_pipeline.core.files import content_key
 from othink_pipeline.core.locks import lock
 from othink_pipeline.core.presence import at_work
 from othink_pipeline.core.redaction import failure, redact_uri
+from othink_pipeline.core.stopping import stop_as_before, stop_in_order
+from othink_pipeline.core.units import describe_seconds
 from othink_pipeline.preflight import disk, environment
-from othink_pipeline.preflight.plan import check_room, describe_plan, plan_cells
+from othink_pipeline.preflight.plan import Planned, check_room, describe_plan, plan_cells
 from othink_pipeline.preflight.stored import check_stored
-from othink_pipeline.tracking import lifecycle, records, runs
+from othink_pipeline.preflight.time_left import TimeLeft
+from othink_pipeline.tracking import lifecycle, records, runs, views
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class PreflightHooks:
 
     def __init__(self) -> None:
         self._presence = ExitStack()
+        self.planned: list[Planned] = []
 
     @hook_impl(tryfirst=True)
     def after_context_created(self, context: KedroContext) -> None:
@@ -85,6 +87,8 @@ class PreflightHooks:
         environment.check_store(uri, artifacts, project)
         uri = environment.anchor_store(uri, project)
         environment.settle_mlflow_variables(uri)
+        if not uri.startswith("http"):  # a run's end would wait for a server that is away
+            os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
         loader["mlflow"] = {
             **settings,
             "server": {**settings["server"], "mlflow_tracking_uri": uri},
@@ -101,6 +105,7 @@ class PreflightHooks:
         environment.check_outputs(pipeline, catalog)
         disk.check_disk(Path(run_params["project_path"]))
         self._presence.close()  # of a run that was interrupted in this process (a notebook)
+        self.planned = []
         loader = GridConfigLoader.current
         if loader is None or not any(node.tags & MAKING for node in pipeline.nodes):
             return
@@ -114,9 +119,10 @@ class PreflightHooks:
             from othink_pipeline.cluster.runner import prepare
 
             prepare(pipeline)
-        if planned := plan_cells(pipeline, parameters, catalog):
-            logger.info(describe_plan(planned))
-            check_room(planned, parameters)
+        self.planned = plan_cells(pipeline, parameters, catalog)
+        if self.planned:
+            logger.info(describe_plan(self.planned))
+            check_room(self.planned, parameters)
         # Last: nothing calls the hooks below for a run that was refused.
         marks = Path(loader["globals"]["data"]) / AT_WORK
         what = {name: block for name, block in raw.items() if name != "cluster"}
@@ -131,6 +137,42 @@ class PreflightHooks:
     def on_pipeline_error(self) -> None:
         """Make room for runs with other parameters."""
         self._presence.close()
+
+
+class ScreenHooks:
+    """A line for each node that starts: it may then be silent for hours."""
+
+    def __init__(self, preflight: PreflightHooks) -> None:
+        """`preflight` has planned what is trained."""
+        self._preflight = preflight
+        self._left = TimeLeft([])
+        self._nodes = self._nodes_started = 0
+        self._started_s = self._node_started_s = 0.0
+
+    @hook_impl(trylast=True)
+    def before_pipeline_run(self, pipeline: Pipeline) -> None:
+        """Begin to count."""
+        self._left = TimeLeft(self._preflight.planned)
+        self._nodes, self._nodes_started = len(pipeline.nodes), 0
+        self._started_s = time.monotonic()
+
+    @hook_impl
+    def before_node_run(self, node: Node) -> None:
+        """Say what starts, and how long all trainings that are left take."""
+        self._nodes_started += 1
+        self._node_started_s = time.monotonic()
+        minutes, seconds = divmod(int(self._node_started_s - self._started_s), 60)
+        place = f"{self._nodes_started}/{self._nodes}, {minutes}:{seconds:02d}"
+        if (left := self._left.seconds) > 0:  # False for NaN
+            place += f", about {describe_seconds(left)} to train"
+        logger.info("[%s] %s", place, node.name)
+
+    @hook_impl
+    def after_node_run(self, node: Node) -> None:
+        """Learn from it how long others will take."""
+        cell = getattr(node, "identity", {}).get("cell")
+        if cell is not None:
+            self._left.finish(cell, time.monotonic() - self._node_started_s)
 
 
 class StoreHooks:
@@ -160,8 +202,6 @@ class TrackingHooks:
 
     def __init__(self) -> None:
         self._parent: str | None = None
-        self._nodes = self._nodes_started = 0
-        self._started_s = 0.0
 
     @hook_impl(tryfirst=True)
     def after_context_created(self) -> None:
@@ -173,16 +213,14 @@ class TrackingHooks:
         mlflow_hook.run_id = None
 
     @hook_impl(trylast=True)
-    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
+    def before_pipeline_run(self, run_params: dict[str, Any]) -> None:
         """Make kedro-mlflow's run the parent of the cells' runs and name it readably."""
-        self._nodes, self._nodes_started = len(pipeline.nodes), 0
-        self._started_s = time.monotonic()
         self._parent = lifecycle.active_run_id()
         runs.set_parent(self._parent)
         if self._parent is None:
             return  # tracking is disabled for this pipeline in mlflow.yml
         atexit.register(self._end_interrupted)  # after MLflow's own, so it comes before it
-        _terminate_like_interrupt()
+        stop_in_order()
         name = "+".join(run_params["pipeline_names"] or ["__default__"])
         tags = {
             "pipeline": name,
@@ -196,15 +234,6 @@ class TrackingHooks:
             logger.warning("MLflow run %s: its process is gone, marked as KILLED", run_id)
 
     @hook_impl
-    def before_node_run(self, node: Node) -> None:
-        """Say what starts: a training may then be silent for hours."""
-        self._nodes_started += 1
-        minutes, seconds = divmod(int(time.monotonic() - self._started_s), 60)
-        logger.info(
-            "[%d/%d, %d:%02d] %s", self._nodes_started, self._nodes, minutes, seconds, node.name
-        )
-
-    @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Say where the results are; let go of the parent, which kedro-mlflow ends."""
         # A name without a dot belongs to no single cell, method or task.
@@ -212,7 +241,7 @@ class TrackingHooks:
         results = {n: getattr(catalog[n], "_filepath", "") for n in names if n in catalog}
         lines = [f"  {name:<20} {path}" for name, path in sorted(results.items()) if path]
         if parent := self._release():
-            lines.append(f"  {'MLflow':<20} mlflow ui, then {_link(parent)}")
+            lines += ["in MLflow (make ui):", *_views(parent)]
         if lines:
             logger.info("results:\n%s", "\n".join(lines))
 
@@ -230,7 +259,7 @@ class TrackingHooks:
         parent, self._parent = self._parent, None
         if parent is not None:
             atexit.unregister(self._end_interrupted)
-            _terminate_as_before()
+            stop_as_before()
             runs.set_parent(None)
         return parent
 
@@ -278,28 +307,12 @@ class FailureHooks:
         )
 
 
-def _link(parent: str) -> str:
+def _views(parent: str) -> list[str]:
     from mlflow.exceptions import MlflowException
 
     try:
-        return records.comparison_link(parent)
+        views.save_views(parent)
+        links = views.view_links(parent)
     except MlflowException:  # the server went away at the very end: the results are there
-        return f"look for the runs with the tag {runs.grid_tag(parent)}"
-
-
-def _interrupt(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up
-    raise KeyboardInterrupt
-
-
-def _terminate_like_interrupt() -> None:
-    """Let SIGTERM (a scheduler's time limit, `docker stop`) end a run the way Ctrl-C does."""
-    # Python takes handlers from the main thread only; an embedding program's handler is its own.
-    main = threading.current_thread() is threading.main_thread()
-    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _terminate_as_before() -> None:
-    if signal.getsignal(signal.SIGTERM) is _interrupt:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return [f"  look for the runs with the tag {runs.grid_tag(parent)}"]
+    return [f"  {title:<20} {link}" for title, link in links.items()]

@@ -3,19 +3,26 @@
 import warnings
 
 from othink_pipeline.config_loader import GridConfigLoader
-from othink_pipeline.hooks import FailureHooks, PreflightHooks, StoreHooks, TrackingHooks
+from othink_pipeline.hooks import (
+    FailureHooks,
+    PreflightHooks,
+    ScreenHooks,
+    StoreHooks,
+    TrackingHooks,
+)
 
 # Dots in data set names are meant: they nest the grid in kedro viz.
 warnings.filterwarnings("ignore", message="One or more dataset names contain")
 # Kedro's own call of an OmegaConf function that will go.
 warnings.filterwarnings("ignore", message="register_new_resolver")
-
 # TRL's own use of a transformers property that will be renamed.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
+_preflight = PreflightHooks()
 HOOKS = (
     StoreHooks(),
-    PreflightHooks(),
+    _preflight,
+    ScreenHooks(_preflight),
     TrackingHooks(),
     FailureHooks(),
 )  # kedro-mlflow registers its own

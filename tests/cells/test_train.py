@@ -328,7 +328,7 @@ def test_what_is_finished_is_neither_trained_nor_loaded_again(
     run = run_of(manifest)
     assert logged(run) == rows(history)
     assert (run.info.status, run.info.end_time) == ("FINISHED", before.info.end_time)
-    assert run.data.tags[f"grid.{grid}"] == "reused"
+    assert run.data.tags[runs.grid_tag(grid)] == "reused"
     assert "resumed" not in run.data.tags
 
 

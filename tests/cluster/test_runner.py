@@ -21,7 +21,7 @@ from othink_pipeline.cluster import runner
 from othink_pipeline.cluster.pool import Ended, TaskLostError, kind_of
 from othink_pipeline.cluster.worker import NodeFailedError
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.pipelines.wiring import bind
+from othink_pipeline.pipelines.wiring import BoundNode, bind
 from othink_pipeline.tracking import lifecycle, runs
 
 Tested = tests_of_cells.Tested  # by its name pytest would take it for a test
@@ -56,12 +56,12 @@ def grid() -> Pipeline:
         outputs = [f"{cell.name}.checkpoint", f"{cell.name}.history"]
         inputs = ["params:sft", "examples"]
         name = f"train_{seed}"
-        nodes.append(Node(bind(train, cell=cell), inputs, outputs, name=name, tags=["sft"]))
+        nodes.append(BoundNode(bind(train, cell=cell), inputs, outputs, name=name, tags=["sft"]))
     for name, tested in tests.items():
         inputs = [f"{name}.checkpoint", "examples"]
         function = bind(evaluate, tested=tested)
         nodes.append(
-            Node(function, inputs, f"{name}.score", name=f"test_{name}", tags=["evaluation"])
+            BoundNode(function, inputs, f"{name}.score", name=f"test_{name}", tags=["evaluation"])
         )
     nodes.append(Node(collect, [f"{name}.score" for name in tests], "report", name="report"))
     return Pipeline(nodes)

@@ -13,6 +13,7 @@ from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.manifests import CollectedTests, FailedCell, FailedTest, Predictions
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.models.manifests import BaseModelCheckpoint
+from othink_pipeline.pipelines.cross_task import nodes
 from othink_pipeline.pipelines.cross_task.nodes import (
     build_transfer_matrix,
     collect_tests,
@@ -108,6 +109,7 @@ def build(
     for name, (_, made) in models.items():
         for task, manifest in zip(tasks, made, strict=True):
             manifests[f"{name}.{task}.predictions"] = manifest
+            manifests[f"{task}.examples"] = examples_of(task)
     shuffled = dict(sorted(manifests.items(), reverse=True))  # names alone say what is what
     collected = collect_tests(models=tuple(models), tasks=tasks, **shuffled)
     halves = collected.tests[: len(tasks)], collected.tests[len(tasks) :]
@@ -116,10 +118,12 @@ def build(
 
 @pytest.fixture
 def logged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What is logged as samples: the run, the tasks, the file, the digest."""
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(
-        "othink_pipeline.tracking.records.log_scores", lambda *arguments: calls.append(arguments)
+        "othink_pipeline.tracking.records.log_samples", lambda *arguments: calls.append(arguments)
     )
+    monkeypatch.setattr(nodes, "sample_answers", lambda tables, examples: list(tables))
     return calls
 
 
@@ -139,7 +143,9 @@ def test_predictions_become_one_table_and_their_scores(
     ]
     assert list(failures.columns) == [*ABOUT, "reason"]
     assert failures.empty
-    assert logged == [("base", {"eval/mean": 0.5}, 0), ("r", {"eval/mean": 0.75}, 2)]
+    assert [call[:3] for call in logged] == [
+        (run_id, ["counting", "geometry"], "samples.json") for run_id in ("base", "r")
+    ]
 
 
 def test_trainings_are_collected_by_name() -> None:
@@ -219,7 +225,7 @@ def test_a_cell_that_failed_is_a_hole_beside_those_that_did_not(
         [0, "geometry", "RuntimeError: a | b"],
         [2, "geometry", "OSError: gone"],
     ]
-    assert logged[1:] == [("r", {"eval/mean": 0.5}, 2)]  # a mean over half the tasks is none
+    assert [call[0] for call in logged] == ["base", "r"]  # none of half the tasks
     holes = matrix[matrix["n"] == 0]
     assert holes[["method", "seed", "eval_task"]].to_numpy().tolist() == [
         ["grpo", 0, "counting"],
@@ -353,12 +359,12 @@ def test_what_a_method_has_not_is_unknown() -> None:
     assert len(summary) == 8
 
 
-def test_scores_on_shuffled_pictures_are_logged_under_a_name_of_their_own(
+def test_answers_to_shuffled_pictures_are_logged_under_a_name_of_their_own(
     logged: list[tuple[Any, ...]], publish: Publish
 ) -> None:
     about = {"train_task": "none", "method": "base", "seed": None, "image_of": "another"}
     build({"base.b0": (BASE, [publish(**about)])})
-    assert logged == [("base", {"eval_shuffled/mean": 0.5}, 0)]
+    assert [call[2] for call in logged] == ["samples_shuffled.json"]
 
 
 def test_the_page_shows_the_examples_that_were_tested(

@@ -429,6 +429,7 @@ def test_the_report_prints_all_and_fails_with_what_failed(
     report_checks(good[:1], Fit(good[1:], {}), [cost])
     assert capsys.readouterr().out == (
         "disk       ok      room\nlong name  note    by the way\nhours      note    two\n"
+        "Ready: hours, two.\n"
     )
     bad = [Row("model", "FAILED", "is broken.", "Mend it."), Row("task", "FAILED", "is wrong.")]
     with pytest.raises(ConfigurationError) as error:
@@ -436,7 +437,12 @@ def test_the_report_prints_all_and_fails_with_what_failed(
     assert error.value.message == (
         "checks that failed: 2\n  model: is broken. Mend it.\n  task: is wrong."
     )
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["model", "task", "disk", "long"]
+    report_checks([Row("a long detail", "ok", "word " * 60)], Fit([], {}), [])
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 100 for line in (first, *rest))
+    assert rest[0].startswith(" " * first.index("word") + "word")
 
 
 # --- The gate before the first training

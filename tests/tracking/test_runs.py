@@ -7,12 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
+from pandas import DataFrame
+from PIL import Image
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.processes import process_start
@@ -39,6 +40,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
 def parent(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> str:
     experiment = client.get_experiment_by_name("tests")
     tags = {"mlflow.user": "ada", "mlflow.source.git.commit": "c0ffee", "git_dirty": "true"}
+    tags["env"] = "smoke"
     run_id: str = client.create_run(experiment.experiment_id, tags=tags).info.run_id
     monkeypatch.setenv(runs.PARENT_VARIABLE, run_id)
     return run_id
@@ -78,13 +80,14 @@ def test_a_run_is_the_child_of_the_parent_even_while_another_run_is_active(
         "task": "counting",
         "method": "grpo",
         "seed": "0",
-        "pid": str(os.getpid()),
+        runs.PID: str(os.getpid()),
         "mlflow.user": "ada",
         "mlflow.source.git.commit": "c0ffee",
         "git_dirty": "true",
+        "env": "smoke",
     }
     assert {key: run.data.tags[key] for key in expected} == expected
-    assert run.data.tags["host"]
+    assert run.data.tags[runs.HOST]
 
 
 def test_without_a_parent_a_run_is_on_the_top_level(
@@ -169,6 +172,7 @@ def test_a_checkpoint_is_a_model_by_reference_and_an_output_of_its_run(
     assert model.name == "counting-grpo-s0-step60"
     assert model.source_run_id == cell
     assert model.status == "READY"
+    assert model.params == {"name": "counting/grpo/s0", "task": "counting", "step": "60"}
     tags = {"checkpoint": tmp_path.as_uri(), "step": "60", "digest": "beef"}
     assert {key: model.tags[key] for key in tags} == tags
     outputs = client.get_run(cell).outputs.model_outputs
@@ -204,40 +208,13 @@ def test_scores_stand_on_the_run_the_checkpoint_and_the_dataset(
     assert not logged_model(client, other_id).metrics
 
 
-def test_the_link_filters_by_kedro_run_and_sorts_by_mean_score(
-    client: MlflowClient, parent: str, cell: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    experiment_id = client.get_run(parent).info.experiment_id
-    earlier: str = client.create_run(experiment_id).info.run_id
-    monkeypatch.setenv(runs.PARENT_VARIABLE, earlier)
-    reused, stranger = (runs.start_run(name, "cell", {}, {}) for name in ("a", "b"))
-    monkeypatch.setenv(runs.PARENT_VARIABLE, parent)
-    runs.join_grid(reused, "reused")
-    assert stranger not in (cell, reused)
-
-    address = urlsplit(records.comparison_link(parent))
-    path, _, query = address.fragment.partition("?")
-    assert (address.scheme, address.netloc) == ("http", "127.0.0.1:5000")
-    assert path == f"/experiments/{experiment_id}/runs"
-    values = {key: value for key, (value,) in parse_qs(query).items()}
-    assert values["orderByKey"] == "metrics.`eval/mean`"
-    assert values["orderByAsc"] == "false"
-    # The filter is one that MLflow understands, and it finds what took part and nothing else.
-    found = client.search_runs([experiment_id], values["searchFilter"])
-    assert {run.info.run_id for run in found} == {cell, reused}
-    tags = {run.info.run_id: run.data.tags for run in found}
-    assert tags[cell][f"grid.{parent}"] == "trained"
-    assert tags[reused][f"grid.{parent}"] == "reused"
-    assert " " not in records.comparison_link(parent)
-
-
 def test_without_a_parent_there_is_nothing_to_join(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
     run_id = runs.start_run("a", "cell", {}, {})
     runs.join_grid(run_id, "reused")
-    assert not [tag for tag in client.get_run(run_id).data.tags if tag.startswith("grid")]
+    assert not [tag for tag in client.get_run(run_id).data.tags if "grid." in tag]
 
 
 def test_scores_that_were_logged_before_leave_no_trace(client: MlflowClient, cell: str) -> None:
@@ -250,10 +227,10 @@ def test_scores_that_were_logged_before_leave_no_trace(client: MlflowClient, cel
         records.log_scores(cell, scores, 2)
     assert history("eval/counting") == [(2, 0.5)]
     assert [step for step, _ in history("eval/geometry")] == [2]
-    records.log_scores(cell, {**scores, "eval/geometry": 0.25, "eval/mean": 0.375}, 2)
+    records.log_scores(cell, {**scores, "eval/geometry": 0.25, "own/accuracy": 0.375}, 2)
     assert history("eval/counting") == [(2, 0.5)]
     assert history("eval/geometry")[-1] == (2, 0.25)
-    assert history("eval/mean") == [(2, 0.375)]
+    assert history("own/accuracy") == [(2, 0.375)]
     records.log_scores(cell, {"eval/counting": math.nan}, 2)  # known, and then not: that is new
     assert len(history("eval/counting")) == 2
 
@@ -263,8 +240,8 @@ def test_a_run_is_remembered_and_goes_on(
 ) -> None:
     file = tmp_path / "s0" / "run.json"
     run_id = open_run(file, "counting/grpo/s0", "cell", {"task": "counting"}, {"a": 1})
-    client.set_tag(run_id, "pid", "1")
-    client.set_tag(run_id, "process_start", "1")
+    client.set_tag(run_id, runs.PID, "1")
+    client.set_tag(run_id, runs.PROCESS_START, "1")
     client.set_tag(run_id, "ended_by", "process gone")
     client.set_terminated(run_id, "KILLED")
     experiment_id = client.get_run(parent).info.experiment_id
@@ -278,14 +255,14 @@ def test_a_run_is_remembered_and_goes_on(
         assert not run.info.end_time
         assert run.data.tags["resumed"] == resumed
     assert run.data.params == {"a": "1", "b": "3"}
-    assert run.data.tags["pid"] == str(os.getpid())
-    assert run.data.tags["process_start"] == process_start(os.getpid())
+    assert run.data.tags[runs.PID] == str(os.getpid())
+    assert run.data.tags[runs.PROCESS_START] == process_start(os.getpid())
     assert "ended_by" not in run.data.tags
-    grids = {tag: value for tag, value in run.data.tags.items() if tag.startswith("grid.")}
-    assert grids == {f"grid.{parent}": "trained", f"grid.{later}": "resumed"}
+    grids = {tag: value for tag, value in run.data.tags.items() if "grid." in tag}
+    assert grids == {runs.grid_tag(parent): "trained", runs.grid_tag(later): "resumed"}
     assert run.data.tags["mlflow.parentRunId"] == parent
     other = open_run(tmp_path / "other.json", "b", "cell", {}, {})
-    client.set_tag(other, f"grid.{later}", "reused")  # and another process goes on with it
+    client.set_tag(other, runs.grid_tag(later), "reused")  # and another process goes on with it
     assert lifecycle.end_children(later, "FAILED") == [run_id]  # though another's child
     assert client.get_run(run_id).info.status == "FAILED"
     assert client.get_run(run_id).info.end_time
@@ -299,7 +276,7 @@ def test_a_run_that_is_older_than_its_process_is_not_taken_for_dead(
     (tmp_path / "run.json").write_text(json.dumps({"run_id": run_id}))
     assert open_run(tmp_path / "run.json", "a", "cell", {}, {}) == run_id
     assert run_id not in lifecycle.reap_dead_runs(parent)
-    client.set_tag(run_id, "process_start", "1")  # its process id belongs to a later process now
+    client.set_tag(run_id, runs.PROCESS_START, "1")  # its process id belongs to a later process now
     assert run_id in lifecycle.reap_dead_runs(parent)
 
 
@@ -340,14 +317,41 @@ def test_who_ended_the_run_of_a_dead_process_is_told(client: MlflowClient, paren
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     run_id = runs.start_run("a", "cell", {}, {})
-    client.set_tag(run_id, "pid", str(dead.pid))
+    client.set_tag(run_id, runs.PID, str(dead.pid))
     assert run_id in lifecycle.reap_dead_runs(parent)
     run = client.get_run(run_id)
     assert (run.info.status, run.data.tags["ended_by"]) == ("KILLED", "process gone")
 
 
-def test_the_link_to_a_server_holds_no_password(
-    parent: str, monkeypatch: pytest.MonkeyPatch
+def test_samples_are_shown_with_their_pictures_and_take_the_place_of_those_before(
+    client: MlflowClient, cell: str
 ) -> None:
-    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://ada:secret@host:5000/")
-    assert records.comparison_link(parent).startswith("http://host:5000/#/")
+    def log(answers: list[str], digest: str) -> None:
+        pictures = [Image.new("RGB", (8, 4), answer) for answer in answers]
+        table = DataFrame({"question": ["q"] * len(answers), "answer": answers})
+        records.log_samples(cell, table.assign(picture=pictures), "samples.json", digest)
+
+    def shown() -> DataFrame:
+        return client.load_table(client.get_run(cell).info.experiment_id, "samples.json", [cell])
+
+    log(["red", "green"], "first")
+    log(["red", "blue"], "first")  # nothing new, says its digest
+    assert shown()["answer"].tolist() == ["red", "green"]
+    log(["blue"], "second")
+    assert shown()["answer"].tolist() == ["blue"]
+    tags = client.get_run(cell).data.tags
+    tables = [{"path": "samples.json", "type": "table"}]
+    assert json.loads(tags["mlflow.loggedArtifacts"]) == tables  # how its page finds it
+    pictures = client.list_artifacts(cell, "table_images/samples")
+    assert sorted(Path(file.path).suffix for file in pictures) == [".png", ".webp"]
+    whole = json.loads(Path(client.download_artifacts(cell, "samples.json")).read_text())
+    assert whole["data"][0][2]["type"] == "image"
+
+
+def test_a_run_says_what_it_is(client: MlflowClient, parent: str, cell: str) -> None:
+    records.describe(cell, "x" * 9000, "#0072B2")
+    tags = client.get_run(cell).data.tags
+    assert tags["mlflow.runColor"] == "#0072B2"
+    assert tags["mlflow.note.content"] == "x" * 8000
+    records.describe_experiment(parent, "why")
+    assert client.get_experiment_by_name("tests").tags["mlflow.note.content"] == "why"

@@ -9,7 +9,9 @@
 - ``failures``: what goes wrong in one cell, told
 - ``train``: a cell trained, once
 - ``job``: what one process of it does
+- ``progress``: a training on the screen
 - ``processes``: several processes for a cell
 - ``accelerate_config``: what an Accelerate configuration says
 - ``evaluate``: a cell tested, once
+- ``samples``: a few answers of it, to be read
 """

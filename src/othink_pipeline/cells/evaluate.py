@@ -253,13 +253,14 @@ def _log(
 ) -> None:
     """Put the scores on the run that made the checkpoint, once."""
     stage, eval_task = eval_stage(predictions), examples.task
-    metrics = {
+    shares = {
         f"{stage}/{eval_task}": predictions["correct"].mean(),
         f"{stage}/accuracy_any/{eval_task}": predictions["correct_any"].mean(),
         f"{stage}/format_rate/{eval_task}": predictions["format_ok"].mean(),
         f"{stage}/think_rate/{eval_task}": predictions["thought"].mean(),
         f"{stage}/unparseable_rate/{eval_task}": predictions["unparseable"].mean(),
     }
+    metrics = {name: round(float(share), 4) for name, share in shares.items()}
     dataset = dataset_ref(examples, "test")
     records.log_dataset(checkpoint.run_id, dataset, "test")
     records.log_scores(

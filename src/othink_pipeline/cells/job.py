@@ -20,6 +20,7 @@ from othink_pipeline.cells.keys import (
     training_code,
 )
 from othink_pipeline.cells.manifests import Training
+from othink_pipeline.cells.progress import Progress, show_progress
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import MANIFEST, digest_folder, publish
 from othink_pipeline.data.examples import read_examples
@@ -115,7 +116,6 @@ def train_job(job: CellJob, records: Records | None) -> tuple[Trained, Digests]:
     if fault := find_device_fault(settings.compute, torch.cuda.device_count()):
         raise ConfigurationError(". ".join(fault))
     own = examples_of(job.cell.task, job.examples)
-    watch = _Watch(job, records)
     if records:
         records.recorder.tag("threads", str(torch.get_num_threads()))  # by them sums are rounded
         records.recorder.dataset(dataset_ref(own, "train"), "train")
@@ -134,7 +134,10 @@ def train_job(job: CellJob, records: Records | None) -> tuple[Trained, Digests]:
         folder=Path(job.folder, RESUME),
         answers=own.answers,
     )
-    trained = train(algorithm, training, watch.log, watch.checkpoint, watch.report)
+    # The main process alone is seen.
+    with show_progress(job.cell.name, job.parameters.updates, records is not None) as progress:
+        watch = _Watch(job, records, progress)
+        trained = train(algorithm, training, watch.log, watch.checkpoint, watch.report)
     return trained, watch.digests
 
 
@@ -163,8 +166,9 @@ class _Watch:
     was kept or scored before a crash stays as it is.
     """
 
-    def __init__(self, job: CellJob, records: Records | None) -> None:
+    def __init__(self, job: CellJob, records: Records | None, progress: Progress) -> None:
         self._job, self._recorder = job, records and records.recorder
+        self._progress = progress
         self._folder = Path(job.folder)
         self._scores: dict[tuple[int, str], float] = {}
         self.digests: dict[int, str] = {}
@@ -177,6 +181,7 @@ class _Watch:
 
     def log(self, update: int, metrics: dict[str, float]) -> None:
         """Take note of an update's figures."""
+        self._progress.update(update, metrics)
         if self._recorder:
             self._recorder.metrics(update, metrics)
 
@@ -203,7 +208,9 @@ class _Watch:
             self._score(update, task, model, processor)
         if not self._recorder:
             return {}
-        return {task: self._scores[update, f"val/{task}"] for task in tasks}
+        scores = {task: self._scores[update, f"val/{task}"] for task in tasks}
+        self._progress.validated(scores)
+        return scores
 
     def _keep(self, update: int, model: Any, processor: Any, state: State) -> None:
         import torch

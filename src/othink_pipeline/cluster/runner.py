@@ -203,7 +203,7 @@ def stand_in(
     """
     import pandas as pd
 
-    bound = getattr(node.func, "keywords", {})
+    bound = getattr(node, "identity", {})
     if cell := bound.get("cell"):
         checkpoint, history = node.outputs
         failed = FailedCell(**cell._asdict(), failed=error.message)

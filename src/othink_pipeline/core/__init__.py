@@ -8,6 +8,7 @@
 - ``processes``: which process it is, and whether it lives
 - ``presence``: which runs are at work in a folder
 - ``code``: which of our code a result depends on
+- ``stopping``: Ctrl-C and SIGTERM
 - ``units``: sizes and times as people read them
 - ``redaction``: addresses and errors without credentials
 - ``safetensors``: how large a model is, from the headers of its files

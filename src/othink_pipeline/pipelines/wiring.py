@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, update_wrapper
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd  # Kedro checks parameters only where all type hints resolve
 from kedro.pipeline import Node
@@ -28,10 +28,24 @@ def bind(function: Callable[..., Any], **identity: Any) -> Callable[..., Any]:
     return bound
 
 
+class BoundNode(Node):
+    """A node that runs what ``bind`` made, and shows the function itself: Kedro-Viz its code."""
+
+    @property  # type: ignore[misc]  # Kedro lets it be set
+    def func(self) -> Callable[..., Any]:
+        """The function, without what is fixed: ``identity``."""
+        return cast(Any, self._func).__wrapped__  # type: ignore[no-any-return]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What is fixed: the cell, the task ..."""
+        return dict(cast(Any, self._func).keywords)
+
+
 def training_nodes(grid: Grid, algorithm: str) -> list[Node]:
     """A node for each cell whose method runs ``algorithm``: all of them alike but for names."""
     return [
-        Node(
+        BoundNode(
             bind(train, cell=cell),
             inputs=[
                 f"base.b{grid.base_model_of(cell.seed)}.checkpoint",
@@ -87,7 +101,7 @@ def train(
 
 def evaluation_node(tested: Tested, eval_task: str) -> Node:
     """A node that tests a cell, or a base model, on ``eval_task``."""
-    return Node(
+    return BoundNode(
         bind(evaluate, tested=tested),
         inputs=[
             f"{tested.name}.checkpoint",

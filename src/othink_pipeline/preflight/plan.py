@@ -87,7 +87,7 @@ def plan_cells(pipeline: Pipeline, parameters: Parameters, catalog: DataCatalog)
     for node in pipeline.nodes:
         if not node.tags & {"sft", "rl"}:
             continue
-        cell: Cell = cast(Any, node.func).keywords["cell"]  # see `pipelines.wiring.bind`
+        cell: Cell = cast(Any, node).identity["cell"]  # see `pipelines.wiring.bind`
         manifests = {name: manifest(name) for name in node.inputs if name[:7] != "params:"}
         base, *examples = cast(Any, manifests.values())  # in the order of the node's arguments
         method = methods[cell.task, cell.method]

@@ -7,6 +7,7 @@
 - ``significance``: tests of differences
 - ``comparison``: methods compared pair by pair
 - ``verdict``: what it comes to, in words
+- ``metrics``: what MLflow shows of it
 - ``markdown``: the report
 - ``figures``: heat map and curves
 - ``page``: all of it in one HTML file, with samples and every prediction

@@ -12,8 +12,12 @@ import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from othink_pipeline.core.processes import lives, process_start
+from othink_pipeline.core.processes import lives
 from othink_pipeline.tracking.runs import (
+    HOST,
+    PID,
+    PROCESS_SPACE,
+    PROCESS_START,
     Status,
     end_run,
     grid_tag,
@@ -76,7 +80,7 @@ def reap_dead_runs(parent_id: str) -> list[str]:
     the experiment of `parent_id` is looked at. Their tag ``ended_by`` says who ended them.
     """
     client = mlflow_client()
-    runs = _running_beside(parent_id, f"tags.host = '{socket.gethostname()}'")
+    runs = _running_beside(parent_id, f"tags.`{HOST}` = '{socket.gethostname()}'")
     dead = [run for run in runs if not _process_lives(run)]
     for run in dead:
         client.set_tag(run.info.run_id, "ended_by", "process gone")
@@ -95,6 +99,4 @@ def _running_beside(parent_id: str, condition: str) -> list[Run]:
 def _process_lives(run: Run) -> bool:
     """False when the run's process is gone, or its id now belongs to another one."""
     tags = run.data.tags
-    if "process_space" not in tags:  # of former versions, which knew no more than this
-        return process_start(int(tags["pid"])) is not None
-    return lives(int(tags["pid"]), tags["process_space"], tags["process_start"])
+    return lives(int(tags[PID]), tags[PROCESS_SPACE], tags[PROCESS_START])

@@ -1,4 +1,4 @@
-"""What is logged on a run at once: scores, examples, checkpoints, and where to look at them.
+"""What is logged on a run at once: scores, examples, checkpoints, answers, descriptions.
 
 A training says nothing to MLflow directly but through `recorder.py`, so that it neither waits for
 a server nor dies of it.
@@ -12,15 +12,19 @@ import time
 from collections.abc import Mapping
 from math import isnan
 from pathlib import Path
-from urllib.parse import quote, urlencode
+from typing import TYPE_CHECKING
 
 from othink_pipeline.core.locks import lock
-from othink_pipeline.core.redaction import redact_uri
 from othink_pipeline.tracking.journal import Context, DatasetRef
-from othink_pipeline.tracking.runs import grid_tag, mlflow_client
+from othink_pipeline.tracking.runs import HIDDEN, mlflow_client
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STORE_LOCK = "mlflow.db.lock"
 """Held, in the project's folder, by who does to the store what two must not do at a time."""
+
+_MAX_NOTE_CHARACTERS = 8000  # limit of a tag (mlflow/utils/validation.py)
 
 
 def log_metrics(
@@ -98,25 +102,47 @@ def log_checkpoint(run_id: str, name: str, step: int, path: Path, tags: Mapping[
     return write_checkpoint(patient_store(), run_id, name, step, tags)
 
 
-def comparison_link(parent_id: str) -> str:
-    """Address of the page that compares the runs of one `kedro run`, best mean score first.
+def log_samples(run_id: str, samples: pd.DataFrame, file: str, digest: str) -> None:
+    """Log a table of answers, in the place of the one before; the same one leaves no trace.
 
-    The UI itself opens on a page without child runs, and in its view for agents.
-
-    It is on the tracking server, or where ``mlflow ui`` answers when there is none.
+    Args:
+        samples: a row for each answer; a column of pictures is shown as such.
+        file: ``samples.json``.
+        digest: of what is in it.
     """
-    import mlflow
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    server = "http://127.0.0.1:5000"
-    if mlflow.get_tracking_uri().startswith("http"):
-        server = redact_uri(mlflow.get_tracking_uri()).replace("***@", "").rstrip("/")
-    experiment_id = mlflow_client().get_run(parent_id).info.experiment_id
-    query = {
-        "searchFilter": f"tags.`{grid_tag(parent_id)}` != ''",
-        "orderByKey": "metrics.`eval/mean`",
-        "orderByAsc": "false",
-        "compareRunsMode": "CHART",
-        "workflowType": "machine_learning",
-    }
-    search = urlencode(query, safe="'", quote_via=quote)
-    return f"{server}/#/experiments/{experiment_id}/runs?{search}"
+    client = mlflow_client()
+    run = client.get_run(run_id)
+    tag = f"{HIDDEN}{file}"
+    if run.data.tags.get(tag) == digest:
+        return
+    if tag in run.data.tags:  # `log_table` would add to what is there
+        artifacts = get_artifact_repository(run.info.artifact_uri)
+        for path in (file, f"table_images/{Path(file).stem}"):
+            artifacts.delete_artifacts(path)  # type: ignore[no-untyped-call]
+    client.set_tag(run_id, tag, "begun")  # killed here, it is done again
+    client.log_table(run_id, samples, file)
+    client.set_tag(run_id, tag, digest)
+
+
+def describe(run_id: str, text: str, color: str | None = None) -> None:
+    """Say on a run's page what it is, and draw it in a colour.
+
+    Args:
+        text: in Markdown; what is above 8,000 characters is cut.
+        color: ``#RRGGBB``; None: MLflow's own choice.
+    """
+    from mlflow.entities import RunTag
+
+    tags = {"mlflow.note.content": text[:_MAX_NOTE_CHARACTERS]}
+    if color is not None:
+        tags["mlflow.runColor"] = color
+    mlflow_client().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def describe_experiment(run_id: str, text: str) -> None:
+    """Say on the page of a run's experiment what it is about; text as of `describe`."""
+    client = mlflow_client()
+    experiment_id = client.get_run(run_id).info.experiment_id
+    client.set_experiment_tag(experiment_id, "mlflow.note.content", text[:_MAX_NOTE_CHARACTERS])

@@ -41,6 +41,11 @@ FILE = "run.json"
 PARENT_VARIABLE = "OTHINK_PARENT_RUN_ID"
 """Environment variable with the parent's run id: the one thing that worker processes inherit."""
 
+HIDDEN = "mlflow.othink."
+"""What the names of housekeeping tags begin with: MLflow's pages hide what bears its own name."""
+HOST, PID = f"{HIDDEN}host", f"{HIDDEN}pid"
+PROCESS_SPACE, PROCESS_START = f"{HIDDEN}process_space", f"{HIDDEN}process_start"
+
 _FAILED_TAG = "failed"  # why a run failed
 # What a child shares with its parent: who ran which code.
 _INHERITED_TAGS = (
@@ -50,6 +55,7 @@ _INHERITED_TAGS = (
     "mlflow.source.git.commit",
     "git_dirty",
     "code_version",
+    "env",
 )
 # Limits of one MLflow request (mlflow/utils/validation.py).
 _MAX_PARAMETER_CHARACTERS = 6000
@@ -78,16 +84,29 @@ def mlflow_client() -> MlflowClient:
 
 def grid_tag(parent_id: str) -> str:
     """Name of the tag that a run carries for each `kedro run` that it is a part of."""
-    return f"grid.{parent_id}"
+    return f"{HIDDEN}grid.{parent_id}"
+
+
+def grid_runs(parent_id: str) -> list[Run]:
+    """The runs of cells and base models that are part of a `kedro run`, by name."""
+    import mlflow
+
+    found: list[Run] = mlflow.search_runs(
+        [mlflow_client().get_run(parent_id).info.experiment_id],
+        f"tags.`{grid_tag(parent_id)}` != ''",
+        order_by=["attributes.run_name"],
+        output_format="list",
+    )
+    return found
 
 
 def process_tags() -> dict[str, str]:
     """Which process writes a run: what `reap_dead_runs` goes by."""
     return {
-        "host": socket.gethostname(),
-        "pid": str(os.getpid()),
-        "process_space": process_space(),
-        "process_start": str(process_start(os.getpid())),
+        HOST: socket.gethostname(),
+        PID: str(os.getpid()),
+        PROCESS_SPACE: process_space(),
+        PROCESS_START: str(process_start(os.getpid())),
     }
 
 

@@ -8,7 +8,7 @@ from othink_pipeline.pipelines.base_model.nodes import (
     prepare_base_examples,
     train_base_model,
 )
-from othink_pipeline.pipelines.wiring import bind
+from othink_pipeline.pipelines.wiring import BoundNode, bind
 
 
 def create_pipeline(grid: Grid) -> Pipeline:
@@ -16,7 +16,7 @@ def create_pipeline(grid: Grid) -> Pipeline:
     return Pipeline(
         [
             *(
-                Node(
+                BoundNode(
                     bind(prepare_base_examples, task=task),
                     inputs=["params:data_preparation", "params:folders"],
                     outputs=f"{task}.base_examples",
@@ -45,7 +45,7 @@ def create_check(grid: Grid) -> Pipeline:
     """Verify the base models that the grid starts from, on the examples that it uses."""
     return Pipeline(
         [
-            Node(
+            BoundNode(
                 bind(check_base_model, number=number),
                 inputs=[
                     "params:base_model",

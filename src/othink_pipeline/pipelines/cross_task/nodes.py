@@ -15,8 +15,10 @@ from othink_pipeline.cells.evaluate import eval_stage, read_predictions
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.keys import SAME_ENV
 from othink_pipeline.cells.manifests import CollectedTests, FailedCell, FailedTest, Predictions
+from othink_pipeline.cells.samples import sample_answers
 from othink_pipeline.core.blocks import BASE, ConfigurationError
 from othink_pipeline.core.code import code_tags, library_versions
+from othink_pipeline.core.files import content_key
 from othink_pipeline.data.examples import read_examples
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.report.comparison import compare_all, differences_table
@@ -27,7 +29,7 @@ from othink_pipeline.report.page.items import Item, make_items
 from othink_pipeline.report.page.render import Content, render_page
 from othink_pipeline.report.parameters import KnownMethods, Published, Report
 from othink_pipeline.report.verdict import verdict
-from othink_pipeline.tracking import records, runs
+from othink_pipeline.tracking import records, runs, views
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +43,13 @@ def collect_tests(
 ) -> CollectedTests:
     """All tests of one method, or of the base models.
 
-    Puts the mean over the tasks on the MLflow run of each model that was tested on all of them.
+    Puts some answers on the MLflow run of each model that was tested on all tasks.
 
     Args:
         models: namespaces of the cells, or of the base models.
         tasks: what each of them was tested on.
-        manifests: by the name of the dataset, of each model's checkpoint and predictions.
+        manifests: by the name of the dataset, of each task's examples, and of each model's
+            checkpoint and predictions.
 
     Raises:
         ConfigurationError: predictions that are not those of the checkpoint.
@@ -63,12 +66,18 @@ def collect_tests(
                 f"{model}: its predictions are not those of its last checkpoint. "
                 f"Run it again: kedro run --namespaces={model} {SAME_ENV}"
             )
-        if len(done) == len(tasks):  # a mean over some of them is none
-            tables = [read_predictions(test) for test in done]
-            mean = sum(table["correct"].mean() for table in tables) / len(tables)
-            means = {f"{eval_stage(tables[0])}/mean": mean}
-            records.log_scores(checkpoint.run_id, means, checkpoint.updates)
+        if len(done) == len(tasks):  # samples of some tasks would be taken for all
+            _log_samples(checkpoint.run_id, done, manifests)
     return CollectedTests(tests=tuple(found))
+
+
+def _log_samples(run_id: str, tests: list[Predictions], manifests: dict[str, Any]) -> None:
+    tables = {test.eval_task: read_predictions(test) for test in tests}
+    examples = {task: manifests[f"{task}.examples"] for task in tables}
+    shown = eval_stage(tables[tests[0].eval_task]).removeprefix("eval")  # "" or "_shuffled"
+    file = views.SAMPLES.replace(".", f"{shown}.")
+    digest = content_key({test.eval_task: test.key for test in tests})
+    records.log_samples(run_id, sample_answers(tables, examples), file, digest)
 
 
 def build_transfer_matrix(
@@ -230,15 +239,14 @@ def write_report(
     *,
     methods: tuple[str, ...],
 ) -> tuple[str, pd.DataFrame]:
-    """The report and the tested differences; prints the matrix and puts means on the parent's run.
+    """The report and the tested differences; prints the verdict and the matrix.
 
     As many parameters as datasets: it is what all of them come to.
     """
     parent = runs.parent_run_id()
     lineage = {}
     if parent:
-        lineage = {"MLflow run": parent, "compare its cells": records.comparison_link(parent)}
-        records.log_metrics(parent, _means(transfer_matrix), 0)
+        lineage = {"MLflow run": parent, **views.view_links(parent)}
     lineage |= _makers()
     logger.info("transfer matrix: accuracy in %%\n%s", matrix_text(transfer_matrix))
     compared = compare_all(sort_rows(predictions, methods), report.comparisons)
@@ -308,14 +316,3 @@ def _makers() -> dict[str, str]:
     versions = {"Python": platform.python_version(), **library_versions()}
     libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
     return {"report made by": code, "beside": libraries}
-
-
-def _means(matrix: pd.DataFrame) -> dict[str, float]:
-    """``same_task/<method>`` and ``cross_task/<method>``: means over tasks and seeds."""
-    same = matrix["train_task"] == matrix["eval_task"]
-    base = matrix["method"] == BASE
-    means = {BASE: float(matrix.loc[base, "accuracy"].mean())}
-    for scope, rows in (("same_task", same), ("cross_task", ~same & ~base)):
-        for method, cells in matrix[rows].groupby("method"):
-            means[f"{scope}/{method}"] = float(cells["accuracy"].mean())
-    return means

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -35,6 +36,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from othink_pipeline.preflight.lengths import Lengths
+
+
+COLUMNS = 100
+"""No line of the table is longer, but for a path that is."""
+WIDEST_CHECK = 32
+"""Names of checks that are longer move their own row only."""
 
 
 class Fit(NamedTuple):
@@ -120,16 +127,33 @@ def measure_costs(parameters: dict[str, Any], fit: Fit) -> list[Row]:
 
 
 def report_checks(places: list[Row], fit: Fit, costs: list[Row]) -> None:
-    """Print a line a check.
+    """Print what came of each check, what failed first, and in the last line what follows.
 
     Raises:
         ConfigurationError: with every check that failed and its remedy.
     """
-    rows = [*places, *fit.rows, *costs]
-    width = max(len(row.check) for row in rows)
+    rows = sorted([*places, *fit.rows, *costs], key=lambda row: row.outcome != "FAILED")
+    width = min(max(len(row.check) for row in rows), WIDEST_CHECK)
     for row in rows:
-        click.echo(f"{row.check:<{width}}  {row.outcome:<6}  {row.detail}")
+        click.echo(_layout(row, width))
     refuse(rows)
+    verdict = "Ready: nothing stands in the way."
+    if costs:
+        verdict = f"Ready: {costs[-1].check}, {costs[-1].detail}."
+    click.echo(fill(verdict, COLUMNS))
+
+
+def _layout(row: Row, width: int) -> str:
+    """Name, outcome and detail, the latter below itself where it takes several lines."""
+    head = f"{row.check:<{width}}  {row.outcome:<6}  "
+    below = " " * (width + 10)
+    return fill(
+        head + row.detail,
+        COLUMNS,
+        subsequent_indent=below,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _count_work(blocks: Parameters) -> list[Row]:

@@ -1,10 +1,10 @@
 """Same-task evaluation: every checkpoint x its own task's test split -> scores."""
 
-from kedro.pipeline import Node, Pipeline
+from kedro.pipeline import Pipeline
 
 from othink_pipeline.cells.grid import Grid
 from othink_pipeline.pipelines.same_task_eval.nodes import tabulate_same_task
-from othink_pipeline.pipelines.wiring import bind, evaluation_node, tested_cell
+from othink_pipeline.pipelines.wiring import BoundNode, bind, evaluation_node, tested_cell
 
 
 def create_pipeline(grid: Grid) -> Pipeline:
@@ -16,7 +16,7 @@ def create_table(grid: Grid) -> Pipeline:
     """The diagonal as a table; the whole matrix holds it too."""
     return Pipeline(
         [
-            Node(
+            BoundNode(
                 bind(tabulate_same_task, methods=tuple(grid.algorithms)),
                 inputs=[f"{cell.name}.{cell.task}.predictions" for cell in grid.cells],
                 outputs="same_task_scores",

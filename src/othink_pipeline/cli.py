@@ -1,0 +1,59 @@
+"""`kedro run` of this project: Kedro's own, but for how it ends when it is stopped or misspelt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from kedro.framework.cli.project import run as kedro_run
+from kedro.framework.project import pipelines
+
+from othink_pipeline.cells.parameters import Parameters
+from othink_pipeline.config_loader import GridConfigLoader
+from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.preflight.plan import describe_plan, plan_grid
+
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C has stopped: 128 + SIGINT."""
+
+
+@click.group()
+def cli() -> None:
+    """Take the place of Kedro's commands of the same names."""
+
+
+def _run(**options: Any) -> Any:
+    assert kedro_run.callback
+    try:
+        return kedro_run.callback(**options)
+    except KeyboardInterrupt:
+        click.echo(f"Stopped. {_kept()}", err=True)
+        raise SystemExit(INTERRUPTED) from None
+    except ValueError:
+        asked = [*filter(None, [options["pipeline"]]), *options["pipelines"]]
+        unknown = [name for name in asked if name not in pipelines]
+        if not unknown:
+            raise
+        raise ConfigurationError(
+            f"--pipelines={','.join(unknown)}: no pipeline. There are "
+            f"{', '.join(name for name in pipelines if name != '__default__')}."
+        ) from None
+
+
+run = click.Command("run", params=kedro_run.params, callback=_run, help=kedro_run.help)
+cli.add_command(run)
+
+
+def _kept() -> str:
+    """What there is of the grid, and how to go on."""
+    loader = GridConfigLoader.current
+    if loader is None:
+        return "Nothing had begun."
+    try:
+        planned = plan_grid(Parameters.read(loader["parameters"]))
+    except ConfigurationError:  # that is why it was stopped
+        return "Nothing was changed."
+    return (
+        f"What is there of the grid:\n{describe_plan(planned)}\n"
+        "Nothing of it is lost: the same command goes on from there."
+    )

@@ -1,0 +1,38 @@
+"""Ctrl-C and SIGTERM: a run that is stopped says at once that it heard, and ends in order."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+import click
+
+_USUAL: dict[signal.Signals, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
+"""What Python does with the signals that stop a run."""
+
+
+def stop_in_order() -> None:
+    """Let a scheduler's SIGTERM (a time limit, `docker stop`) end a run the way Ctrl-C does."""
+    # Python takes handlers from the main thread only; an embedding program's handler is its own.
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number, usual in _USUAL.items():
+        if signal.getsignal(number) is usual:
+            signal.signal(number, _stop)
+
+
+def stop_as_before() -> None:
+    """Give the signals back."""
+    for number, usual in _USUAL.items():
+        if signal.getsignal(number) is _stop:
+            signal.signal(number, usual)
+
+
+def _stop(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up
+    click.echo("\nstopping: what is done is being saved ...", err=True)
+    raise KeyboardInterrupt

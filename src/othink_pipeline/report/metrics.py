@@ -1,0 +1,109 @@
+"""What MLflow shows of the results: scores of each model, and what was tested between methods.
+
+Names say what a score is of: ``own`` is the task that a cell was trained on, ``other`` the mean
+over all else. Shares in [0, 1], four digits; ``_low`` and ``_high`` end the names of the bounds of
+a 95 % interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from othink_pipeline.core.blocks import BASE
+from othink_pipeline.report.comparison import BOOTSTRAP_SEED, Scope, compare, read_differences
+from othink_pipeline.report.matrix import tested
+from othink_pipeline.report.resampling import Estimate, resample
+
+SCOPE_NAMES: Mapping[Scope, str] = {"same": "own", "cross": "other"}
+
+
+def model_metrics(matrix: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, float]:
+    """How one model did on each task, and on each form of its questions.
+
+    Args:
+        matrix: its rows.
+        predictions: its answers.
+
+    Returns:
+        ``eval/accuracy_low/<task>``, ``eval/accuracy_high/<task>``, ``eval/form/<task>/<form>``.
+    """
+    metrics: dict[str, float] = {}
+    for task, low, high in tested(matrix)[["eval_task", "ci_low", "ci_high"]].to_numpy():
+        metrics |= {f"eval/accuracy_low/{task}": low, f"eval/accuracy_high/{task}": high}
+    for (task, form), answers in predictions.groupby(["eval_task", "form"]):
+        metrics[f"eval/form/{task}/{form}"] = answers["correct"].mean()
+    return _rounded(metrics)
+
+
+def cell_metrics(
+    matrix: pd.DataFrame, predictions: pd.DataFrame, base: pd.DataFrame
+) -> dict[str, float]:
+    """Accuracy of a cell on its own task and on the others, and the gain over its base model.
+
+    A scope with a hole has no score: a mean over some tasks is none.
+
+    Args:
+        matrix: its rows.
+        predictions: its answers.
+        base: the answers of all base models.
+
+    Returns:
+        ``own/accuracy``, ``own/gain``, ``other/accuracy`` and ``other/gain``, with bounds.
+    """
+    metrics: dict[str, float] = {}
+    both = pd.concat([predictions, base])
+    for scope, name in SCOPE_NAMES.items():
+        rows = matrix[(matrix["eval_task"] == matrix["train_task"]) == (scope == "same")]
+        if rows.empty or len(tested(rows)) < len(rows):
+            continue
+        metrics |= _with_bounds(f"{name}/accuracy", _accuracy(rows, predictions))
+        if gain := compare(both, rows["method"].iloc[0], BASE, scope):
+            metrics |= _with_bounds(f"{name}/gain", gain.over_items)
+    return metrics
+
+
+def _accuracy(rows: pd.DataFrame, answers: pd.DataFrame) -> Estimate:
+    """Of one task as in the matrix, of several the mean over tasks."""
+    if len(rows) == 1:
+        return Estimate(*rows[["accuracy", "ci_low", "ci_high"]].to_numpy()[0])
+    chosen = answers[answers["eval_task"].isin(rows["eval_task"])]
+    drawn = resample([[chosen["correct"]]], BOOTSTRAP_SEED, strata=chosen["eval_task"])
+    return drawn.estimate(lambda means: means[0])
+
+
+def grid_metrics(matrix: pd.DataFrame, differences: pd.DataFrame) -> dict[str, float]:
+    """What all cells come to.
+
+    Args:
+        matrix: the transfer matrix.
+        differences: as from ``comparison.differences_table``.
+
+    Returns:
+        ``base/accuracy``, ``own/<method>`` and ``other/<method>``: means over tasks and seeds;
+        ``difference/own/<method>-<baseline>`` and so on with bounds, and with ``_p`` Holm's p over
+        all of these, as in the report.
+    """
+    rows = tested(matrix)
+    base, same = rows["method"] == BASE, rows["train_task"] == rows["eval_task"]
+    metrics = {"base/accuracy": rows.loc[base, "accuracy"].mean()}
+    for name, chosen in (("own", same), ("other", ~same & ~base)):
+        for method, cells in rows[chosen].groupby("method"):
+            metrics[f"{name}/{method}"] = cells["accuracy"].mean()
+    metrics = _rounded(metrics)
+    for each in read_differences(differences):
+        name = f"difference/{SCOPE_NAMES[each.scope]}/{each.method}-{each.baseline}"
+        estimate = Estimate(each.points / 100, each.low / 100, each.high / 100)
+        metrics |= {**_with_bounds(name, estimate), f"{name}_p": each.p_holm}
+    return metrics
+
+
+def _with_bounds(name: str, estimate: Estimate) -> dict[str, float]:
+    values = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return _rounded(values)
+
+
+def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Four digits: no more is known."""
+    return {name: round(float(value), 4) for name, value in metrics.items()}

@@ -1,0 +1,37 @@
+"""The time that a run still takes."""
+
+import math
+
+from othink_pipeline.cells.grid import Cell
+from othink_pipeline.preflight.plan import Planned
+from othink_pipeline.preflight.time_left import TimeLeft
+from tests.support.manifests import shipped_method
+
+
+def planned(method: str, seed: int, done: int, seconds: float, state: str = "train") -> Planned:
+    cell = Cell("counting", method, seed)
+    return Planned(cell, shipped_method(cell), state, done, seconds)  # type: ignore[arg-type]
+
+
+def test_what_was_measured_in_this_run_takes_the_place_of_what_was_known() -> None:
+    updates = shipped_method(Cell("counting", "grpo", 0)).updates
+    left = TimeLeft(
+        [
+            planned("grpo", 0, 0, 100.0),
+            planned("grpo", 1, updates // 2, 50.0),
+            planned("grpo", 2, updates, 0.0, "reuse"),
+            planned("sft", 0, 0, 10.0),
+        ]
+    )
+    assert left.seconds == 160
+    left.finish(Cell("counting", "grpo", 2), 0.1)  # it was there
+    assert left.seconds == 160
+    left.finish(Cell("counting", "grpo", 0), 200.0)
+    assert left.seconds == 100 + 10
+
+
+def test_what_nothing_is_known_of_leaves_the_whole_unknown() -> None:
+    left = TimeLeft([planned("grpo", 0, 0, math.nan), planned("sft", 0, 0, 10.0)])
+    assert math.isnan(left.seconds)
+    left.finish(Cell("counting", "grpo", 0), 3.0)
+    assert left.seconds == 10

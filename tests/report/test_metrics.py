@@ -1,0 +1,76 @@
+"""What MLflow shows as scores, by hand."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from othink_pipeline.report.comparison import compare_all, differences_table
+from othink_pipeline.report.estimators import wilson_interval
+from othink_pipeline.report.metrics import cell_metrics, grid_metrics, model_metrics
+from tests.support.handmade import cell, grid, matrix_of, two_tasks
+
+
+def of(table: pd.DataFrame, train_task: str, method: str) -> pd.DataFrame:
+    return table[(table["train_task"] == train_task) & (table["method"] == method)]
+
+
+def cell_scores(predictions: pd.DataFrame, train_task: str, method: str) -> dict[str, float]:
+    base = of(predictions, "none", "base")
+    matrix = matrix_of(predictions)
+    return cell_metrics(of(matrix, train_task, method), of(predictions, train_task, method), base)
+
+
+def test_own_and_other_are_apart_each_with_its_bounds_and_its_gain() -> None:
+    scores = cell_scores(two_tasks(), "counting", "grpo_d")
+    interval = wilson_interval(5, 8)
+    assert scores["own/accuracy"] == 5 / 8
+    assert scores["own/accuracy_low"] == round(interval.low, 4)
+    assert scores["own/accuracy_high"] == round(interval.high, 4)
+    assert scores["other/accuracy"] == 2 / 4
+    assert scores["own/gain"] == 5 / 8 - 2 / 8
+    assert scores["other/gain"] == 2 / 4 - 1 / 4
+    assert scores["own/gain_low"] <= scores["own/gain"] <= scores["own/gain_high"]
+    assert len(scores) == 12
+
+
+def test_other_is_the_mean_over_tasks_and_none_where_one_is_missing() -> None:
+    third = [
+        cell("counting", "grpo_d", 0, "third", [1, 1]),
+        cell("none", "base", None, "third", [0, 1]),
+    ]
+    scores = cell_scores(grid(two_tasks(), *third), "counting", "grpo_d")
+    assert scores["other/accuracy"] == (2 / 4 + 2 / 2) / 2  # and not 4 of 6
+    assert scores["other/accuracy_low"] < 0.75 < scores["other/accuracy_high"]
+    assert scores["other/gain"] == 0.75 - (1 / 4 + 1 / 2) / 2
+    predictions = two_tasks()
+    matrix = of(matrix_of(predictions), "counting", "grpo_d")
+    matrix.loc[matrix["eval_task"] == "geometry", "n"] = 0  # that test failed
+    answers = of(predictions, "counting", "grpo_d")
+    scores = cell_metrics(matrix, answers, of(predictions, "none", "base"))
+    assert {name.split("/")[0] for name in scores} == {"own"}
+
+
+def test_forms_are_told_by_task() -> None:
+    predictions = of(two_tasks(), "counting", "sft").assign(form="count")
+    predictions.loc[predictions["example_id"].isin(["counting-0", "counting-1"]), "form"] = "price"
+    scores = model_metrics(matrix_of(predictions), predictions)
+    assert scores["eval/form/counting/price"] == 1 / 2
+    assert scores["eval/form/counting/count"] == round(2 / 6, 4)
+    assert scores["eval/accuracy_low/geometry"] == round(wilson_interval(1, 4).low, 4)
+
+
+def test_the_grid_has_its_differences_with_bounds_and_holms_p() -> None:
+    predictions = two_tasks()
+    compared = compare_all(predictions, [("grpo_d", "sft")])
+    metrics = grid_metrics(matrix_of(predictions), differences_table(compared))
+    assert metrics["base/accuracy"] == (2 / 8 + 1 / 4) / 2
+    assert metrics["own/sft"] == (3 / 8 + 2 / 4) / 2
+    assert metrics["other/grpo_d"] == (2 / 8 + 2 / 4) / 2
+    name = "difference/own/grpo_d-sft"
+    assert metrics[name] == 0.25
+    assert metrics[f"{name}_low"] <= 0.25 <= metrics[f"{name}_high"]
+    # Six tests; the least p of 0.125 (4 discordant pairs, all one way: 2 * 0.5^4) times 6.
+    p_values = [value for key, value in metrics.items() if key.endswith("_p")]
+    assert len(p_values) == len(compared) == 6
+    assert min(p_values) == pytest.approx(min(6 * min(c.p_items for c in compared), 1))

@@ -1,0 +1,44 @@
+"""How `kedro run` ends when it is stopped, or asked for what there is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from othink_pipeline import cli
+
+
+def run_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, *options: str) -> Any:
+    def callback(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.kedro_run, "callback", callback)
+    monkeypatch.setattr(cli, "pipelines", {"sft": None, "rl": None, "__default__": None})
+    return CliRunner().invoke(cli.cli, ["run", *options])
+
+
+def test_ctrl_c_says_what_is_kept_and_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_kept", lambda: "3 cells are finished.")
+    result = run_with(monkeypatch, KeyboardInterrupt())
+    assert result.exit_code == 130
+    assert result.stderr == "Stopped. 3 cells are finished.\n"
+
+
+def test_what_is_kept_is_told_by_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.GridConfigLoader, "current", None)
+    assert cli._kept() == "Nothing had begun."
+    monkeypatch.setattr(cli.GridConfigLoader, "current", {"parameters": {}})
+    assert "Nothing was changed" in cli._kept()  # bad parameters: no second error
+
+
+def test_an_unknown_pipeline_is_told_those_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run_with(monkeypatch, ValueError("Failed to find"), "--pipelines=rl,slf")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: --pipelines=slf: no pipeline. There are sft, rl.\n"
+
+
+def test_another_error_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run_with(monkeypatch, ValueError("something else"), "--pipelines=rl")
+    assert isinstance(result.exception, ValueError)

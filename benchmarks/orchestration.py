@@ -146,6 +146,7 @@ def _parameters() -> tuple[Parameters, dict[tuple[str, str], SFT | RL]]:
 def checkpoint_of(cell: Cell) -> Checkpoint:
     """The last checkpoint of a cell that was never trained."""
     from othink_pipeline.cells.manifests import Checkpoint
+    from othink_pipeline.scoring.kinds import EXACT
 
     parameters, methods = _parameters()
     texts = dict.fromkeys(
@@ -156,6 +157,7 @@ def checkpoint_of(cell: Cell) -> Checkpoint:
         **cell._asdict(),
         **texts,
         **counts,
+        answers=EXACT,
         parameters=methods[cell.task, cell.method],
         health=parameters.health.model_dump(),
         faults={},

@@ -346,7 +346,9 @@ def test_nodes_can_be_sent_to_other_processes(configure: Configure) -> None:
         assert inspect.isfunction(node.func)  # of anything else Kedro-Viz shows no code
         again = pickle.loads(pickle.dumps(node))
         assert (again.name, again.func) == (node.name, node.func)
-        assert getattr(again, "identity", None) == getattr(node, "identity", None)
+        tagged = node.tag("another")  # Kedro's copy
+        for same in (again, tagged):
+            assert getattr(same, "identity", None) == getattr(node, "identity", None)
 
 
 def test_every_dataset_has_a_file_of_its_own(configure: Configure) -> None:

@@ -295,7 +295,7 @@ def test_ray_is_asked_before_a_run_leaves_a_record(
 
     monkeypatch.setattr(runner, "prepare", refuse)
     GridConfigLoader("conf", env="smoke", base_env="base", default_run_env="local")
-    training = Pipeline([Node(len, "x", "y", tags=["sft"])])
+    training = Pipeline([Node(len, "x", "y")])
     params = run_params(tmp_path, runner=str(runner.RayRunner()))
     with pytest.raises(ConfigurationError, match="does not answer"):
         PreflightHooks().before_pipeline_run(params, training, DataCatalog())
@@ -486,6 +486,28 @@ def test_a_line_for_each_node_with_the_time_that_is_left(caplog: pytest.LogCaptu
     assert caplog.messages == ["[1/2, 0:00, about 3 min to train] first", "[2/2, 0:00] second"]
 
 
+def test_nodes_side_by_side_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.0, 10.0, 100.0, 110.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    preflight = PreflightHooks()
+    hooks = ScreenHooks(preflight)
+    cells = [Cell("counting", "sft", seed) for seed in (0, 1)]
+    preflight.planned = [Planned(cell, shipped_method(cell), "train", 0, 1.0) for cell in cells]
+    took: list[float] = []
+
+    def train(*, cell: Cell) -> str:
+        return cell.name
+
+    nodes = [BoundNode(bind(train, cell=cell), None, cell.name, name=cell.name) for cell in cells]
+    hooks.before_pipeline_run(Pipeline(nodes))
+    monkeypatch.setattr(hooks._left, "finish", lambda _, seconds: took.append(seconds))
+    for node in nodes:
+        hooks.before_node_run(node)
+    for node in nodes:
+        hooks.after_node_run(node)
+    assert took == [100.0, 100.0]
+
+
 def test_an_error_fails_the_children_that_still_run(
     client: MlflowClient, hooks: TrackingHooks, tmp_path: Path
 ) -> None:
@@ -510,7 +532,9 @@ def test_a_run_interrupted_in_a_notebook_is_ended_before_the_next(
     hooks.before_pipeline_run(run_params(tmp_path))
     parent = str(runs.parent_run_id())
     child = runs.start_run("a", "cell", {}, {})
-    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)  # a second one does not cut the clean-up
     hooks.after_context_created()
     assert statuses(client, parent, child) == ["KILLED", "KILLED"]
     assert mlflow.active_run() is None

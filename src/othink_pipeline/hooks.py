@@ -115,14 +115,14 @@ class PreflightHooks:
         if places.get("trained", places["data"]) != places["data"]:
             option = " (in the environment that trains; globals.yml: trained)"
         check_stored(pipeline, parameters, catalog, option)
-        if "RayRunner" in run_params["runner"]:
-            from othink_pipeline.cluster.runner import prepare
-
-            prepare(pipeline)
         self.planned = plan_cells(pipeline, parameters, catalog)
         if self.planned:
             logger.info(describe_plan(self.planned))
             check_room(self.planned, parameters)
+        if "RayRunner" in run_params["runner"]:
+            from othink_pipeline.cluster.runner import prepare
+
+            prepare(pipeline)
         # Last: nothing calls the hooks below for a run that was refused.
         marks = Path(loader["globals"]["data"]) / AT_WORK
         what = {name: block for name, block in raw.items() if name != "cluster"}
@@ -146,33 +146,35 @@ class ScreenHooks:
         """`preflight` has planned what is trained."""
         self._preflight = preflight
         self._left = TimeLeft([])
-        self._nodes = self._nodes_started = 0
-        self._started_s = self._node_started_s = 0.0
+        self._nodes = self._begun = 0
+        self._started_s = 0.0
+        self._at_work: dict[str, float] = {}  # on Ray several at once
 
     @hook_impl(trylast=True)
     def before_pipeline_run(self, pipeline: Pipeline) -> None:
         """Begin to count."""
         self._left = TimeLeft(self._preflight.planned)
-        self._nodes, self._nodes_started = len(pipeline.nodes), 0
+        self._nodes, self._begun = len(pipeline.nodes), 0
         self._started_s = time.monotonic()
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
         """Say what starts, and how long all trainings that are left take."""
-        self._nodes_started += 1
-        self._node_started_s = time.monotonic()
-        minutes, seconds = divmod(int(self._node_started_s - self._started_s), 60)
-        place = f"{self._nodes_started}/{self._nodes}, {minutes}:{seconds:02d}"
-        if (left := self._left.seconds) > 0:  # False for NaN
+        self._begun += 1
+        now_s = self._at_work[node.name] = time.monotonic()
+        minutes, seconds = divmod(int(now_s - self._started_s), 60)
+        place = f"{self._begun}/{self._nodes}, {minutes}:{seconds:02d}"
+        if (left := self._left.seconds / len(self._at_work)) > 0:  # False for NaN
             place += f", about {describe_seconds(left)} to train"
         logger.info("[%s] %s", place, node.name)
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
         """Learn from it how long others will take."""
+        seconds = time.monotonic() - self._at_work.pop(node.name)
         cell = getattr(node, "identity", {}).get("cell")
         if cell is not None:
-            self._left.finish(cell, time.monotonic() - self._node_started_s)
+            self._left.finish(cell, seconds)
 
 
 class StoreHooks:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
@@ -34,45 +35,60 @@ def main(env: str | None) -> None:
         # kedro-mlflow makes the store of its mlflow.yml the current one.
         cast(KedroSession, session).load_context()
     links = views.latest_links()
-    page = next(iter(links.values()), views.server_address())
-    for title, link in links.items():
-        click.echo(f"{title:<20} {link}")
-    if _answers(page):
-        click.launch(page)
+    if _store().startswith("http"):
+        _show(links, views.server_address())
         return
-    address = urlsplit(page)
-    server = _start_server(str(address.port))
+    port = _find_port(urlsplit(views.server_address()).port or 0)
+    address = f"http://127.0.0.1:{port}"
+    server = _start_server(port)
     try:
-        _wait_for(page)
-        click.launch(page)
+        _wait_for(f"{address}/health")
+        _show({title: _at(link, address) for title, link in links.items()}, address)
         click.echo("Ctrl-C ends it.")
         server.wait()
     except KeyboardInterrupt:
+        pass
+    finally:
         server.terminate()
         server.wait()
 
 
-def _answers(page: str) -> bool:
-    address = urlsplit(page)
-    with socket.socket() as probe:
-        probe.settimeout(5)
-        return probe.connect_ex((address.hostname, address.port or 443)) == 0
-
-
-def _start_server(port: str) -> subprocess.Popen[bytes]:
+def _store() -> str:
     import mlflow
 
-    store = mlflow.get_tracking_uri()
-    if store.startswith("http"):
-        raise ConfigurationError(f"{views.server_address()}: the tracking server does not answer.")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--port", port]
-    return subprocess.Popen(command)
+    return mlflow.get_tracking_uri()
+
+
+def _show(links: dict[str, str], otherwise: str) -> None:
+    """Print all links and open the first one."""
+    for title, link in links.items():
+        click.echo(f"{title:<20} {link}")
+    click.launch(next(iter(links.values()), otherwise))
+
+
+def _at(link: str, address: str) -> str:
+    """A link of ``views`` on another server."""
+    return address + link.removeprefix(views.server_address())
+
+
+def _find_port(usual: int) -> int:
+    """The usual port, or any other one where something listens there."""
+    for port in (usual, 0):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)) as probe:
+            return int(probe.getsockname()[1])
+    raise ConfigurationError("127.0.0.1: no port is free for MLflow's server.")
+
+
+def _start_server(port: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", _store()]
+    return subprocess.Popen([*command, "--port", str(port)])
 
 
 def _wait_for(page: str) -> None:
+    """Until it answers, for a minute at most: a cold start imports much."""
     from urllib3 import PoolManager, Retry
 
-    patience = Retry(connect=60, backoff_factor=0.1, backoff_max=1)
+    patience = Retry(total=None, connect=60, backoff_factor=0.1, backoff_max=1)
     PoolManager().request("GET", page, retries=patience)
 
 

@@ -17,6 +17,7 @@ from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.preflight.stored import check_stored
+from othink_pipeline.scoring.kinds import Text
 from tests.support.manifests import checkpoint_of, examples_of
 
 ROOT = Path(__file__).parents[2]
@@ -101,12 +102,13 @@ def test_what_was_made_with_others_stops_the_run(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"answers": Text(kind="text")}, "trained with another kind of answer"),
         ({"data": "other"}, "trained on other examples"),
         ({"base_model": "other"}, "trained from another base model"),
     ],
 )
 def test_a_checkpoint_of_other_data_or_another_model_is_not_tested(
-    raw: dict[str, Any], changes: dict[str, str], said: str
+    raw: dict[str, Any], changes: dict[str, Any], said: str
 ) -> None:
     left = stored(raw)
     left[NAMES[2]] = left[NAMES[2]].model_copy(update=changes)

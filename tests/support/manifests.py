@@ -12,6 +12,7 @@ from othink_pipeline.core.files import MANIFEST, digest_folder
 from othink_pipeline.data.manifests import Examples, Split
 from othink_pipeline.models.manifests import MadeModel
 from othink_pipeline.models.parameters import MiniModel as MiniModelSettings
+from othink_pipeline.scoring.kinds import EXACT
 from tests.conftest import PROMPT, shipped, shipped_health, tiny_rebuild
 
 SPLITS = ("train", "validation", "test")
@@ -54,6 +55,7 @@ def training_of(cell: Cell, **changes: Any) -> Training:
         "health": shipped_health().model_dump(),
         "faults": {},
         "data": "d",
+        "answers": EXACT,
         "base_model": "digest of the base model",
         "updates": 4,
         "prompts": 8,

@@ -83,6 +83,14 @@ def test_the_views_and_where_their_links_lead(grid: str, saved: dict[str, dict[s
     assert views.latest_links() == links
 
 
+def test_the_latest_views_are_those_of_a_run_that_saved_them(
+    grid: str, saved: dict[str, dict[str, Any]]
+) -> None:
+    later = runs.start_run("stopped", "grid", {}, {})
+    assert later != grid
+    assert views.latest_links() == views.view_links(grid)
+
+
 def test_a_view_shows_the_runs_of_its_kedro_run_reused_ones_too(
     saved: dict[str, dict[str, Any]],
 ) -> None:

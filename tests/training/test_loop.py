@@ -467,6 +467,8 @@ def test_completions_may_be_learnt_from_more_than_once_and_otherwise(
     many = run_cell(mini_model, examples, twice, tmp_path / "twice")
     assert (few.trained.prompts, many.trained.prompts) == (2 * PROMPTS, 2 * PROMPTS)
     assert (few.trained.updates, many.trained.updates) == (2, 4)
+    sampled = [metrics.get("train/completion_tokens", 0.0) for _, metrics in many.history]
+    assert many.trained.completion_tokens == round(2 * sum(sampled) * PROMPTS * COPIES)
     assert many.curve("train/kl_weight") == pytest.approx([0.1, 0.3, 0.5, 0.7])
     # The first completions are the same, what is learnt from them is not.
     assert many.history[0][1]["train/reward"] == few.history[0][1]["train/reward"]

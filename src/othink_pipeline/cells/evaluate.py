@@ -29,7 +29,7 @@ from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.tracking import records
-from othink_pipeline.tracking.recorder import raise_if_away
+from othink_pipeline.tracking.recorder import told_if_away
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,11 +112,8 @@ def evaluate(
                 return FailedTest(**about, failed=reason)
             with publish_file(file) as scratch:
                 write_predictions(predictions, scratch)
-        try:
+        with told_if_away():
             _log(checkpoint, examples, predictions)
-        except Exception as error:
-            raise_if_away(error)
-            raise
     right, items = 100 * predictions["correct"].mean(), len(predictions)
     logger.info("%s: %.1f %% right (%d items)%s", what, right, items, said)
     return Predictions(**about, key=key, path=str(file), checkpoint=checkpoint.digest)

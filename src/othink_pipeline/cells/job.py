@@ -143,13 +143,15 @@ def train_job(job: CellJob, records: Records | None) -> tuple[Trained, Digests]:
 
 def _describe(job: CellJob, trained: Trained, digests: Digests) -> Training:
     """The manifest of a training."""
+    own = examples_of(job.cell.task, job.examples)
     return Training(
         **job.cell._asdict(),
         checkpoint=_checkpoint_name(trained.updates),
         digest=digests[trained.updates],
         parameters=job.parameters,
         health=job.settings.health.model_dump(),
-        data=examples_of(job.cell.task, job.examples).splits["train"].digest,
+        data=own.splits["train"].digest,
+        answers=own.answers,
         base_model=job.base_model.digest,
         **trained._asdict(),
     )

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from othink_pipeline.core.blocks import Count, Positive
 from othink_pipeline.core.manifests import Figure, Manifest
+from othink_pipeline.scoring.kinds import AnswerKind
 from othink_pipeline.training.parameters import RL, SFT
 
 
@@ -29,6 +30,8 @@ class Training(Manifest):
     """How often each fault occurred."""
     data: str
     """Digest of the examples that were trained on."""
+    answers: AnswerKind
+    """How the reward judged."""
     base_model: str
     """Digest of the base model."""
     updates: Positive

@@ -119,7 +119,8 @@ def _init(cluster: Cluster) -> None:
 
     own: dict[str, Any] = {
         "address": "local",  # nothing else keeps it from joining a Ray that happens to be there
-        "num_cpus": cluster.workers and cluster.workers * cluster.train.cpus,
+        "num_cpus": cluster.workers
+        and cluster.workers * max(cluster.train.cpus, cluster.evaluate.cpus),
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
         "_node_ip_address": "127.0.0.1",

@@ -24,6 +24,7 @@ import click
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import PACKAGE, code_digest, library_versions
+from othink_pipeline.core.launchers import drop_launcher_variables
 from othink_pipeline.core.locks import is_locked
 
 logger = logging.getLogger(__name__)
@@ -175,6 +176,7 @@ def enter(surroundings: bytes) -> None:
             "would write to it over the network, which spoils it. Start `mlflow server` and name "
             "its address in conf/local/mlflow.yml."
         )
+    drop_launcher_variables()  # of whatever `ray start` ran below
     os.environ.update(wanted.variables)
     os.environ["MLFLOW_TRACKING_URI"] = wanted.tracking_uri
     logging.config.dictConfig(wanted.logging)

@@ -8,6 +8,7 @@
 - ``processes``: which process it is, and whether it lives
 - ``presence``: which runs are at work in a folder
 - ``code``: which of our code a result depends on
+- ``launchers``: what launchers of several processes leave behind
 - ``stopping``: Ctrl-C and SIGTERM
 - ``units``: sizes and times as people read them
 - ``redaction``: addresses and errors without credentials

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from contextlib import suppress
 from typing import Any
-
-import click
 
 _USUAL: dict[signal.Signals, Any] = {
     signal.SIGINT: signal.default_int_handler,
@@ -28,11 +28,16 @@ def stop_in_order() -> None:
 def stop_as_before() -> None:
     """Give the signals back."""
     for number, usual in _USUAL.items():
-        if signal.getsignal(number) is _stop:
+        if signal.getsignal(number) in (_stop, _ignore):
             signal.signal(number, usual)
 
 
 def _stop(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up
-    click.echo("\nstopping: what is done is being saved ...", err=True)
+    signal.signal(signal.SIGTERM, _ignore)  # a second one must not cut the clean-up
+    with suppress(OSError):  # not sys.stderr, in the midst of which the signal may have come
+        os.write(2, b"\nstopping: what is done is being saved ...\n")
     raise KeyboardInterrupt
+
+
+def _ignore(*_: object) -> None:
+    pass

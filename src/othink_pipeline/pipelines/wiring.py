@@ -36,6 +36,12 @@ class BoundNode(Node):
         """The function, without what is fixed: ``identity``."""
         return cast(Any, self._func).__wrapped__  # type: ignore[no-any-return]
 
+    def _copy(self, **changes: Any) -> Node:
+        """Kedro's copies, with tags or a namespace, are plain nodes."""
+        copied = super()._copy(**changes)
+        copied.__class__ = BoundNode
+        return copied
+
     @property
     def identity(self) -> dict[str, Any]:
         """What is fixed: the cell, the task ..."""

@@ -23,6 +23,9 @@ RESET = Path("/proc/self/clear_refs")
 """Takes a 5 for: begin again to measure the peak."""
 
 
+ROUNDING = 1e-6
+
+
 def find_device() -> Device:
     """What computes, and its memory: of the first GPU, else of the process."""
     if torch.cuda.is_available():
@@ -40,7 +43,9 @@ def count_at_once(cluster: Cluster) -> int | None:
     if cluster.workers or cluster.address:
         return cluster.workers
     there = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
-    return int(min(there.get(name, 0) // need for name, need in cluster.train.resources.items()))
+    needs = cluster.train.resources.items()
+    # 1 // 0.1 is 9.0.
+    return int(min(there.get(name, 0) / need + ROUNDING for name, need in needs))
 
 
 def has_bfloat16() -> bool:

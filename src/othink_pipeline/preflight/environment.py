@@ -21,18 +21,12 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
 from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.launchers import drop_launcher_variables
 from othink_pipeline.core.redaction import redact_uri
 from othink_pipeline.preflight.disk import nearest
 from othink_pipeline.preflight.rows import Row, refuse
 
 logger = logging.getLogger(__name__)
-
-LAUNCHERS = (
-    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"),
-    *("MASTER_PORT", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "PMI_RANK", "PMI_SIZE"),
-    *("OMPI_COMM_WORLD_", "MV2_COMM_WORLD_"),
-)
-"""How the variables begin by which torch and Accelerate take a process for one of several."""
 
 _SQLITE = "sqlite:///"
 _URI_KEY = "mlflow.yml: server.mlflow_tracking_uri"
@@ -180,13 +174,8 @@ def check_runner(runner: str) -> None:
             "that were launched together would wait for each other's cells for ever. Start it "
             "without accelerate or torchrun."
         )
-    # Left over from a shell, or set by a platform for every job: they would make the training wait
-    # for processes that do not come.
-    left = sorted(name for name in os.environ if name.startswith(LAUNCHERS))
-    for name in left:
-        del os.environ[name]
-    if left:
-        logger.warning("variables of a launcher do not count here: %s", ", ".join(left))
+    if dropped := drop_launcher_variables():
+        logger.warning("variables of a launcher do not count here: %s", ", ".join(dropped))
     for name in ("ThreadRunner", "ParallelRunner"):
         if name in runner:
             raise ConfigurationError(

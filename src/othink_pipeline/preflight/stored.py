@@ -107,4 +107,6 @@ def _check_checkpoint(
         what = "trained from another base model"
     if isinstance(examples, Examples) and examples.splits["train"].digest != checkpoint.data:
         what = "trained on other examples"
+    if isinstance(examples, Examples) and examples.answers != checkpoint.answers:
+        what = "trained with another kind of answer (data_preparation.answers)"
     return _Fault(what, f"--namespaces={task}.{method}") if what else None

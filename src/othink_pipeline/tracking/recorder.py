@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum, auto
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +70,16 @@ def raise_if_away(error: Exception) -> None:
             f"MLflow at {_address()} does not answer ({_brief(error)}). Nothing is lost: what is "
             "finished is kept. Start the server, then run the same command again."
         ) from None
+
+
+@contextmanager
+def told_if_away() -> Iterator[None]:
+    """Tell an outage of the tracking server as one; see ``raise_if_away``."""
+    try:
+        yield
+    except Exception as error:
+        raise_if_away(error)
+        raise
 
 
 class _State(Enum):

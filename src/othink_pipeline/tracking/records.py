@@ -112,18 +112,18 @@ def log_samples(run_id: str, samples: pd.DataFrame, file: str, digest: str) -> N
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    client = mlflow_client()
-    run = client.get_run(run_id)
-    tag = f"{HIDDEN}{file}"
-    if run.data.tags.get(tag) == digest:
-        return
-    if tag in run.data.tags:  # `log_table` would add to what is there
-        artifacts = get_artifact_repository(run.info.artifact_uri)
-        for path in (file, f"table_images/{Path(file).stem}"):
-            artifacts.delete_artifacts(path)  # type: ignore[no-untyped-call]
-    client.set_tag(run_id, tag, "begun")  # killed here, it is done again
-    client.log_table(run_id, samples, file)
-    client.set_tag(run_id, tag, digest)
+    client, tag = mlflow_client(), f"{HIDDEN}{file}"
+    with lock(Path(STORE_LOCK)):  # else two `kedro run`s could both find it missing
+        run = client.get_run(run_id)
+        if run.data.tags.get(tag) == digest:
+            return
+        client.set_tag(run_id, tag, "begun")  # killed after this, it is done again
+        if tag in run.data.tags:  # `log_table` would add to what is there
+            artifacts = get_artifact_repository(run.info.artifact_uri)
+            for path in (file, f"table_images/{Path(file).stem}"):
+                artifacts.delete_artifacts(path)  # type: ignore[no-untyped-call]
+        client.log_table(run_id, samples, file)
+        client.set_tag(run_id, tag, digest)
 
 
 def describe(run_id: str, text: str, color: str | None = None) -> None:

@@ -85,17 +85,24 @@ def view_links(parent_id: str) -> dict[str, str]:
 
 
 def latest_links() -> dict[str, str]:
-    """The same of the latest `kedro run` that has views, whatever its experiment; else nothing."""
+    """The same of the latest `kedro run` that has views, whatever its experiment; else nothing.
+
+    A run saves them when it ends well. Of those before the latest hundred none is looked for.
+    """
     import mlflow
 
-    found = mlflow.search_runs(
+    newest_first = mlflow.search_runs(
         search_all_experiments=True,
         filter_string="tags.kind = 'grid'",
         order_by=["attributes.start_time DESC"],
-        max_results=1,
+        max_results=100,
         output_format="list",
     )
-    return view_links(found[0].info.run_id) if found else {}
+    for run in newest_first:
+        experiment = mlflow_client().get_experiment(run.info.experiment_id)
+        if VIEW_TAG + _key(run.info.run_id, VIEWS[0]) in experiment.tags:
+            return view_links(run.info.run_id)
+    return {}
 
 
 def run_link(run_id: str) -> str:

@@ -133,16 +133,21 @@ class Watcher(TrainerCallback):
         self.trainer: Any = None
         self.training = Stopwatch()
         self.completion_tokens = 0.0  # mean over an update's completions, summed over updates
+        self.mean_tokens = 0.0  # of the last ones that were sampled
         self.started, self.updates_before = time.perf_counter(), 0
 
     def state(self) -> dict[str, Any]:
         """All that changes, fit for JSON."""
-        return {"seconds": self.training.seconds, "completion_tokens": self.completion_tokens}
+        return {
+            "seconds": self.training.seconds,
+            "completion_tokens": self.completion_tokens,
+            "mean_tokens": self.mean_tokens,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from ``state``."""
         self.training.set(state["seconds"])
-        self.completion_tokens = state["completion_tokens"]
+        self.completion_tokens, self.mean_tokens = state["completion_tokens"], state["mean_tokens"]
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
@@ -162,7 +167,9 @@ class Watcher(TrainerCallback):
             return
         self.training.stop()
         self.log(state.global_step, metrics)
-        self.completion_tokens += metrics.get("train/completion_tokens", 0.0)
+        # An update that learns from the same completions again does not say how long they are.
+        self.mean_tokens = metrics.get("train/completion_tokens", self.mean_tokens)
+        self.completion_tokens += self.mean_tokens
         if state.global_step % 10 == 0 or state.global_step == 1:
             self._show(state.global_step, state.max_steps, metrics)
         every = self.parameters.checkpoint_every_updates

@@ -30,6 +30,7 @@ from othink_pipeline.report.page.render import Content, render_page
 from othink_pipeline.report.parameters import KnownMethods, Published, Report
 from othink_pipeline.report.verdict import verdict
 from othink_pipeline.tracking import records, runs, views
+from othink_pipeline.tracking.recorder import told_if_away
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ def collect_tests(
                 f"Run it again: kedro run --namespaces={model} {SAME_ENV}"
             )
         if len(done) == len(tasks):  # samples of some tasks would be taken for all
-            _log_samples(checkpoint.run_id, done, manifests)
+            with told_if_away():
+                _log_samples(checkpoint.run_id, done, manifests)
     return CollectedTests(tests=tuple(found))
 
 
@@ -246,7 +248,8 @@ def write_report(
     parent = runs.parent_run_id()
     lineage = {}
     if parent:
-        lineage = {"MLflow run": parent, **views.view_links(parent)}
+        with told_if_away():
+            lineage = {"MLflow run": parent, **views.view_links(parent)}
     lineage |= _makers()
     logger.info("transfer matrix: accuracy in %%\n%s", matrix_text(transfer_matrix))
     compared = compare_all(sort_rows(predictions, methods), report.comparisons)

@@ -12,7 +12,7 @@ from othink_pipeline.report.parameters import KnownMethods
 from othink_pipeline.report.scores import matrix_section
 from othink_pipeline.report.verdict import verdict, verdict_section
 from othink_pipeline.tracking import records, runs, views
-from othink_pipeline.tracking.recorder import raise_if_away
+from othink_pipeline.tracking.recorder import told_if_away
 
 QUESTION = (
     "Does reinforcement learning with a dynamic KL weight make a multimodal language model reason "
@@ -39,7 +39,7 @@ def record_results(
     parent = runs.parent_run_id()
     if parent is None:
         return
-    try:
+    with told_if_away():
         _describe_models(parent, transfer_matrix, predictions, known_methods, methods)
         metrics = grid_metrics(transfer_matrix, differences)
         records.log_scores(parent, _of_stage(metrics, predictions), 0)
@@ -49,9 +49,6 @@ def record_results(
         )
         records.describe(parent, text)
         records.describe_experiment(parent, text)
-    except Exception as error:
-        raise_if_away(error)
-        raise
 
 
 def _describe_models(

@@ -295,7 +295,8 @@ def test_ray_is_asked_before_a_run_leaves_a_record(
 
     monkeypatch.setattr(runner, "prepare", refuse)
     GridConfigLoader("conf", env="smoke", base_env="base", default_run_env="local")
-    training = Pipeline([Node(len, "x", "y")])
+    monkeypatch.setattr("othink_pipeline.hooks.plan_cells", lambda *_: [])
+    training = Pipeline([Node(len, "x", "y", tags=["sft"])])
     params = run_params(tmp_path, runner=str(runner.RayRunner()))
     with pytest.raises(ConfigurationError, match="does not answer"):
         PreflightHooks().before_pipeline_run(params, training, DataCatalog())

@@ -60,6 +60,13 @@ def test_forms_are_told_by_task() -> None:
     assert scores["eval/accuracy_low/geometry"] == round(wilson_interval(1, 4).low, 4)
 
 
+def test_questions_without_a_form_are_no_form() -> None:
+    predictions = of(two_tasks(), "counting", "sft").assign(form="")
+    predictions.loc[predictions["eval_task"] == "geometry", "form"] = "angle"
+    scores = model_metrics(matrix_of(predictions), predictions)
+    assert [name for name in scores if "/form/" in name] == ["eval/form/geometry/angle"]
+
+
 def test_the_grid_has_its_differences_with_bounds_and_holms_p() -> None:
     predictions = two_tasks()
     compared = compare_all(predictions, [("grpo_d", "sft")])

@@ -64,6 +64,25 @@ def test_several_seeds_may_decide() -> None:
     assert said["Own task"] == "grpo gains 7.0 points over the base model (over 6 seeds)"
 
 
+def test_one_seed_is_not_told_as_several_where_others_have_them() -> None:
+    over = {"unit": "seeds", "seeds": 6}
+    said = told(
+        row("grpo_d", "sft", 40, 3, **over),
+        row("grpo_d", "sft", 8, 3, scope="cross"),
+        row("grpo", "base", 7, 2, **over),
+        row("sft", "base", 50, 2),
+        row("grpo_d", "base", 9, 2, **over),
+    )
+    assert said["Own task"] == (
+        "grpo and GRPO-D gain 7.0 and 9.0 points over the base model (over 6 seeds);"
+        " SFT gains 50.0 points over the base model (over items, one seed)"
+    )
+    assert said["GRPO-D against SFT"] == (
+        "own task +40.0 [+37.0, +43.0] shown (over 6 seeds);"
+        " other tasks +8.0 [+5.0, +11.0]: undecided, one seed"
+    )
+
+
 def test_what_limits_it_is_told() -> None:
     inert = told(training=pd.DataFrame({"kl_term": [0.0012, 0.0022, math.nan]}))
     assert "at most 0.0022" in inert["KL term"]

@@ -224,6 +224,11 @@ class Difference(NamedTuple):
     p: float
     p_holm: float
 
+    @property
+    def drawn_over(self) -> str:
+        """The same in words."""
+        return f"{self.seeds} seeds" if self.unit == "seeds" else "items, one seed"
+
 
 def differences_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """The comparisons as a table: a column for each field of :class:`Difference`."""

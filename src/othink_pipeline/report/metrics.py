@@ -32,7 +32,8 @@ def model_metrics(matrix: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, 
     metrics: dict[str, float] = {}
     for task, low, high in tested(matrix)[["eval_task", "ci_low", "ci_high"]].to_numpy():
         metrics |= {f"eval/accuracy_low/{task}": low, f"eval/accuracy_high/{task}": high}
-    for (task, form), answers in predictions.groupby(["eval_task", "form"]):
+    formed = predictions[predictions["form"] != ""]  # data sets that are read have none
+    for (task, form), answers in formed.groupby(["eval_task", "form"]):
         metrics[f"eval/form/{task}/{form}"] = answers["correct"].mean()
     return _rounded(metrics)
 

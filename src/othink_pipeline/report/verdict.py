@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -42,14 +42,16 @@ def verdict(
     """
     rows = read_differences(differences)
     findings = [
-        Finding(SCOPE_NAMES[scope].capitalize(), _gains(of_scope, known))
+        Finding(
+            SCOPE_NAMES[scope].capitalize(), _by_basis(of_scope, lambda part: _gains(part, known))
+        )
         for scope in SCOPES
         if (of_scope := [row for row in rows if (row.baseline, row.scope) == (BASE, scope)])
     ]
     duels = [row for row in rows if row.baseline != BASE]
     for (method, baseline), of_pair in groupby(duels, key=lambda row: (row.method, row.baseline)):
         about = f"{known.label(method)} against {known.label(baseline)}"
-        findings.append(Finding(about, _duel(list(of_pair))))
+        findings.append(Finding(about, _by_basis(of_pair, _duel)))
     kl_term = training["kl_term"].max() if "kl_term" in training else float("nan")
     if kl_term < INERT_KL_TERM:
         says = (
@@ -68,8 +70,16 @@ def verdict_section(findings: Sequence[Finding]) -> str:
     return "\n".join(f"- **{about}**: {says}." for about, says in findings)
 
 
+def _by_basis(rows: Iterable[Difference], tell: Callable[[Sequence[Difference]], str]) -> str:
+    """What is drawn over other seeds is told apart."""
+    parts: dict[str, list[Difference]] = {}
+    for row in rows:
+        parts.setdefault(row.drawn_over, []).append(row)
+    return "; ".join(map(tell, parts.values()))
+
+
 def _gains(rows: Sequence[Difference], known: KnownMethods) -> str:
-    """Of each method over the base model, in one scope."""
+    """Of each method over the base model, in one scope, on one basis."""
     shown = [row for row in rows if _is_shown(row)]
     parts = []
     for verb, found in (
@@ -86,11 +96,11 @@ def _gains(rows: Sequence[Difference], known: KnownMethods) -> str:
     ]
     if undecided:
         parts.append(f"no difference shown for {_list(undecided)}")
-    return f"{'; '.join(parts)} ({_basis(rows)})"
+    return f"{'; '.join(parts)} (over {rows[0].drawn_over})"
 
 
 def _duel(rows: Sequence[Difference]) -> str:
-    """One method against another, in each scope."""
+    """One method against another, in each scope, on one basis."""
     told = []
     for row in rows:
         interval = f"[{_points(row.low)}, {_points(row.high)}]"
@@ -98,8 +108,8 @@ def _duel(rows: Sequence[Difference]) -> str:
         if row.unit == "seeds":
             text += " shown" if _is_shown(row) else " undecided"
         told.append(text)
-    is_one_seed = all(row.unit == "items" for row in rows)
-    end = ": undecided, one seed" if is_one_seed else f" ({_basis(rows)})"
+    is_one_seed = rows[0].unit == "items"
+    end = ": undecided, one seed" if is_one_seed else f" (over {rows[0].drawn_over})"
     return "; ".join(told) + end
 
 
@@ -107,13 +117,6 @@ def _is_shown(row: Difference) -> bool:
     """Whether this run can tell a difference from none."""
     excludes_zero = row.low > 0 or row.high < 0
     return excludes_zero and not row.p_holm >= SIGNIFICANCE  # NaN: there is no test
-
-
-def _basis(rows: Sequence[Difference]) -> str:
-    """What the intervals are drawn over."""
-    if all(row.unit == "items" for row in rows):
-        return "over items, one seed"
-    return f"over {max(row.seeds for row in rows)} seeds"
 
 
 def _points(value: float) -> str:

@@ -77,7 +77,6 @@ def forest(differences: pd.DataFrame, known: KnownMethods) -> Forest:
     for row in read_differences(differences):
         baseline = "base model" if row.baseline == BASE else known.label(row.baseline)
         p = f"p = {p_text(row.p_holm)}".replace("= <", "<")
-        drawn = f"{row.seeds} seeds" if row.unit == "seeds" else "items, one seed"
         whiskers.append(
             Whisker(
                 label=f"{known.label(row.method)} − {baseline}",
@@ -86,7 +85,7 @@ def forest(differences: pd.DataFrame, known: KnownMethods) -> Forest:
                 value=place(row.points),
                 high=place(row.high),
                 text=f"{row.points:+.1f} [{row.low:+.1f}, {row.high:+.1f}]".replace("-", "−"),
-                p=f"{'no test' if math.isnan(row.p_holm) else p} over {drawn}",
+                p=f"{'no test' if math.isnan(row.p_holm) else p} over {row.drawn_over}",
             )
         )
     return Forest(whiskers, place(0), [(place(tick), _signed(tick)) for tick in ticks])

@@ -367,6 +367,16 @@ def test_answers_to_shuffled_pictures_are_logged_under_a_name_of_their_own(
     assert [call[2] for call in logged] == ["samples_shuffled.json"]
 
 
+def test_curves_need_not_be_as_long() -> None:
+    """Of a reward for two updates each, as with several iterations a rollout."""
+    points = [("train/kl", step, float(step)) for step in range(1, 9)]
+    points += [("train/reward", step, float(step)) for step in (1, 3, 5, 7)]
+    history = pd.DataFrame(points, columns=["metric", "step", "value"])
+    summary = summarize_history(history, "counting")
+    assert summary["kl_last"] == (7 + 8) / 2
+    assert (summary["reward_first"], summary["reward_last"]) == (1, 7)
+
+
 def test_the_page_shows_the_examples_that_were_tested(
     logged: list[tuple[Any, ...]], publish: Publish, base: Models, tmp_path: Path
 ) -> None:

@@ -201,12 +201,12 @@ def summarize_history(history: pd.DataFrame, task: str) -> dict[str, float]:
     weight, kl, reward, accuracy = (
         curves[name].dropna() if name in curves else pd.Series([float("nan")]) for name in metrics
     )
-    quarter = math.ceil(len(reward) / 4)  # RL's curves are all as long
+    quarter, kl_quarter = (math.ceil(len(curve) / 4) for curve in (reward, kl))
     return {
         "kl_term": float((weight * kl).mean()),
         "kl_weight_mean": float(weight.mean()),
         "kl_weight_end": float(weight.iloc[-1]),
-        "kl_last": float(kl.iloc[-quarter:].mean()),
+        "kl_last": float(kl.iloc[-kl_quarter:].mean()),
         "reward_first": float(reward.iloc[:quarter].mean()),
         "reward_last": float(reward.iloc[-quarter:].mean()),
         "accuracy_first": float(accuracy.iloc[0]),

@@ -18,7 +18,7 @@ from othink_pipeline.report.page.archive import pack_predictions, split_thinking
 from othink_pipeline.report.page.charts import curve_panels, forest
 from othink_pipeline.report.page.items import make_items
 from othink_pipeline.report.page.samples import Sample, choose_samples
-from tests.support.handmade import KNOWN, METHODS, cell, grid, matrix_of
+from tests.support.handmade import KNOWN, METHODS, cell, grid, matrix_of, two_tasks
 from tests.support.page import (
     COMPARISONS,
     HISTORY,
@@ -71,6 +71,15 @@ def test_forms_are_a_table_for_each_task(page: str) -> None:
     assert "price (3)" in forms
     row = forms.split("GRPO-D on counting")[1].split("</tr>")[0]
     assert re.findall("<b>(.*?)</b>", row) == ["60.0", "66.7"]
+
+
+def test_all_that_is_linked_to_is_there(page: str) -> None:
+    without_forms = page_of(two_tasks())
+    assert 'href="#forms"' in page
+    assert 'href="#forms"' not in without_forms
+    for text in (page, without_forms):
+        sections = set(re.findall('href="#([a-z]+)"', text.split("</nav>")[0]))
+        assert sections <= set(re.findall('<section id="([a-z]+)"', text))
 
 
 def test_texts_are_data_and_never_markup(page: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from othink_pipeline.cells import samples
 from othink_pipeline.data.manifests import Examples
+from tests.support.examples import transparent, write_examples
 from tests.support.manifests import examples_of, with_split
 
 FORMS = ["price", "price", "price", "count", "count", "price"]
@@ -53,6 +54,18 @@ def test_each_form_has_its_turn_and_each_row_its_question_gold_verdict_and_pictu
     assert table["question"].is_unique
     assert list(table.columns[:2]) == ["question", "answer"]  # MLflow's page compares these
     assert max(table["picture"][0].size) == samples.PICTURE_PIXELS
+
+
+def test_the_picture_is_as_models_see_it(tmp_path: Path) -> None:
+    file = tmp_path / "test.arrow"
+    row = dict.fromkeys(("task", "split", "key", "form", "question", "answer", "steps"), "")
+    write_examples([{**row, "id": "clear", "image": transparent()}], file)
+    manifest = with_split(examples_of("counting"), "test", path=str(file))
+    table = pd.DataFrame([{"example_id": "clear", "form": "", "completion": "", "correct": False}])
+    table = samples.sample_answers(
+        {"counting": table.assign(completion_tokens=1)}, {"counting": manifest}
+    )
+    assert table["picture"][0].getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_the_picture_is_the_one_that_was_shown(asked: tuple[Any, dict[str, Examples]]) -> None:

@@ -1,5 +1,6 @@
 """What is collected belongs together, or the run stops; what failed is a hole, not a stop."""
 
+import base64
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ from othink_pipeline.pipelines.cross_task.nodes import (
 from othink_pipeline.report.comparison import compare_all, differences_table
 from othink_pipeline.report.matrix import matrix_text
 from othink_pipeline.report.parameters import Report
-from tests.support.examples import write_examples
+from tests.support.examples import decode, transparent, write_examples
 from tests.support.handmade import KNOWN, NOTHING_PUBLISHED
 from tests.support.manifests import checkpoint_of, examples_of, with_split
 from tests.support.page import picture
@@ -367,8 +368,44 @@ def test_answers_to_shuffled_pictures_are_logged_under_a_name_of_their_own(
     assert [call[2] for call in logged] == ["samples_shuffled.json"]
 
 
+def test_curves_need_not_be_as_long() -> None:
+    """Of a reward for two updates each, as with several iterations a rollout."""
+    points = [("train/kl", step, float(step)) for step in range(1, 9)]
+    points += [("train/reward", step, float(step)) for step in (1, 3, 5, 7)]
+    history = pd.DataFrame(points, columns=["metric", "step", "value"])
+    summary = summarize_history(history, "counting")
+    assert summary["kl_last"] == (7 + 8) / 2
+    assert (summary["reward_first"], summary["reward_last"]) == (1, 7)
+
+
+def test_every_task_has_pictures_as_models_see_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "MAX_PICTURE_BYTES", 2)
+    monkeypatch.setattr(nodes, "render_page", lambda content, *_: content.items)
+    tasks, row = ("counting", "geometry"), dict.fromkeys(("split", "key", "form", "steps"), "")
+    examples = []
+    for task in tasks:
+        row |= {"task": task, "question": "?", "answer": "7", "image": transparent()}
+        file = tmp_path / f"{task}.arrow"
+        write_examples([{**row, "id": f"{task} {name}"} for name in ("first", "second")], file)
+        examples.append(with_split(examples_of(task), "test", path=str(file), digest="d"))
+    items: Any = write_page(
+        *("", HISTORY, pd.concat([predictions(task) for task in tasks]), HISTORY, HISTORY),
+        *(Report(comparisons=()), KNOWN, *examples),
+        methods=METHODS,
+    )
+    assert [bool(item.picture) for item in items] == [True, False, True, False]
+    encoded = base64.b64decode(items[0].picture.partition(",")[2])
+    assert decode(encoded).getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_the_page_shows_the_examples_that_were_tested(
-    logged: list[tuple[Any, ...]], publish: Publish, base: Models, tmp_path: Path
+    logged: list[tuple[Any, ...]],
+    publish: Publish,
+    base: Models,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     together, matrix, _ = build({**base, CELL.name: (CHECKPOINT, [publish()])})
     differences = differences_table(compare_all(together, []))
@@ -395,6 +432,9 @@ def test_the_page_shows_the_examples_that_were_tested(
         )
 
     assert "2 models, 1 seed, 1 task, 2 test items, 4 answers" in page()
+    assert "pictures of" not in page()
+    monkeypatch.setattr(nodes, "MAX_PICTURE_BYTES", 1)
+    assert "the pictures of 1 test item." in page()
     with pytest.raises(ConfigurationError, match="counting: its predictions are of other examples"):
         page(digest="other")
     with pytest.raises(ConfigurationError, match=r"gone\.arrow: missing"):

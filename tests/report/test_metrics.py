@@ -60,6 +60,19 @@ def test_forms_are_told_by_task() -> None:
     assert scores["eval/accuracy_low/geometry"] == round(wilson_interval(1, 4).low, 4)
 
 
+def test_no_mean_is_over_some_of_the_tasks() -> None:
+    third = [cell("counting", name, 0, "third", [1, 1]) for name in ("grpo_d", "sft")]
+    predictions = grid(two_tasks(), *third)  # the base model's test failed
+    scores = cell_scores(predictions, "counting", "grpo_d")
+    assert "other/accuracy" in scores
+    assert [name for name in scores if "gain" in name and "other" in name] == []
+    keys = ("train_task", "method", "seed", "base_model", "eval_task")
+    holes = [("none", "base", None, 0, "third"), ("geometry", "sft", 0, 0, "third")]
+    failures = pd.DataFrame(holes, columns=list(keys)).astype({"seed": "Int64"})
+    metrics = grid_metrics(matrix_of(predictions, failures), differences_table([]))
+    assert sorted(metrics) == ["other/grpo_d", "own/grpo_d", "own/sft"]
+
+
 def test_questions_without_a_form_are_no_form() -> None:
     predictions = of(two_tasks(), "counting", "sft").assign(form="")
     predictions.loc[predictions["eval_task"] == "geometry", "form"] = "angle"

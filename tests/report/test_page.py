@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from othink_pipeline.report.page import items as items_module
+from othink_pipeline.data.pictures import decode
 from othink_pipeline.report.page.archive import pack_predictions, split_thinking
 from othink_pipeline.report.page.charts import curve_panels, forest
 from othink_pipeline.report.page.items import make_items
 from othink_pipeline.report.page.samples import Sample, choose_samples
-from tests.support.handmade import KNOWN, METHODS, cell, grid, matrix_of
+from tests.support.handmade import KNOWN, METHODS, cell, grid, matrix_of, two_tasks
 from tests.support.page import (
     COMPARISONS,
     HISTORY,
@@ -71,6 +71,15 @@ def test_forms_are_a_table_for_each_task(page: str) -> None:
     assert "price (3)" in forms
     row = forms.split("GRPO-D on counting")[1].split("</tr>")[0]
     assert re.findall("<b>(.*?)</b>", row) == ["60.0", "66.7"]
+
+
+def test_all_that_is_linked_to_is_there(page: str) -> None:
+    without_forms = page_of(two_tasks())
+    assert 'href="#forms"' in page
+    assert 'href="#forms"' not in without_forms
+    for text in (page, without_forms):
+        sections = set(re.findall('href="#([a-z]+)"', text.split("</nav>")[0]))
+        assert sections <= set(re.findall('<section id="([a-z]+)"', text))
 
 
 def test_texts_are_data_and_never_markup(page: str) -> None:
@@ -197,8 +206,8 @@ def test_a_grid_without_a_pair_or_a_match_has_fewer_samples() -> None:
     assert choose_samples(predictions[:2], METHODS, COMPARISONS) == []
 
 
-def test_pictures_are_small_and_those_that_were_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = [
+def test_pictures_are_small_and_those_that_were_seen() -> None:
+    examples: list[dict[str, Any]] = [
         {"id": i, "task": "t", "form": "", "question": "", "answer": "", "image": image}
         for i, image in (("a", picture(1, (1024, 512))), ("b", picture(9)))
     ]
@@ -209,12 +218,13 @@ def test_pictures_are_small_and_those_that_were_seen(monkeypatch: pytest.MonkeyP
         assert isinstance(pixel, tuple)
         return image.size, round(pixel[0] / 20)
 
-    own = make_items(examples)
+    own = make_items(examples, decode)
     assert [color(item.picture) for item in own] == [((256, 128), 1), ((32, 24), 9)]
-    shuffled = make_items(examples, {"a": "b", "b": "a"})
+    shuffled = make_items(examples, decode, {"a": "b", "b": "a"})
     assert [item.picture for item in shuffled] == [own[1].picture, own[0].picture]
-    monkeypatch.setattr(items_module, "MAX_PICTURE_BYTES", len(own[0].picture))
-    assert [bool(item.picture) for item in make_items(examples)] == [True, False]
+    examples[1]["image"] = b"never read: there is no room"
+    scarce = make_items(examples, decode, room_bytes=1)
+    assert [item.picture for item in scarce] == [own[0].picture, ""]
 
 
 def test_a_forest_has_one_axis_and_says_what_its_tests_are_over() -> None:

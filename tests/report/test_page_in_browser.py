@@ -133,6 +133,14 @@ def test_it_works_in_the_frame_that_mlflow_shows_it_in(page: Page) -> None:
     outer.close()
 
 
+def test_a_browser_that_cannot_unpack_says_so(page: Page) -> None:
+    old = page.context.new_page()
+    old.add_init_script("delete window.DecompressionStream")
+    old.goto(page.url.split("#")[0])
+    assert "too old" in old.locator("#count").inner_text()
+    old.close()
+
+
 def test_all_pictures_are_seen_and_nothing_runs_over_at_any_width(page: Page) -> None:
     sizes = page.evaluate(PICTURES)
     assert len(sizes) > 12

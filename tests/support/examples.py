@@ -19,6 +19,13 @@ def write_examples(examples: Iterable[Mapping[str, Any]], path: Path) -> None:
             add(example)
 
 
+def transparent() -> bytes:
+    """A picture of nothing, which models see as white."""
+    file = io.BytesIO()
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
 def decode(picture: bytes) -> Image.Image:
     """Decode image bytes fully, as RGB."""
     return Image.open(io.BytesIO(picture)).convert("RGB")

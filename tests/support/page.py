@@ -7,6 +7,7 @@ import io
 import pandas as pd
 from PIL import Image
 
+from othink_pipeline.data.pictures import decode
 from othink_pipeline.report.comparison import compare_all, differences_table
 from othink_pipeline.report.matrix import sort_rows
 from othink_pipeline.report.page.items import Item, make_items
@@ -33,7 +34,7 @@ def page_predictions() -> pd.DataFrame:
 def page_items(predictions: pd.DataFrame) -> list[Item]:
     """An example for each, in their order, a picture with a colour of its own for each."""
     examples = predictions.drop_duplicates("example_id").sort_values("example_id")
-    return make_items(
+    rows = (
         {
             "id": row.example_id,
             "task": row.eval_task,
@@ -44,6 +45,7 @@ def page_items(predictions: pd.DataFrame) -> list[Item]:
         }
         for number, row in enumerate(examples.itertuples())
     )
+    return make_items(rows, decode)
 
 
 def picture(number: int, size: tuple[int, int] = (32, 24)) -> bytes:

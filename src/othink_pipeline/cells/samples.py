@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from othink_pipeline.data.examples import read_examples
 from othink_pipeline.data.manifests import Examples
+from othink_pipeline.data.pictures import decode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,11 +49,13 @@ def sample_answers(
 
 
 def _sample(predictions: pd.DataFrame, examples: Examples, size: int) -> pd.DataFrame:
+    import datasets
     import pandas as pd
 
     in_turn = predictions.groupby("form").cumcount().sort_values(kind="stable").index[:size]
     chosen = predictions.loc[in_turn].reset_index(drop=True)
     tests = read_examples(examples.splits["test"].path)
+    tests = tests.cast_column("image", datasets.Image(decode=False))
     places = {example: place for place, example in enumerate(tests["id"])}
     asked = [tests[places[example]] for example in chosen["example_id"]]
     shown = asked
@@ -64,12 +67,12 @@ def _sample(predictions: pd.DataFrame, examples: Examples, size: int) -> pd.Data
             f"{MARKS[bool(correct)]} {completion}"
             for correct, completion in zip(chosen["correct"], chosen["completion"], strict=True)
         ],
-        picture=pd.Series([_small(row["image"]) for row in shown], dtype=object),
+        picture=pd.Series([_small(row["image"]["bytes"]) for row in shown], dtype=object),
         tokens=chosen["completion_tokens"],
     )
 
 
-def _small(picture: Image) -> Image:
+def _small(picture: bytes) -> Image:
     from PIL import ImageOps
 
-    return ImageOps.contain(picture.convert("RGB"), (PICTURE_PIXELS, PICTURE_PIXELS))
+    return ImageOps.contain(decode(picture), (PICTURE_PIXELS, PICTURE_PIXELS))

@@ -16,7 +16,7 @@ from othink_pipeline.report.comparison import BOOTSTRAP_SEED, Scope, compare, re
 from othink_pipeline.report.matrix import tested
 from othink_pipeline.report.resampling import Estimate, resample
 
-SCOPE_NAMES: Mapping[Scope, str] = {"same": "own", "cross": "other"}
+PREFIXES: Mapping[Scope, str] = {"same": "own", "cross": "other"}
 
 
 def model_metrics(matrix: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, float]:
@@ -43,7 +43,8 @@ def cell_metrics(
 ) -> dict[str, float]:
     """Accuracy of a cell on its own task and on the others, and the gain over its base model.
 
-    A scope with a hole has no score: a mean over some tasks is none.
+    A scope with a hole has no score, nor a gain where the base model has one: a mean over some
+    tasks is none.
 
     Args:
         matrix: its rows.
@@ -55,12 +56,13 @@ def cell_metrics(
     """
     metrics: dict[str, float] = {}
     both = pd.concat([predictions, base])
-    for scope, name in SCOPE_NAMES.items():
+    for scope, name in PREFIXES.items():
         rows = matrix[(matrix["eval_task"] == matrix["train_task"]) == (scope == "same")]
         if rows.empty or len(tested(rows)) < len(rows):
             continue
         metrics |= _with_bounds(f"{name}/accuracy", _accuracy(rows, predictions))
-        if gain := compare(both, rows["method"].iloc[0], BASE, scope):
+        gain = compare(both, rows["method"].iloc[0], BASE, scope)
+        if gain and gain.cells == len(rows):
             metrics |= _with_bounds(f"{name}/gain", gain.over_items)
     return metrics
 
@@ -82,19 +84,18 @@ def grid_metrics(matrix: pd.DataFrame, differences: pd.DataFrame) -> dict[str, f
         differences: as from ``comparison.differences_table``.
 
     Returns:
-        ``base/accuracy``, ``own/<method>`` and ``other/<method>``: means over tasks and seeds;
+        ``base/accuracy``, ``own/<method>`` and ``other/<method>``: means over tasks and seeds,
+        none of a method with a hole;
         ``difference/own/<method>-<baseline>`` and so on with bounds, and with ``_p`` Holm's p over
         all of these, as in the report.
     """
-    rows = tested(matrix)
-    base, same = rows["method"] == BASE, rows["train_task"] == rows["eval_task"]
-    metrics = {"base/accuracy": rows.loc[base, "accuracy"].mean()}
-    for name, chosen in (("own", same), ("other", ~same & ~base)):
-        for method, cells in rows[chosen].groupby("method"):
-            metrics[f"{name}/{method}"] = cells["accuracy"].mean()
-    metrics = _rounded(metrics)
+    is_same = matrix["train_task"] == matrix["eval_task"]
+    names = is_same.map({True: "own/", False: "other/"}) + matrix["method"]
+    names = names.mask(matrix["method"] == BASE, "base/accuracy")
+    scores = matrix.groupby(names)["accuracy"]
+    metrics = _rounded({name: each.mean() for name, each in scores if each.notna().all()})
     for each in read_differences(differences):
-        name = f"difference/{SCOPE_NAMES[each.scope]}/{each.method}-{each.baseline}"
+        name = f"difference/{PREFIXES[each.scope]}/{each.method}-{each.baseline}"
         estimate = Estimate(each.points / 100, each.low / 100, each.high / 100)
         metrics |= {**_with_bounds(name, estimate), f"{name}_p": each.p_holm}
     return metrics

@@ -21,11 +21,12 @@ from othink_pipeline.core.code import code_tags, library_versions
 from othink_pipeline.core.files import content_key
 from othink_pipeline.data.examples import read_examples
 from othink_pipeline.data.manifests import Examples
+from othink_pipeline.data.pictures import decode
 from othink_pipeline.report.comparison import compare_all, differences_table
 from othink_pipeline.report.figures import heat_map, training_curves
 from othink_pipeline.report.markdown import Results, report_markdown
 from othink_pipeline.report.matrix import KEYS, matrix_text, sort_rows, transfer_matrix
-from othink_pipeline.report.page.items import Item, make_items
+from othink_pipeline.report.page.items import MAX_PICTURE_BYTES, Item, make_items
 from othink_pipeline.report.page.render import Content, render_page
 from othink_pipeline.report.parameters import KnownMethods, Published, Report
 from othink_pipeline.report.verdict import verdict
@@ -203,12 +204,12 @@ def summarize_history(history: pd.DataFrame, task: str) -> dict[str, float]:
     weight, kl, reward, accuracy = (
         curves[name].dropna() if name in curves else pd.Series([float("nan")]) for name in metrics
     )
-    quarter = math.ceil(len(reward) / 4)  # RL's curves are all as long
+    quarter, kl_quarter = (math.ceil(len(curve) / 4) for curve in (reward, kl))
     return {
         "kl_term": float((weight * kl).mean()),
         "kl_weight_mean": float(weight.mean()),
         "kl_weight_end": float(weight.iloc[-1]),
-        "kl_last": float(kl.iloc[-quarter:].mean()),
+        "kl_last": float(kl.iloc[-kl_quarter:].mean()),
         "reward_first": float(reward.iloc[:quarter].mean()),
         "reward_last": float(reward.iloc[-quarter:].mean()),
         "accuracy_first": float(accuracy.iloc[0]),
@@ -282,12 +283,13 @@ def write_page(
     Raises:
         ConfigurationError: the examples are not those that were tested.
     """
-    items = [item for each in examples for item in _test_items(each, predictions)]
+    room_bytes = MAX_PICTURE_BYTES // len(examples)
+    items = [item for each in examples for item in _test_items(each, predictions, room_bytes)]
     content = Content(report, transfer_matrix, predictions, differences, history, items)
     return render_page(content, methods, settings.comparisons, known_methods)
 
 
-def _test_items(examples: Examples, predictions: pd.DataFrame) -> list[Item]:
+def _test_items(examples: Examples, predictions: pd.DataFrame, room_bytes: int) -> list[Item]:
     """The test examples of a task, with the pictures that the models saw."""
     test = examples.splits["test"]
     tested = predictions[predictions["eval_task"] == examples.task]
@@ -301,7 +303,7 @@ def _test_items(examples: Examples, predictions: pd.DataFrame) -> list[Item]:
     shown = None
     if "image_of" in tested:
         shown = dict(zip(tested["example_id"], tested["image_of"], strict=True))
-    return make_items(_read_rows(test.path), shown)
+    return make_items(_read_rows(test.path), decode, shown, room_bytes)
 
 
 def _read_rows(path: str) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -13,7 +13,7 @@ PICTURE_PX = 256
 """The longer side of a picture at most; a smaller one stays as it is."""
 QUALITY = 75
 MAX_PICTURE_BYTES = 16_000_000
-"""Of all pictures together: those of the examples after that are left out."""
+"""Of all pictures together, about: those of the examples after that are left out."""
 
 
 class Item(NamedTuple):
@@ -29,17 +29,22 @@ class Item(NamedTuple):
 
 
 def make_items(
-    examples: Iterable[Mapping[str, Any]], shown: Mapping[str, str] | None = None
+    examples: Iterable[Mapping[str, Any]],
+    decode: Callable[[bytes], Image.Image],
+    shown: Mapping[str, str] | None = None,
+    room_bytes: int = MAX_PICTURE_BYTES,
 ) -> list[Item]:
     """Test examples in their order.
 
     Args:
         examples: with id, task, form, question, answer (str) and image (encoded bytes).
+        decode: makes of such bytes the picture that models see.
         shown: by example, the one whose picture the models saw instead of its own; None: its own.
+        room_bytes: for the pictures: those of the examples after that are left out.
     """
-    own, room_bytes = [], MAX_PICTURE_BYTES
+    own = []
     for example in examples:
-        picture = _small_picture(example["image"])
+        picture = _small_picture(decode(example["image"])) if room_bytes > 0 else ""
         room_bytes -= len(picture)
         own.append(
             Item(
@@ -48,7 +53,7 @@ def make_items(
                 form=example["form"],
                 question=example["question"],
                 gold=example["answer"],
-                picture=picture if room_bytes >= 0 else "",
+                picture=picture,
             )
         )
     if shown is None:
@@ -57,10 +62,9 @@ def make_items(
     return [item._replace(picture=pictures[shown[item.example_id]]) for item in own]
 
 
-def _small_picture(encoded: bytes) -> str:
+def _small_picture(picture: Image.Image) -> str:
     """A picture as the data URI of a WebP, whichever of its two ways is the smaller one."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        small = image.convert("RGB")
+    small = picture.copy()
     small.thumbnail((PICTURE_PX, PICTURE_PX))
     made = []
     for lossless in (False, True):

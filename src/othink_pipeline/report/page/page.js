@@ -136,6 +136,10 @@ const read = () => Object.fromEntries(new FormData(filter));
 const plural = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
 async function start() {
+  if (!("DecompressionStream" in window)) {
+    count.textContent = "This browser is too old to unpack them: it lacks DecompressionStream.";
+    return;
+  }
   const data = await unpack();
   const answer = index(data);
   let found = [];

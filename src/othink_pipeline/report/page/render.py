@@ -81,6 +81,7 @@ def render_page(
         heat_map=_heat_map(content.matrix, tasks, known),
         is_shuffled="image_of" in predictions,
         forest=forest(content.differences, known),
+        without_picture=sum(not item.picture for item in content.items),
         samples=_samples(content, predictions, methods, comparisons, known),
         forms=_forms(predictions, tasks, known),
         panels=curve_panels(content.history, methods, known),

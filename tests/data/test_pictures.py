@@ -136,3 +136,15 @@ def test_what_holds_none_is_told_shortly(tmp_path: Path, value: Any) -> None:
     with pytest.raises(UnusableError) as error:
         find_pictures(value, tmp_path)
     assert len(str(error.value)) < 500
+
+
+def test_a_picture_that_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    (tmp_path / "a.png").touch()
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(UnusableError, match=r"a\.png' cannot be read: Permission denied$"):
+        find_pictures("a.png", tmp_path)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+import tracemalloc
 from collections.abc import Mapping
 from decimal import Decimal
 from functools import partial
@@ -28,6 +29,7 @@ from othink_pipeline.data.examples import (
     read_examples,
     read_pixels,
 )
+from othink_pipeline.data.fingerprints import fingerprint
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.parameters import DataPreparation, SplitSource, TaskSource
 from othink_pipeline.data.preparation import CELL_SPLITS, examples_key, prepare_splits
@@ -190,7 +192,9 @@ def test_a_hub_is_asked_for_the_revision(tmp_path: Path, monkeypatch: pytest.Mon
         ("<answer><answer>3</answer>", "<answer><answer>3</answer>"),
         ("so <answer>3</answer>", "so <answer>3</answer>"),
         ("<answer>3", "<answer>3"),
-        (float("nan"), "nan"),
+        (float("nan"), None),  # a missing number, not the word
+        ([1.0, np.nan], [1.0, np.nan]),
+        (float("inf"), "inf"),
         (1e-05, "0.00001"),
         (1e16, "10000000000000000"),
         (np.float32(2.55), "2.55"),  # as a float64 it is 2.549999952316284
@@ -612,6 +616,7 @@ def test_rows_that_cannot_be_used_are_listed_with_their_reasons(
     bad = [
         (row(ground_truth="many"), "the answer 'many' does not parse"),
         (row(ground_truth=None), "field 'answer' is NoneType, not text"),
+        (row(ground_truth=float("nan")), "field 'answer' is NoneType, not text"),
         (row(ground_truth=True), 'the answer \'["yes", "true"]\' does not parse'),
         (row(question=" "), "the question is empty"),
         (row(question=7), "field 'question' is int, not text"),
@@ -627,12 +632,12 @@ def test_rows_that_cannot_be_used_are_listed_with_their_reasons(
     survey = source_splits.survey_sources("counting", source, 10)
     assert len(survey.train) == 2
     places = [listed["id"] for listed in survey.rejected]
-    assert places == [f"counting train source, line {n}" for n in range(2, 10)]
+    assert places == [f"counting train source, line {n}" for n in range(2, 11)]
     for found, (_, reason) in zip(survey.rejected, bad, strict=True):
         assert found["reason"].startswith(reason)
     block = {**public["counting"], "train": split.model_dump()}
     with pytest.raises(ConfigurationError, match="the first: counting train source, line 2: the a"):
-        prepare({"counting": block}, max_rejected=7)
+        prepare({"counting": block}, max_rejected=8)
     listed = pd.read_csv("data/03/counting_rejected.csv")
     assert list(listed["id"]) == places
 
@@ -751,6 +756,36 @@ def test_the_key_covers_pictures_that_tables_name(tmp_path: Path, layout: str) -
     missing = key()
     (tmp_path / "set" / "a.png").write_bytes(png())
     assert key() != missing
+
+
+def test_pictures_in_parquet_are_not_read_for_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    picture = pa.array([{"bytes": png(), "path": "a.png"}])
+    pq.write_table(pa.table({"flat": [png()], "image": picture}), tmp_path / "train.parquet")
+    read, asked = pq.ParquetFile.iter_batches, []
+
+    def spy(file: Any, rows: int, columns: list[str]) -> Any:
+        asked.append(columns)
+        return read(file, rows, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
+    folder = {"kind": "folder", "path": str(tmp_path), "split": "train"}
+    for column in ("flat", "image"):
+        fingerprint(split_source(folder, {**NAMED, "image": column, "steps": None}), "here")
+    assert asked == [[], ["image.path"]]
+
+
+def test_pictures_in_base64_are_not_held_for_the_key(tmp_path: Path) -> None:
+    split = lines_source(tmp_path, *(row(image_path=f"{n:0200000}") for n in range(20)))
+    tracemalloc.start()
+    fingerprint(split, "here")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000  # of 4 MB
 
 
 def test_the_key_covers_the_kind_of_answers(public: dict[str, Any]) -> None:

@@ -42,6 +42,9 @@ def is_right(name: str, given: str, gold: str, **settings: Any) -> bool:
         ("12", "12%", True),
         ("0.12", "12%", False),  # units are compared, never converted
         ("12 cm", "12 m", False),
+        ("12 square units", "12 cm²", True),  # of no named length, as with exact
+        ("12 square units", "12 cm³", False),
+        ("12 square units", "12 cm", False),
         (r"\frac{1}{2}", "0.5", True),
         ("√2", "1.4142", True),
         ("99 or 100", "100", False),
@@ -121,6 +124,12 @@ def test_choices(given: str, gold: str, right: bool) -> None:
         ("true", '["yes", "true"]', True),
         ("", "red", False),
         (".", "red", False),
+        ("0.5", ".5", True),  # its point is no punctuation
+        ("“.5”.", ".5", True),
+        ("5", ".5", False),
+        (".5", "5", False),
+        ("...5", "5", True),
+        (".red", "red", True),
     ],
 )
 def test_short_texts(given: str, gold: str, right: bool) -> None:
@@ -143,6 +152,8 @@ def test_short_texts(given: str, gold: str, right: bool) -> None:
         ("1, 2.0", '["1", "2"]', True, True),
         ("1, 3", '["1", "2"]', False, False),
         ("", '["red"]', False, False),
+        (".5, 2", '["0.5", "2"]', True, True),
+        (".5, 2", '["5", "2"]', False, False),
         ("red,,blue", "red, blue", False, False),
     ],
 )
@@ -163,12 +174,32 @@ def test_lists_have_an_order_and_sets_none(
         ("text", '["yes", "true"]', "yes"),
         ("list", '["red", "blue"]', "red, blue"),
         ("set", '["1,5", "2"]', "1,5; 2"),
+        ("list", '["salt and pepper", "oil"]', "salt and pepper; oil"),
+        ("list", '["a、b", "c"]', "a、b; c"),
+        ("list", '["a\\nb", "c"]', "a\nb; c"),
         ("number", "12%", "12%"),
     ],
 )
 def test_what_is_taught_is_right(name: str, gold: str, target: str) -> None:
     assert kind_of(name).target(gold) == target
     assert is_right(name, target, gold)
+
+
+@pytest.mark.parametrize("name", ["list", "set"])
+@pytest.mark.parametrize(
+    "gold",
+    [
+        '["a;b", "c"]',
+        '["salt and pepper"]',  # two items, as everyone would write it
+        "[red, blue]",
+        '["red", "blue"',
+        '["red"',
+        "[1, 2]",
+        json.dumps(["word " * 60, "word " * 60]),
+    ],
+)
+def test_items_that_no_text_says_are_no_gold(name: str, gold: str) -> None:
+    assert kind_of(name).read_golds(gold) == ()
 
 
 @pytest.mark.parametrize("name", ["exact", "number", "choice", "text", "list", "set"])

@@ -297,6 +297,16 @@ def test_the_notebook_shows_what_is_there(
     assert len(shown["matrix"]) == (len(CELLS) + 1) * len(TASKS)
     assert set(shown["cells"]["tags.mlflow.runName"]) == set(outcome.children)
     assert shown["cells"][shown["columns"]].notna().all().all()
+    shown["methods"] = ["grpo"]
+    exec(next(cell for cell in code if cell.startswith("method_a, ")), shown)
+    base, items = shown["a"], shown["pictures"](shown["tested_on"])
+    assert (shown["method_a"], shown["method_b"], len(base)) == ("base", "grpo", TEST_EXAMPLES)
+    first, second = base.index[:2]
+    pictures = [
+        shown["show"](items, {"base": table}, [name]).data.split("</td>")[0]
+        for table, name in ((base, first), (base, second), (base.assign(image_of=second), first))
+    ]
+    assert pictures[0] != pictures[1] == pictures[2], "shuffled: what was asked with is shown"
 
 
 def test_no_test_example_was_trained_or_chosen_on(outcome: Outcome) -> None:

@@ -129,7 +129,7 @@ def _options(row: Mapping[str, Any], columns: str | Sequence[str]) -> dict[str, 
     if not isinstance(values, list):
         raise UnusableError(f"the options are {type(values).__name__}, not a list")
     texts = [answer_text(value) for value in values]
-    while texts and (texts[-1] is None or texts[-1] in ("", "nan")):
+    while texts and texts[-1] in (None, ""):
         texts.pop()
     if not 1 < len(texts) <= len(ascii_uppercase):
         raise UnusableError(f"{len(texts)} options: 2 to {len(ascii_uppercase)} are asked")

@@ -54,7 +54,8 @@ def fingerprint(split: SplitSource, key: str) -> Any:
             files = sorted(saved.iterdir()) if saved else find_parts(source, key)
         files = [file for file in files if not file.name.startswith(".")]  # .DS_Store
         named = _texts_of_tables(saved, files, split.columns.image, key)
-    pictures = {file for text in set(named) if (file := _find_existing(text, folder))}
+    paths = {text for text in named if len(text) <= MAX_PATH_CHARACTERS}
+    pictures = {file for text in paths if (file := _find_existing(text, folder))}
     return [_stat(file) for file in [*files, *sorted(pictures)]]
 
 
@@ -86,8 +87,9 @@ def _texts_of_tables(saved: Path | None, files: list[Path], column: str, key: st
         return
     for file in files:
         with readable(str(file), key), pq.ParquetFile(file) as content:
-            leaves = [content.schema.column(n).path for n in range(len(content.schema))]
-            wanted = [p for p in leaves if p.split(".")[0] == column.split(".")[0]]
+            leaves = [content.schema.column(n) for n in range(len(content.schema))]
+            texts = [leaf.path for leaf in leaves if leaf.logical_type.type == "STRING"]
+            wanted = [p for p in texts if p.split(".")[0] == column.split(".")[0]]
             wanted = [p for p in wanted if not p.endswith(".bytes")]
             for batch in content.iter_batches(BATCH_ROWS, columns=wanted):
                 for array in batch.columns:
@@ -109,13 +111,11 @@ def _array_strings(array: pa.Array) -> Iterator[str]:
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
         yield from _array_strings(array.values)
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        yield from (text for text in array.to_pylist() if text is not None)
+        yield from (text.as_py() for text in array if text.is_valid)  # one at a time
 
 
 def _find_existing(text: str, folder: Path) -> Path | None:
     """The file that a text names; None where there is none: it may be base64 as well."""
-    if len(text) > MAX_PATH_CHARACTERS:
-        return None
     file = find_file(text, folder)
     try:
         return file if file and file.is_file() else None

@@ -89,12 +89,12 @@ def find_pictures(value: Any, folder: Path | None) -> tuple[bytes, ...]:
     if file is None:
         raise UnusableError(f"the picture {shown(value)} is not in the data set's folder")
     try:
-        there = file.is_file()
-    except OSError:  # too long a name
-        there = False
-    if not there:
-        raise UnusableError(f"the picture {shown(str(file))} is not there")
-    return (file.read_bytes(),)
+        if file.is_file():
+            return (file.read_bytes(),)
+    except OSError as error:  # no permission, a faulty disk, too long a name
+        fault = f"the picture {shown(str(file))} cannot be read: {error.strerror}"
+        raise UnusableError(fault) from None
+    raise UnusableError(f"the picture {shown(str(file))} is not there")
 
 
 def find_file(path: str, folder: Path | None) -> Path | None:

@@ -147,7 +147,7 @@ def read_splits(
 
     Args:
         scratch: folder for the validation examples, which are in another order than their source:
-            the first few of them are as random a choice as all.
+            the first few are as random a choice of pictures as all, with all questions of each.
     """
     yield from _select(task, survey.sources["test"], survey.test, chosen, ("test",))
     with TemporaryDirectory(prefix=".", dir=scratch) as folder:

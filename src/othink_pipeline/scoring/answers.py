@@ -113,7 +113,7 @@ class Answer:
         """Whether the values are equal and unit and option, where both name one, are the same."""
         return (
             self.value == gold.value
-            and (self.unit is None or gold.unit is None or _is_same_unit(self.unit, gold.unit))
+            and (self.unit is None or gold.unit is None or is_same_unit(self.unit, gold.unit))
             and (self.option is None or gold.option is None or self.option.answers(gold.option))
         )
 
@@ -193,7 +193,8 @@ def read_number(text: str) -> Answer | None:
     return Answer(value if sign in ("", "+") else -value, "°" if degree else None)
 
 
-def _is_same_unit(a: str, b: str) -> bool:
+def is_same_unit(a: str, b: str) -> bool:
+    """Whether two canonical units are the same; those of no named length fit any of their power."""
     (unit, _, power), (other, _, other_power) = a.partition("^"), b.partition("^")
     return power == other_power and (unit == other or ANY_UNIT in (unit, other))
 

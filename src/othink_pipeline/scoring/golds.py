@@ -14,15 +14,14 @@ YES_NO = {True: '["yes", "true"]', False: '["no", "false"]'}
 def answer_text(value: Any) -> Any:
     """What a table holds as the text of an answer, without its tag; other values as they are.
 
-    Numbers are written out, in the fewest digits that tell them apart in their own type. A list is
-    a JSON list of texts: see ``kinds``.
+    Numbers are written out, in the fewest digits that tell them apart in their own type; NaN is
+    None, what is missing. A list is a JSON list of texts: see ``kinds``.
     """
     if isinstance(value, bool | np.bool_):
         return YES_NO[bool(value)]
     if isinstance(value, float | np.floating):
         # Tables make floats of whole columns for one missing number: 3.0 is 3.
-        finite = np.isfinite(value)
-        return np.format_float_positional(value, trim="-") if finite else str(value)
+        return None if np.isnan(value) else np.format_float_positional(value, trim="-")
     if isinstance(value, Decimal):
         return format(value, "f")
     if isinstance(value, int | np.integer):

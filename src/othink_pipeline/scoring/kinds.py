@@ -24,6 +24,7 @@ from othink_pipeline.scoring.answers import (
     MAX_ANSWER_CHARACTERS,
     Answer,
     clean,
+    is_same_unit,
     read,
     split_option,
 )
@@ -40,6 +41,8 @@ _NUMBER_WORDS = dict(
 )
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = " .,;:!?\"'`“”\u2018\u2019"
+# But for the point of ".5"; "...5" is 5.
+_LEADING = re.compile(rf"\A(?:(?!(?<!\.)\.[0-9])[{_PUNCTUATION}])+")
 # As tables and charts write numbers: $1,234.50, 12 %, 1.5e3. Every part begins otherwise.
 _DRESSED = re.compile(
     r"([+\-\u2212]?)[$€£¥]?\s*([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.))(\.[0-9]+)?(e[+-]?[0-9]{1,2})?"
@@ -163,7 +166,7 @@ class Number(_Kind):
         """See ``_Kind.is_right``; a unit may be left out, not contradicted."""
         if gold.value is None or given.value is None:
             return gold.value is None and given.words.means(gold.words)
-        if given.unit and gold.unit and given.unit != gold.unit:
+        if given.unit and gold.unit and not is_same_unit(given.unit, gold.unit):
             return False
         allowed = max(_decimal(self.absolute), _decimal(self.relative) * abs(Fraction(gold.value)))
         return abs(Fraction(given.value) - Fraction(gold.value)) <= allowed
@@ -239,8 +242,8 @@ class Items(_Kind):
         return _read_items(_split_items(text))
 
     def read_golds(self, gold: str) -> tuple[Any, ...]:
-        """See ``_Kind.read_golds``."""
-        found = _read_items(accepted(gold)) if gold.startswith("[") else self.read(gold)
+        """See ``_Kind.read_golds``; none, too, where no one text says these items."""
+        found = self.read(self.target(gold))
         return () if found is None else (found,)
 
     def is_right(self, given: tuple[Words, ...], gold: tuple[Words, ...]) -> bool:
@@ -263,9 +266,16 @@ class Items(_Kind):
         return "; ".join(texts if self.kind == "list" else sorted(texts))
 
     def target(self, gold: str) -> str:
-        """See ``_Kind.target``."""
+        """See ``_Kind.target``; empty where no one text says these items: one may hold ``;``."""
+        if not gold.startswith("["):
+            return gold
         items = accepted(gold)
-        return (", " if not any("," in item for item in items) else "; ").join(items)
+        meant = None if items == (gold,) else _read_items(items)  # it begins as JSON and is none
+        for text in (", ".join(items), "; ".join(items)):
+            found = self.read(text)
+            if meant and found and self.is_right(found, meant):
+                return text
+        return ""
 
 
 AnswerKind = Annotated[Exact | Number | Choice | Text | Items, Field(discriminator="kind")]
@@ -287,8 +297,8 @@ def read_words(text: str) -> Words | None:
     """A short text; None where nothing is left of it, or it is too long."""
     if len(text) > MAX_TEXT_CHARACTERS:
         return None
-    plain = unicodedata.normalize("NFKC", clean(text)).casefold().strip(_PUNCTUATION)
-    words = plain.split()
+    plain = unicodedata.normalize("NFKC", clean(text)).casefold().rstrip(_PUNCTUATION)
+    words = _LEADING.sub("", plain).split()
     words = [word for word in words if word not in _ARTICLES] or words
     normal = " ".join(str(_NUMBER_WORDS.get(word, word)) for word in words)
     if not normal:

@@ -121,6 +121,7 @@ def do_nothing(outputs: list[str], *inputs: Any, **identity: Any) -> list[Any]:
         ),
         "tests": lambda: CollectedTests(tests=()),
         "report": str,
+        "report_page": str,
         "heat_map": Figure,
         "training_curves": Figure,
     }

@@ -148,13 +148,14 @@ def test_a_checkpoint_is_scored_and_its_predictions_kept(
     for column, value in expected.items():
         assert set(table[column]) == {value}
     run = MlflowClient().get_run(checkpoint.run_id)
-    rates = {
+    shares = {
         "eval/geometry": table["correct"].mean(),
         "eval/accuracy_any/geometry": table["correct_any"].mean(),
         "eval/format_rate/geometry": table["format_ok"].mean(),
         "eval/think_rate/geometry": table["thought"].mean(),
         "eval/unparseable_rate/geometry": table["unparseable"].mean(),
     }
+    rates = {name: round(float(share), 4) for name, share in shares.items()}
     assert histories(checkpoint.run_id) == {name: [(4, rate)] for name, rate in rates.items()}
     model = MlflowClient().get_logged_model(checkpoint.model_id)
     assert {metric.key: metric.value for metric in model.metrics} == rates

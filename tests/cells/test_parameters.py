@@ -180,7 +180,10 @@ def test_a_misspelt_key_is_named(environment: str, path: tuple[str, ...]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("environment", "path"), [key for key in FIXED_KEYS if is_single(*key)], ids=name
+    ("environment", "path"),
+    # A task without a kind of answer has exact ones.
+    [key for key in FIXED_KEYS if is_single(*key) and "answers" not in key[1]],
+    ids=name,
 )
 def test_a_missing_key_is_named(environment: str, path: tuple[str, ...]) -> None:
     raw = parameters(environment)
@@ -451,7 +454,7 @@ def test_the_lists_of_the_grid(path: str, wrong: object, message: str) -> None:
     assert faults_that(path, wrong)[1:] == [f"  {path} = {wrong!r}: {message}"]
 
 
-@pytest.mark.parametrize("environment", sorted({*ENVIRONMENTS} - {*ABLATIONS}))
+@pytest.mark.parametrize("environment", sorted({*ENVIRONMENTS} - {*ABLATIONS, "easy_vqa"}))
 def test_grpo_and_grpo_d_differ_in_nothing_but_the_kl_weight(environment: str) -> None:
     raw = parameters(environment)
     pairs = [

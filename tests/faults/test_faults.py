@@ -37,7 +37,7 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same(
         codes.append(run(project, wound))
         if number == 0:
             DAMAGES["newest state: a bit flipped"](project)
-    assert codes == [-signal.SIGKILL, -signal.SIGKILL, 1], (project / "log.txt").read_text()
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL, 130], (project / "log.txt").read_text()
     assert run(project) == 0, (project / "log.txt").read_text()
     assert read_outcome(project) == undisturbed.outcome
     assert leftovers(project) == []

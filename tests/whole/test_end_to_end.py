@@ -178,9 +178,9 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of examples of every prediction, of validations too."""
     counts: list[int] = []
 
-    def count(model: Any, processor: Any, examples: Any, *asked: Any) -> Any:
+    def count(model: Any, processor: Any, examples: Any, *asked: Any, **how: Any) -> Any:
         counts.append(len(examples))
-        return predict(model, processor, examples, *asked)
+        return predict(model, processor, examples, *asked, **how)
 
     monkeypatch.setattr("othink_pipeline.evaluation.predictions.predict", count)
     return counts

@@ -28,7 +28,7 @@ from othink_pipeline.data.examples import read_examples
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
-from othink_pipeline.tracking import records
+from othink_pipeline.tracking import records, runs
 from othink_pipeline.tracking.recorder import told_if_away
 
 if TYPE_CHECKING:
@@ -259,6 +259,7 @@ def _log(
     }
     metrics = {name: round(float(share), 4) for name, share in shares.items()}
     dataset = dataset_ref(examples, "test")
+    runs.join_grid(checkpoint.run_id, "tested")
     records.log_dataset(checkpoint.run_id, dataset, "test")
     records.log_scores(
         checkpoint.run_id,

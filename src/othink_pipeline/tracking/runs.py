@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Kind = Literal["cell", "base_model"]
-Part = Literal["trained", "resumed", "reused"]
-"""What a `kedro run` did with a run: made it, went on with it, or used it as it is."""
+Part = Literal["trained", "resumed", "reused", "tested"]
+"""What a `kedro run` did with a run: made it, went on with it, used it as it is, only tested it."""
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 FILE = "run.json"
@@ -177,10 +177,10 @@ def finished_run(file: Path) -> str | None:
 
 
 def join_grid(run_id: str, how: Part) -> None:
-    """Make a run part of this `kedro run`'s comparison; without a parent there is none."""
-    parent = parent_run_id()
-    if parent is not None:
-        mlflow_client().set_tag(run_id, grid_tag(parent), how)
+    """Make a run part of this `kedro run`'s comparison, if it is not; without a parent none is."""
+    parent, client = parent_run_id(), mlflow_client()
+    if parent is not None and grid_tag(parent) not in client.get_run(run_id).data.tags:
+        client.set_tag(run_id, grid_tag(parent), how)
 
 
 def finish_run(run_id: str) -> None:

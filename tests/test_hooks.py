@@ -488,7 +488,7 @@ def test_a_line_for_each_node_with_the_time_that_is_left(caplog: pytest.LogCaptu
 
 
 def test_nodes_side_by_side_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 0.0, 10.0, 100.0, 110.0])
+    clock = iter([0.0, -50.0, 0.0, 0.0, 10.0, 100.0, 110.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     preflight = PreflightHooks()
     hooks = ScreenHooks(preflight)
@@ -501,6 +501,9 @@ def test_nodes_side_by_side_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> 
 
     nodes = [BoundNode(bind(train, cell=cell), None, cell.name, name=cell.name) for cell in cells]
     hooks.before_pipeline_run(Pipeline(nodes))
+    hooks.before_node_run(nodes[0])  # and is interrupted
+    hooks.before_pipeline_run(Pipeline(nodes))
+    assert not hooks._at_work
     monkeypatch.setattr(hooks._left, "finish", lambda _, seconds: took.append(seconds))
     for node in nodes:
         hooks.before_node_run(node)

@@ -155,6 +155,7 @@ class ScreenHooks:
         """Begin to count."""
         self._left = TimeLeft(self._preflight.planned)
         self._nodes, self._begun = len(pipeline.nodes), 0
+        self._at_work.clear()  # what a run before this one, in a notebook, did not come to end
         self._started_s = time.monotonic()
 
     @hook_impl

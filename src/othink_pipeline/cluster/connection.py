@@ -28,6 +28,7 @@ CHECK_S = 120.0
 """How long its machines may take to start a process and to be checked."""
 VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_COLOR_PREFIX": "0",  # else escape codes stand in a log that is a file
     "RAY_DEDUP_LOGS": "0",  # the lines of two cells that are alike are two lines
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # below `uv run` it would set up environments anew
 }

@@ -18,6 +18,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+from kedro.framework import project as kedro_project
+
 # Other people's: a test may bring its own copy of this project's code.
 _IMPORTED = [
     "datasets",
@@ -100,6 +102,8 @@ def _work(
     # As `python -m` has it: where the command is called and where PYTHONPATH leads comes first.
     paths = [cwd, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     sys.path[:] = [*paths, *(path for path in sys.path if path not in paths)]
+    # Kedro chose it when it was imported, by the folder in which the server was started.
+    kedro_project.LOGGING = type(kedro_project.LOGGING)()
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:

@@ -48,8 +48,8 @@ def code_digest(*modules: str, package: Path = PACKAGE) -> str:
         ValueError: as ``reached``.
     """
     digest = hashlib.sha256()
-    for module, tree in sorted(_trees(modules, package).items()):
-        for part in (module.encode(), ast.dump(_bare(tree)).encode()):
+    for module, source in sorted(_sources(modules, package).items()):
+        for part in (module.encode(), _bare(source)):
             digest.update(len(part).to_bytes(8))
             digest.update(part)
     return digest.hexdigest()
@@ -64,7 +64,7 @@ def reached(*modules: str, package: Path = PACKAGE) -> tuple[str, ...]:
     Raises:
         ValueError: no such module in the package, or an import of one that is not there.
     """
-    return tuple(sorted(_trees(modules, package)))
+    return tuple(sorted(_sources(modules, package)))
 
 
 def library_versions() -> dict[str, str]:
@@ -100,30 +100,36 @@ def _git(project: Path, *arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _trees(modules: tuple[str, ...], package: Path) -> dict[str, ast.Module]:
-    """The syntax tree of each module that is reached."""
-    trees: dict[str, ast.Module] = {}
+def _sources(modules: tuple[str, ...], package: Path) -> dict[str, bytes]:
+    """The text of each module that is reached."""
+    sources: dict[str, bytes] = {}
     waiting = [(module, "asked for") for module in modules]
     while waiting:
         module, why = waiting.pop()
-        if module in trees:
+        if module in sources:
             continue
         file = _find(module, package)
         if file is None:
             raise ValueError(f"{module}: no such module in {package} ({why})")
-        trees[module] = tree = ast.parse(file.read_bytes(), str(file))
+        sources[module] = source = file.read_bytes()
         above = module.rpartition(".")[0]
         if above:
             waiting.append((above, f"above {module}"))
         home = module if file.name == "__init__.py" else above
-        for node in _imports(tree):
+        for node in _imports(source):
             why = f"imported by {module}, line {node.lineno}"
             waiting += [(name, why) for name in _imported(node, home, package)]
-    return trees
+    return sources
 
 
-def _imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """All imports in ``node`` but those for type checkers alone."""
+# Every cell asks for these again, and reading a text takes long: once for each text.
+@lru_cache(maxsize=None)
+def _imports(source: bytes) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """All imports in a module but those for type checkers alone."""
+    return tuple(_imports_in(ast.parse(source)))
+
+
+def _imports_in(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
     if isinstance(node, ast.Import | ast.ImportFrom):
         yield node
     elif isinstance(node, ast.If) and ast.unparse(node.test) in (
@@ -131,10 +137,10 @@ def _imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
         "typing.TYPE_CHECKING",
     ):
         for otherwise in node.orelse:
-            yield from _imports(otherwise)
+            yield from _imports_in(otherwise)
     else:
         for child in ast.iter_child_nodes(node):
-            yield from _imports(child)
+            yield from _imports_in(child)
 
 
 def _imported(node: ast.Import | ast.ImportFrom, home: str, package: Path) -> list[str]:
@@ -158,14 +164,16 @@ def _find(module: str, package: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _bare(tree: ast.Module) -> ast.Module:
-    """``tree`` without what does nothing: docstrings, those of attributes too, and the version."""
+@lru_cache(maxsize=None)
+def _bare(source: bytes) -> bytes:
+    """A module without what does nothing: docstrings, those of attributes too, and the version."""
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         for name in ("body", "orelse", "finalbody"):
             statements = getattr(node, name, None)
             if isinstance(statements, list):
                 setattr(node, name, [s for s in statements if not _does_nothing(s)])
-    return tree
+    return ast.dump(tree).encode()
 
 
 def _does_nothing(statement: ast.AST) -> bool:

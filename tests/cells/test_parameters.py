@@ -803,7 +803,12 @@ def test_the_methods_that_the_report_knows_are_there() -> None:
     [
         ("cluster.address", "ray://head:10001", "cluster.address = 'ray://head:10001': "),
         ("cluster.train.gpus", 1.5, "must be a whole number, or a part of 1"),
-        ("cluster.train.gpus", 2, "cluster.train.gpus = 2 and compute.num_processes = 1"),
+        (
+            "cluster.train.gpus",
+            2,
+            "gpus = 2 (machines: 1) and compute.num_processes = 1",
+        ),
+        ("cluster.train.machines", 2, "cluster.train.machines = 2 and compute.num_processes = 1"),
         ("cluster.evaluate.gpus", 2, "cluster.evaluate.gpus = 2: one process tests, on one GPU"),
     ],
 )
@@ -814,7 +819,9 @@ def test_what_ray_cannot_set_aside_is_refused(path: str, value: object, message:
 def test_cells_may_share_a_gpu_and_have_one_a_process() -> None:
     Parameters.read(changed("cluster.train.gpus", 0.25))
     raw = changed("cluster.train.gpus", 2)
-    raw["compute"]["num_processes"] = 2
+    raw["compute"]["num_processes"] = 4
+    raw["cluster"]["train"]["machines"] = 2
     Parameters.read(raw)
-    raw["cluster"]["train"]["gpus"] = 0.5
-    assert "cluster.train.gpus = 0.5 and compute.num_processes = 2" in fault(raw)
+    raw["compute"]["num_processes"] = 2
+    raw["cluster"]["train"] |= {"machines": 1, "gpus": 0.5}
+    assert "cluster.train.gpus = 0.5 (machines: 1) and compute.num_processes = 2" in fault(raw)

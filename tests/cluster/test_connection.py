@@ -20,8 +20,8 @@ def cluster(**changes: Any) -> Cluster:
     return Cluster.model_validate(shipped("cluster", **changes))
 
 
-def demand(cpus: int, gpus: float = 0, **custom: float) -> dict[str, Any]:
-    return {"cpus": cpus, "gpus": gpus, "custom": custom}
+def demand(cpus: int, gpus: float = 0, machines: int = 1, **custom: float) -> dict[str, Any]:
+    return {"machines": machines, "cpus": cpus, "gpus": gpus, "custom": custom}
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,8 @@ def demand(cpus: int, gpus: float = 0, **custom: float) -> dict[str, Any]:
         (demand(4, 1), [SMALL, SMALL], "asks for 4 CPU, 1 GPU, and no machine has that. There are"),
         # Two machines have it together, but a cell lives on one.
         (demand(1, 4), [BOX, BOX], "There are: 8 CPU, 2 GPU; 8 CPU, 2 GPU. Ask for less"),
+        (demand(8, 2, machines=2), [BOX, SMALL, BOX], None),
+        (demand(8, 2, machines=2), [BOX, SMALL], "on each of 2 machines, and 1 machine has that."),
         (demand(1, fast=1.0), [SMALL], "There are: 2 CPU, 0 fast."),
         (demand(1), [SMALL, BOX], "cluster.train.gpus = 0, and there are 2 GPUs"),
     ],
@@ -41,7 +43,7 @@ def demand(cpus: int, gpus: float = 0, **custom: float) -> dict[str, Any]:
 def test_what_no_machine_has_is_named(
     train: dict[str, Any], machines: list[dict[str, float]], fault: str | None
 ) -> None:
-    evaluate = demand(1, train["gpus"] and 0.5)
+    evaluate = {"cpus": 1, "gpus": train["gpus"] and 0.5, "custom": {}}
     found = [
         each
         for each in connection.find_faults(cluster(train=train, evaluate=evaluate), machines)

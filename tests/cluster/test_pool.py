@@ -10,6 +10,7 @@ import pytest
 from kedro.pipeline import Node
 
 from othink_pipeline.cells.parameters import Cluster
+from othink_pipeline.cells.processes import MachineLostError
 from othink_pipeline.cluster.pool import RayPool, TaskLostError
 from othink_pipeline.cluster.worker import NodeFailedError
 from tests.conftest import shipped
@@ -34,6 +35,8 @@ class FakeRay:
         self.outcomes: list[Any] = []
         self.cores = 2.0
         self.cancelled: list[tuple[int, bool]] = []
+        self.groups: list[Any] = []
+        self.removed: list[int] = []
 
     def remote(self, _: Any) -> Any:
         return self
@@ -63,6 +66,21 @@ class FakeRay:
     def cancel(self, task: int, force: bool = False) -> None:
         self.cancelled.append((task, force))
 
+    @property
+    def util(self) -> Any:
+        """Machines that a task has to itself: a group is its bundles, a place a group and index."""
+
+        def together(bundles: list[dict[str, float]], strategy: str) -> Any:
+            self.groups.append((strategy, bundles))
+            return len(self.groups) - 1
+
+        strategies = SimpleNamespace(PlacementGroupSchedulingStrategy=lambda *place: place)
+        return SimpleNamespace(
+            placement_group=together,
+            remove_placement_group=self.removed.append,
+            scheduling_strategies=strategies,
+        )
+
 
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
@@ -86,9 +104,9 @@ def test_a_task_carries_its_node_its_name_and_what_its_kind_needs(ray: FakeRay) 
     tasks.submit(node("test", "evaluation"), {"x": [1, 2]})
     ray.outcomes = [{"y": 2}]
     (given,) = ray.given
-    task, surroundings, threads = given.pop("arguments")
+    task, surroundings, threads, machines = given.pop("arguments")
     assert pickle.loads(task) == (node("test", "evaluation"), {"x": [1, 2]})
-    assert (pickle.loads(surroundings), threads) == ({"project": "here"}, 4)
+    assert (pickle.loads(surroundings), threads, machines) == ({"project": "here"}, 4, 1)
     resources = {"num_cpus": 4, "num_gpus": 0.5, "resources": {"fast": 1.0}}
     assert given == {"name": "test", "max_retries": 0, **resources}
     ended = tasks.wait()
@@ -133,6 +151,26 @@ def test_what_a_node_raised_is_told_and_not_tried_again(
     assert ended is not None and isinstance(ended.result, NodeFailedError)
     assert message in ended.result.message
     assert len(ray.given) == 1
+
+
+def test_a_cell_has_its_machines_to_itself_and_is_given_again_when_it_loses_one(
+    ray: FakeRay,
+) -> None:
+    tasks = pool(train={"machines": 2, "cpus": 1, "gpus": 0, "custom": {}})
+    assert tasks.has_room(node("cell"))
+    tasks.submit(node("cell"), {})
+    assert not tasks.has_room(node("other"))  # both cores are used
+    ray.outcomes = [RayTaskError(MachineLostError("machine 2")), {"y": 1}, {"y": 2}]
+    assert tasks.wait() is None
+    assert (ray.groups, ray.removed) == ([("STRICT_SPREAD", [{"CPU": 1}] * 2)] * 2, [0])
+    first, again = ray.given
+    assert (first["scheduling_strategy"], again["scheduling_strategy"]) == ((0, 0), (1, 0))
+    assert again["arguments"][2:] == (1, 2)
+    ended = tasks.wait()
+    assert ended is not None and ended.result == {"y": 1}
+    assert ray.removed == [0, 1]
+    tasks.submit(node("check", "base_model"), {})  # it looks at one machine
+    assert "scheduling_strategy" not in ray.given[2]
 
 
 @pytest.mark.parametrize(("workers", "most"), [(None, 2), (1, 1), (3, 3)])

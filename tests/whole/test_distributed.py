@@ -1,14 +1,17 @@
-"""One cell trained by several processes: the same numbers, and no process outlives the run."""
+"""One cell trained by several processes, of one machine or two: the same numbers, no orphans."""
 
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +168,40 @@ def assert_alike(first: Result, second: Result, rel: float, atol: float) -> None
         torch.testing.assert_close(weight, other[name], rtol=1e-3, atol=atol, msg=name)
 
 
+@contextmanager
+def on_two_machines(what: str) -> Iterator[None]:
+    """Train in one process on each of two machines: what starts them here are two processes."""
+
+    def train_together(job: CellJob, run_id: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+        share = (job, run_id, processes.Share(2, 1, endpoint), mlflow.get_tracking_uri())
+        other = multiprocessing.get_context("spawn").Process(target=be_second_machine, args=share)
+        other.start()
+        try:
+            processes.train_here(job, run_id, processes.Share(2, 0, endpoint))
+        except processes.ProcessFailedError:
+            other.join()
+            if other.exitcode == -signal.SIGKILL:
+                raise processes.MachineLostError from None
+            raise
+        other.join()
+        assert other.exitcode == 0
+
+    token = processes.train_on.set(train_together)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(WHAT, what)
+        patch.setattr(processes, "work", work)
+        yield
+    processes.train_on.reset(token)
+
+
+def be_second_machine(job: CellJob, run_id: str, share: processes.Share, tracking_uri: str) -> None:
+    mlflow.set_tracking_uri(tracking_uri)
+    processes.work = work
+    processes.train_here(job, run_id, share)
+
+
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Let the processes do what ``work`` of this file says."""
@@ -195,24 +232,31 @@ def rows_of(project: Path) -> int:
 
 
 def test_supervised_training_is_the_same(project: Path) -> None:
-    alone = call(num_processes=1)
-    assert alone[0].weights_changed > 0.01
-    assert_alike(call(), alone, 1e-3, 1e-4)
+    """On two machines, of one process each, of which the second is lost on the way."""
+    with on_two_machines("lose_machine"), pytest.raises(processes.MachineLostError):
+        call()
+    begun = rows_of(project)
+    with on_two_machines("train"):
+        together = call()
+    assert rows_of(project) > begun
+    assert together[0].weights_changed > 0.01
+    assert_alike(together, call(num_processes=1), 1e-3, 1e-4)
 
 
 def test_reinforcement_learning_is_the_same_on_the_same_completions(
-    project: Path, workers: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In two passes of each process, too. Left to itself each process samples otherwise."""
     fix_completions(monkeypatch.setattr)
-    workers("fixed")
     alone = call("grpo_d", num_processes=1)
     values = curve(alone)
     kl_weights = [values["train/kl_weight", update] for update in (1, 2, 3)]
     assert kl_weights == pytest.approx([0.1, 0.4, 0.7])
     assert values["train/kl", 3] > 1e-3
     assert values["train/format_reward", 1] == 0.5
-    assert_alike(call("grpo_d", micro_batch_size=4), alone, 1e-2, 2e-3)
+    with on_two_machines("fixed"):
+        together = call("grpo_d", micro_batch_size=4)
+    assert_alike(together, alone, 1e-2, 2e-3)
 
 
 def fix_completions(patch: Callable[[Any, str, Any], None]) -> None:
@@ -435,6 +479,7 @@ def work(job: CellJob, run_id: str, tracking_uri: str) -> None:
     doing: dict[str, Callable[[], None]] = {
         "kill_partner": lambda: os.kill(os.getpid(), signal.SIGKILL),
         "kill_run": lambda: os.kill(os.getppid(), signal.SIGKILL),
+        "lose_machine": lambda: os.kill(os.getppid(), signal.SIGKILL),
         "terminate_run": lambda: os.kill(os.getppid(), signal.SIGTERM),
         "fail": fail,
     }

@@ -140,7 +140,7 @@ _RULES = (
     _Rule(
         None,
         lambda it: it.says["num_machines"] != 1,
-        "num_machines = {it.says[num_machines]}, and a cell is trained on one. "
+        "num_machines = {it.says[num_machines]}, and cluster.train.machines says that. "
         "Set num_machines: 1.",
     ),
     _Rule(
@@ -212,18 +212,24 @@ def check_launcher(compute: Compute, health: Health, methods: Iterable[SFT | RL]
         raise ConfigurationError("\n".join(faults))
 
 
-def find_device_fault(compute: Compute, gpus: int) -> tuple[str, str] | None:
-    """What is wrong with the number of GPUs that can be seen, and the remedy; None: nothing."""
-    processes = compute.num_processes
+def find_device_fault(compute: Compute, gpus: int, machines: int = 1) -> tuple[str, str] | None:
+    """What is wrong with the number of GPUs that can be seen, and the remedy; None: nothing.
+
+    Args:
+        gpus: those of this machine.
+        machines: on so many a cell is trained together.
+    """
+    processes = compute.num_processes // machines
     if processes == 1 and gpus > 1:
         return (
-            f"{gpus} GPUs can be seen, and compute.num_processes = 1 trains on one",
-            f"Set compute.num_processes: {gpus}, or show the run one: CUDA_VISIBLE_DEVICES=0",
+            f"{gpus} GPUs can be seen, and compute.num_processes = {machines} trains on one",
+            f"Set compute.num_processes: {gpus * machines}, or show the run one: "
+            "CUDA_VISIBLE_DEVICES=0",
         )
     if 0 < gpus < processes:
         return (
-            f"compute.num_processes = {processes}, and {gpus} GPUs can be seen",
-            f"Set compute.num_processes: {gpus}: one process a GPU",
+            f"compute.num_processes = {compute.num_processes}, and {gpus} GPUs can be seen",
+            f"Set compute.num_processes: {gpus * machines}: one process a GPU",
         )
     if compute.launcher and not gpus:
         kind = read_launcher(compute.launcher)["distributed_type"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -113,7 +114,9 @@ def train_job(job: CellJob, records: Records | None) -> tuple[Trained, Digests]:
     settings = job.settings
     algorithm = import_module(f"othink_pipeline.training.{job.parameters.algorithm}")
     check_code(*training_code(job.parameters.algorithm))
-    if fault := find_device_fault(settings.compute, torch.cuda.device_count()):
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    machines = settings.compute.num_processes // processes_here
+    if fault := find_device_fault(settings.compute, torch.cuda.device_count(), machines):
         raise ConfigurationError(". ".join(fault))
     own = examples_of(job.cell.task, job.examples)
     if records:

@@ -115,7 +115,7 @@ class Evaluation(Block):
 
 
 class Demand(Block):
-    """What Ray sets aside for one task."""
+    """What Ray sets aside for one task, on one machine."""
 
     cpus: Positive
     """Cores, and as many threads."""
@@ -138,6 +138,13 @@ class Demand(Block):
         return {name: amount for name, amount in amounts.items() if amount}
 
 
+class TrainDemand(Demand):
+    """What Ray sets aside for the training of a cell, on each of its machines."""
+
+    machines: Positive
+    """On so many a cell is trained together; ``compute.num_processes`` is divided among them."""
+
+
 class Cluster(Block):
     """How Ray runs the grid; only ``RayRunner`` looks at it."""
 
@@ -147,18 +154,24 @@ class Cluster(Block):
     """Tasks at once; null: as many as the machines hold."""
     retries: Count
     """How often a task is given again whose process or machine died."""
-    train: Demand
-    """Of a cell, and of the check of a base model."""
+    train: TrainDemand
+    """Of a cell, and, on one machine, of the check of a base model."""
     evaluate: Demand
     """Of the test of a cell, or of a base model, on one task."""
 
     def find_fault(self, processes: int) -> str | None:
         """Why cells of so many processes do not go with what is asked for."""
-        if self.train.gpus and max(1, self.train.gpus) != processes:
+        machines, gpus = self.train.machines, self.train.gpus
+        if processes % machines:
             return (
-                f"cluster.train.gpus = {self.train.gpus:g} and compute.num_processes = "
-                f"{processes}: each process trains on one GPU. Make them equal; where processes "
-                "is 1, a part of 1 lets several cells share a GPU."
+                f"cluster.train.machines = {machines} and compute.num_processes = {processes}: "
+                "each machine has as many processes. Make num_processes a multiple of machines."
+            )
+        if gpus and max(1, gpus) * machines != processes:
+            return (
+                f"cluster.train.gpus = {gpus:g} (machines: {machines}) and compute.num_processes "
+                f"= {processes}: each process trains on one GPU. Make gpus times machines equal to "
+                "num_processes; where that is 1, a part of 1 lets several cells share a GPU."
             )
         if self.evaluate.gpus > 1:
             return (

@@ -1,4 +1,4 @@
-"""Train a cell in several processes of this machine: they are started and watched by torch elastic.
+"""Train a cell in several processes, of one machine or of more: torch elastic starts them.
 
 None of them is ever started again, and their number stays: either would change the numbers. A
 process ends with the run that started it, however that ends.
@@ -11,11 +11,13 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from multiprocessing import active_children, parent_process
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -38,10 +40,15 @@ FAILURE = "failure.json"
 """File in a cell's folder: why the first of its processes failed."""
 GRACE_S = 15
 """How long a process has to end by itself: longer than the last records take."""
+JOIN_S = 300
+"""How long the machines of a training wait for each other before it begins."""
 SETTLE_S = 2.0
 """How long a process that has failed stays: long enough for a partner's death to be seen first."""
 
-_HOST = "127.0.0.1"
+GIVE_UP = signal.SIGURG
+"""What ends the processes of this machine, sent to the one that started them. Ctrl-C and SIGTERM
+stay with the handlers of the run, which raise KeyboardInterrupt: it ends the processes, too."""
+
 _TOLD = (ConfigurationError, TrainingFault, TrackingRefusedError, TrackingUnavailableError)
 
 
@@ -49,55 +56,97 @@ class ProcessFailedError(click.ClickException):
     """A process of a training failed; its log lines, traceback included, have been shown."""
 
 
-def train_in_processes(job: CellJob, run_id: str) -> Training:
-    """Train a cell in ``compute.num_processes`` processes; returns its manifest.
+class ProcessKilledError(ProcessFailedError):
+    """A process of a training was ended by a signal."""
+
+
+class MachineLostError(Exception):
+    """One of the machines of a training is gone; the others have ended, and it can go on."""
+
+
+class Share(NamedTuple):
+    """Which part of a training's processes runs on this machine."""
+
+    machines: int = 1
+    number: int = 0
+    """Of this one; 0 has the main process."""
+    endpoint: str = "127.0.0.1:0"
+    """Address and port, of machine 0, where all find each other."""
+
+
+def train_here(job: CellJob, run_id: str, share: Share | None = None) -> None:
+    """Run this machine's processes of a training to their end.
 
     Args:
         run_id: the MLflow run that the records go to.
+        share: None: all of them.
 
     Raises:
         ConfigurationError, TrainingFault, TrackingRefusedError, TrackingUnavailableError: raised
-            in one of them.
-        ProcessFailedError: one of them failed otherwise, or was killed.
+            in one of them, on whichever machine.
+        ProcessFailedError: one of them failed otherwise, or one of this machine was killed.
+        MachineLostError: somebody has sent ``GIVE_UP``.
     """
     import mlflow
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     from othink_pipeline.models.load import release_memory
 
-    folder, count = Path(job.folder), job.settings.compute.num_processes
-    (folder / FAILURE).unlink(missing_ok=True)
+    share = share or Share()
+    count = job.settings.compute.num_processes
     release_memory()
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):  # say it in more words
         logging.getLogger(name).setLevel(logging.CRITICAL)
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
+        min_nodes=share.machines,
+        max_nodes=share.machines,
+        nproc_per_node=count // share.machines,
         run_id=job.key,
         rdzv_backend="c10d",
-        rdzv_endpoint=f"{_HOST}:0",
-        rdzv_configs={"is_host": True},
-        local_addr=_HOST,
+        rdzv_endpoint=share.endpoint,
+        rdzv_configs={"is_host": share.number == 0, "join_timeout": JOIN_S},
+        local_addr=None if share.number else share.endpoint.rpartition(":")[0],
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # else it leaves folders in /tmp
         max_restarts=0,
         shutdown_timeout=GRACE_S,
-        # One that nobody sends. Ctrl-C and SIGTERM stay with the handlers of the run, which raise
-        # KeyboardInterrupt: it ends the processes, too.
-        signals_to_handle="SIGURG",
+        signals_to_handle=GIVE_UP.name,
     )
     others = active_children()
+    signal.signal(GIVE_UP, _give_up)  # elastic takes it when the processes begin
     try:
         elastic_launch(config, work)(job, run_id, mlflow.get_tracking_uri())
     except ChildFailedError as error:
-        raise _reason(read_json(folder / FAILURE), error, count) from None
+        raise _reason(read_json(Path(job.folder, FAILURE)), error, count) from None
+    except SignalException:
+        raise MachineLostError(job.name) from None
     finally:
+        signal.signal(GIVE_UP, signal.SIG_DFL)
         for process in active_children():  # after an interrupt at their start, or a second one
             if process not in others:
                 process.kill()
                 process.join()
+
+
+def _give_up(*_: object) -> None:
+    raise MachineLostError("while the machines were waiting for each other")
+
+
+train_on: ContextVar[Callable[[CellJob, str], None]] = ContextVar("train_on", default=train_here)
+"""Who runs the processes of a training: this machine, unless somebody has several."""
+
+
+def train_in_processes(job: CellJob, run_id: str) -> Training:
+    """Train a cell in ``compute.num_processes`` processes; returns its manifest.
+
+    Raises:
+        ConfigurationError, TrainingFault, TrackingRefusedError, TrackingUnavailableError,
+        ProcessFailedError, MachineLostError: as ``train_here``.
+    """
+    folder = Path(job.folder)
+    (folder / FAILURE).unlink(missing_ok=True)
+    train_on.get()(job, run_id)
     manifest = find_finished(folder, job.settings.health, whole=False)
     if manifest is None:
         raise ProcessFailedError(f"{folder}: the processes ended well and left no manifest")
@@ -158,7 +207,7 @@ def _train(job: CellJob, rank: int, run_id: str, tracking_uri: str) -> None:
     mlflow.set_tracking_uri(tracking_uri)
     os.environ.update(launcher_environment(job.settings.compute))
     threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    share = max(1, threads // job.settings.compute.num_processes)
+    share = max(1, threads // int(os.environ["LOCAL_WORLD_SIZE"]))
     os.environ["OMP_NUM_THREADS"] = str(share)  # else Accelerate takes a number of its own
     torch.set_num_threads(share)
     if torch.cuda.is_available():
@@ -190,7 +239,7 @@ def _reason(said: Any, error: ChildFailedError, count: int) -> click.ClickExcept
     if code < 0 and (code != -signal.SIGABRT or said is None):
         hint = " (is the memory full?)" if code == -signal.SIGKILL else ""
         name = signal.Signals(-code).name
-        return ProcessFailedError(f"process {rank} of {count} was ended by {name}{hint}")
+        return ProcessKilledError(f"process {rank} of {count} was ended by {name}{hint}")
     if said is None:
         return ProcessFailedError(f"process {rank} of {count} ended with exit code {code}")
     for kind in _TOLD:

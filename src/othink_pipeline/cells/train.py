@@ -30,7 +30,7 @@ from othink_pipeline.cells.keys import (
     training_key,
 )
 from othink_pipeline.cells.manifests import Checkpoint, FailedCell, Training
-from othink_pipeline.cells.processes import train_in_processes
+from othink_pipeline.cells.processes import MachineLostError, train_in_processes
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import library_versions
 from othink_pipeline.core.files import MANIFEST
@@ -67,6 +67,7 @@ def train_cell(
     Raises:
         ConfigurationError: base model or examples are not those that their manifests speak of.
         TrackingUnavailableError: the MLflow server stayed away; nothing that was trained is lost.
+        MachineLostError: the training is to be given again.
     """
     check_launcher(settings.compute, settings.health, [parameters])
     key = training_key(cell, parameters, base_model.digest, examples, settings)
@@ -84,6 +85,8 @@ def train_cell(
                 check_examples(each)
         try:
             checkpoint, history = _record(job, finished)
+        except MachineLostError:
+            raise
         except Exception as error:
             reason = explain(error, f"{cell.name} failed, the other cells go on")
             return FailedCell(**cell._asdict(), failed=reason), _known_history(folder)

@@ -6,5 +6,7 @@
 - ``schedule``: which node comes next, and what nobody reads any more
 - ``pool``: nodes as Ray's tasks, given again when their process dies
 - ``connection``: a Ray to run on, checked before anything is trained
+- ``surroundings``: folder, environment, code and libraries that every process must have
 - ``worker``: what Ray's processes do
+- ``machines``: a cell's training on several machines
 """

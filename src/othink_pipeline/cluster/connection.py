@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from othink_pipeline.cells.parameters import Cluster
-from othink_pipeline.cluster import worker
+from othink_pipeline.cluster import surroundings
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.locks import lock
 
@@ -89,10 +89,13 @@ def find_faults(cluster: Cluster, machines: Sequence[Mapping[str, float]]) -> li
     faults = []
     for kind in ("train", "evaluate"):
         demand = getattr(cluster, kind)
-        if not any(_fits(demand.resources, machine) for machine in machines):
+        asked = cluster.train.machines if kind == "train" else 1
+        found = sum(_fits(demand.resources, machine) for machine in machines)
+        if found < asked:
+            on = f" on each of {asked} machines" if asked > 1 else ""
             faults.append(
-                f"cluster.{kind} asks for {_describe(demand.resources, demand.resources)}, and no "
-                f"machine has that. There are: "
+                f"cluster.{kind} asks for {_describe(demand.resources, demand.resources)}{on}, and "
+                f"{found or 'no'} machine has that. There are: "
                 f"{'; '.join(_describe(machine, demand.resources) for machine in machines)}. "
                 "Ask for less, or start a machine that has it."
             )
@@ -165,9 +168,9 @@ def _check_machines(node_ids: Sequence[str], modules: Sequence[str], folder: Pat
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    around = pickle.dumps(worker.describe_surroundings(modules))
+    around = pickle.dumps(surroundings.describe_surroundings(modules))
     mark = folder.absolute() / f".shared-{uuid4().hex}.lock"
-    check = ray.remote(worker.check_node)
+    check = ray.remote(surroundings.check_node)
     try:
         with lock(mark):
             tasks = [

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from othink_pipeline.cells.parameters import Cluster, Demand
+from othink_pipeline.cells.processes import MachineLostError
 from othink_pipeline.cluster import worker
+from othink_pipeline.cluster.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from kedro.pipeline.node import Node
@@ -44,7 +46,21 @@ class _Task(NamedTuple):
     node: Node
     inputs: dict[str, Any]
     demand: Demand
+    """Of each machine."""
+    machines: int
     deaths: int
+    group: Any = None
+    """Ray's, of the machines; None for one."""
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Amounts by name, of all machines together."""
+        return {name: n * self.machines for name, n in self.demand.resources.items()}
+
+
+def machines_of(node: Node, cluster: Cluster) -> int:
+    """On how many machines a task of this node runs."""
+    return cluster.train.machines if {"sft", "rl"} & node.tags else 1
 
 
 def kind_of(node: Node) -> str | None:
@@ -55,7 +71,7 @@ def kind_of(node: Node) -> str | None:
 class RayPool:
     """The tasks of one run, on the Ray that this process is connected to."""
 
-    def __init__(self, cluster: Cluster, surroundings: worker.Surroundings) -> None:
+    def __init__(self, cluster: Cluster, surroundings: Surroundings) -> None:
         import ray
 
         self._ray, self._cluster = ray, cluster
@@ -80,12 +96,12 @@ class RayPool:
         if self._cluster.workers:
             return len(self._flying) < self._cluster.workers
         left = {name: amount - self._used[name] for name, amount in self._there.items()}
-        wanted = self._demand(node).resources
+        wanted = self._task(node, {}).resources
         return all(left.get(name, 0) >= amount - ROUNDING for name, amount in wanted.items())
 
     def submit(self, node: Node, inputs: dict[str, Any]) -> None:
         """Give a node as a task."""
-        self._give(_Task(node, inputs, self._demand(node), 0))
+        self._give(self._task(node, inputs))
 
     def wait(self) -> Ended | None:
         """The first task to end; one whose process died is given again.
@@ -99,11 +115,15 @@ class RayPool:
         if not done:
             return None
         task = self._flying.pop(done[0])
-        self._used.subtract(task.demand.resources)
+        self._used.subtract(task.resources)
+        if task.group is not None:  # what still runs in it ends with it
+            self._ray.util.remove_placement_group(task.group)
         try:
             return Ended(task.node, task.inputs, self._ray.get(done[0]))
         except exceptions.RayTaskError as error:
-            return Ended(task.node, task.inputs, _raised(error))
+            if not isinstance(error.cause, MachineLostError):
+                return Ended(task.node, task.inputs, _raised(error))
+            said = f"MachineLostError: {error.cause}"
         except exceptions.RayError as error:
             said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         deaths = task.deaths + 1
@@ -129,22 +149,31 @@ class RayPool:
         """Disconnect; a Ray of this process's own ends with that."""
         self._ray.shutdown()
 
-    def _demand(self, node: Node) -> Demand:
+    def _task(self, node: Node, inputs: dict[str, Any]) -> _Task:
         demand: Demand = getattr(self._cluster, str(kind_of(node)))
-        return demand
+        return _Task(node, inputs, demand, machines_of(node, self._cluster), 0)
 
     def _give(self, task: _Task) -> None:
-        demand = task.demand
+        demand, machines = task.demand, task.machines
+        options: dict[str, Any] = {}
+        if machines > 1:
+            util = self._ray.util
+            group = util.placement_group([demand.resources] * machines, strategy="STRICT_SPREAD")
+            place = util.scheduling_strategies.PlacementGroupSchedulingStrategy
+            options["scheduling_strategy"] = place(group, 0)
+            task = task._replace(group=group)
         remote = self._remote.options(
             name=task.node.name,
             num_cpus=demand.cpus,
             num_gpus=demand.gpus,
             resources=demand.custom or None,
             max_retries=0,  # Ray would not count deaths for want of memory: ``wait`` counts all
+            **options,
         )
         pickled = pickle.dumps((task.node, task.inputs))
-        self._used.update(demand.resources)
-        self._flying[remote.remote(pickled, self._surroundings, demand.cpus)] = task
+        self._used.update(task.resources)
+        given = remote.remote(pickled, self._surroundings, demand.cpus, machines)
+        self._flying[given] = task
 
 
 def _raised(error: Any) -> worker.NodeFailedError:

@@ -23,7 +23,8 @@ from othink_pipeline.cells.parameters import Cluster, Parameters
 from othink_pipeline.cluster.connection import check_installed, connect
 from othink_pipeline.cluster.pool import Ended, RayPool, TaskLostError, kind_of
 from othink_pipeline.cluster.schedule import Schedule
-from othink_pipeline.cluster.worker import NodeFailedError, describe_surroundings
+from othink_pipeline.cluster.surroundings import describe_surroundings
+from othink_pipeline.cluster.worker import NodeFailedError
 from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.tracking import lifecycle, runs

@@ -6,7 +6,7 @@ import ast
 import hashlib
 import subprocess
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import resolve_name
 from pathlib import Path
@@ -123,7 +123,7 @@ def _sources(modules: tuple[str, ...], package: Path) -> dict[str, bytes]:
 
 
 # Every cell asks for these again, and reading a text takes long: once for each text.
-@lru_cache(maxsize=None)
+@cache
 def _imports(source: bytes) -> tuple[ast.Import | ast.ImportFrom, ...]:
     """All imports in a module but those for type checkers alone."""
     return tuple(_imports_in(ast.parse(source)))
@@ -164,7 +164,7 @@ def _find(module: str, package: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _bare(source: bytes) -> bytes:
     """A module without what does nothing: docstrings, those of attributes too, and the version."""
     tree = ast.parse(source)

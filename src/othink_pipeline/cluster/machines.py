@@ -1,0 +1,143 @@
+"""The training of a cell on several machines: its task is on the first, others are on the rest."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from threading import Thread
+from typing import Any
+
+import click
+
+from othink_pipeline.cells.job import CellJob
+from othink_pipeline.cells.processes import (
+    GIVE_UP,
+    GRACE_S,
+    MachineLostError,
+    ProcessFailedError,
+    ProcessKilledError,
+    Share,
+    train_here,
+    train_on,
+)
+from othink_pipeline.cluster.surroundings import compute_with, enter
+
+END_S = 4.0 * GRACE_S
+"""How long the other machines have to end once the first one's processes have."""
+
+
+@contextmanager
+def several_machines(machines: int, surroundings: bytes, threads: int) -> Iterator[None]:
+    """Let trainings of this task run on all machines of its placement group.
+
+    Args:
+        surroundings, threads: as of ``worker.run_node``.
+    """
+    token = train_on.set(partial(_train_together, machines, surroundings, threads))
+    try:
+        yield
+    finally:
+        train_on.reset(token)
+
+
+def _train_together(
+    machines: int, surroundings: bytes, threads: int, job: CellJob, run_id: str
+) -> None:
+    """Run a training's processes to their end.
+
+    Raises:
+        MachineLostError: another machine is gone.
+        Exception: as ``train_here``, of whichever machine.
+    """
+    import ray
+    from ray.util import get_current_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    with socket.create_server((ray.util.get_node_ip_address(), 0)) as free:
+        address, port = free.getsockname()
+    shares = [Share(machines, number, f"{address}:{port}") for number in range(machines)]
+    assigned = dict(ray.get_runtime_context().get_assigned_resources())
+    cpus, gpus = assigned.pop("CPU", 0), assigned.pop("GPU", 0)
+    remote, group = ray.remote(run_share), get_current_placement_group()
+    assert group is not None  # ``RayPool`` has put this task into it
+    others = [
+        remote.options(
+            name=f"{job.cell.name}, machine {share.number + 1} of {machines}",
+            num_cpus=cpus,
+            num_gpus=gpus,
+            resources=assigned or None,
+            max_retries=0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, share.number),
+        ).remote(pickle.dumps((job, run_id, share)), surroundings, threads)
+        for share in shares[1:]
+    ]
+    watch = _Watch(others)
+    watch.start()
+    failed: Exception | None = None
+    try:
+        try:
+            train_here(job, run_id, shares[0])
+        except Exception as error:
+            failed = error
+        watch.join(END_S)
+    finally:
+        for other in others:  # that has not ended; it has to, where this task is interrupted
+            ray.cancel(other)
+    if failed:
+        killed = watch.killed and ProcessKilledError(watch.killed)
+        raise watch.error or killed or failed
+
+
+def run_share(share: bytes, surroundings: bytes, threads: int) -> str | None:
+    """Run the processes of another machine than the first.
+
+    Args:
+        share: the pickled job, the id of its MLflow run and this machine's ``Share``.
+        surroundings, threads: as of ``worker.run_node``.
+
+    Returns:
+        Which of its processes was killed, if one was.
+    """
+    # Below `ray start` in the background of a shell it is ignored; to cancel is to send it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    enter(surroundings)
+    compute_with(threads)
+    try:
+        train_here(*pickle.loads(share))
+    except ProcessKilledError as error:
+        return error.message
+    except click.ClickException:  # in words that the first machine finds in the cell's folder
+        return None
+    return None
+
+
+class _Watch(Thread):
+    """Waits for the other machines, and lets this one give up where one is gone."""
+
+    def __init__(self, others: Sequence[Any]) -> None:
+        super().__init__(daemon=True, name="other machines")
+        self._others = list(others)
+        self.killed: str | None = None
+        """Which process was."""
+        self.error: Exception | None = None
+        """What became of a machine."""
+
+    def run(self) -> None:
+        import ray
+
+        while self._others:
+            (done,), self._others = ray.wait(self._others)
+            try:
+                self.killed = ray.get(done) or self.killed
+            except ray.exceptions.RayTaskError as error:  # before its processes began
+                self.error = ProcessFailedError(f"another machine: {error.cause}")
+            except ray.exceptions.RayError as error:
+                self.error = MachineLostError(f"another machine: {type(error).__name__}")
+            if self.error:
+                os.kill(os.getpid(), GIVE_UP)
+                return

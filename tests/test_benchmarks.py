@@ -21,6 +21,7 @@ from othink_pipeline.cells.manifest_dataset import KINDS
 from othink_pipeline.cells.methods import resolve_method
 from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.training.kl import Constant, KLController
+from tests.support import peers
 
 
 @pytest.mark.parametrize("name", command.NAMES)
@@ -96,18 +97,10 @@ def test_cells_that_do_nothing_are_still_cells(monkeypatch: pytest.MonkeyPatch) 
                 assert isinstance(value, kinds.get(kind, DataFrame)), name
 
 
-def add_up(turn: harness.Turn, start: int, steps: int) -> int:
-    for _ in range(steps):
-        turn()
-        start += 1
-    turn()
-    return start
-
-
 def test_peers_take_turns_in_processes_of_their_own() -> None:
-    peers = [harness.Peer(add_up, 10, 3), harness.Peer(add_up, 20, 3)]
-    harness.take_turns(peers, 3)
-    for peer, result in zip(peers, (13, 23), strict=True):
+    both = [harness.Peer(peers.add_up, 10, 3), harness.Peer(peers.add_up, 20, 3)]
+    harness.take_turns(both, 3)
+    for peer, result in zip(both, (13, 23), strict=True):
         assert len(peer.seconds) == 3
         assert all(0 <= seconds < 10 for seconds in peer.seconds)
         found, memory = peer.finish()
@@ -115,13 +108,9 @@ def test_peers_take_turns_in_processes_of_their_own() -> None:
         assert memory > 0
 
 
-def fail(turn: harness.Turn) -> None:
-    raise ValueError("no such thing")
-
-
 def test_a_peer_that_dies_is_no_result() -> None:
     with pytest.raises(RuntimeError, match="a peer died: exit code 1"):
-        harness.Peer(fail)
+        harness.Peer(peers.fail)
 
 
 def test_functions_run_in_turns_after_one_to_warm_up() -> None:

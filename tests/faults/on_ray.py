@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,19 @@ def list_scenarios(undisturbed: Undisturbed) -> dict[str, Callable[[Path], Found
     return named
 
 
+@contextmanager
+def two_machines() -> Iterator[tuple[str, int]]:
+    """A Ray of two machines with a core each: how a run is told of it, and the second's raylet."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        (raylet,) = cluster.add_node(num_cpus=1).all_processes["raylet"]
+        yield f"--params=cluster.address={cluster.address}", raylet.process.pid
+    finally:
+        cluster.shutdown()
+
+
 def lose_worker(project: Path, wound: dict[str, Any], undisturbed: Undisturbed) -> Found:
     """A worker is killed; the run itself makes it good."""
     code = run(project, _once(project, wound), ON_RAY)
@@ -46,16 +60,8 @@ def lose_worker(project: Path, wound: dict[str, Any], undisturbed: Undisturbed) 
 
 def lose_machine(project: Path, undisturbed: Undisturbed) -> Found:
     """Of two machines with a core each one loses its Ray; the run goes on with the other."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        other = cluster.add_node(num_cpus=1)
-        (raylet,) = other.all_processes["raylet"]
-        wound = _once(project, {**MIDDLE, "pid": raylet.process.pid})
-        code = run(project, wound, ON_RAY, f"--params=cluster.address={cluster.address}")
-    finally:
-        cluster.shutdown()
+    with two_machines() as (there, raylet):
+        code = run(project, _once(project, {**MIDDLE, "pid": raylet}), ON_RAY, there)
     return _hurt(project, compare(project, [code], "", undisturbed))
 
 

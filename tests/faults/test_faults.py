@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import MiniModel
+from tests.faults.on_ray import two_machines
 from tests.faults.project import ON_RAY, leftovers, make_project, read_outcome, run, steps_taken
 from tests.faults.scenarios import DAMAGES, Undisturbed, run_undisturbed
 
@@ -47,10 +48,11 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same(
 def test_a_run_on_ray_that_loses_a_worker_comes_to_the_same(
     mini_model: MiniModel, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
-    """Two cells side by side, each with as many threads as the undisturbed run had."""
+    """Two cells on two machines, each with as many threads as the undisturbed run had."""
     project = make_project(tmp_path / "project", mini_model.path)
     third = {"point": "optimizer step", "call": 3, "after": False, "signal": signal.SIGKILL}
-    code = run(project, {**third, "once": str(project / "struck")}, ON_RAY)
+    with two_machines() as (there, _):
+        code = run(project, {**third, "once": str(project / "struck")}, ON_RAY, there)
     log = (project / "log.txt").read_text()
     assert code == 0, log
     assert log.count("given again (1 of 3)") == 1

@@ -33,15 +33,15 @@ _IMPORTED = [
     "trl.trainer.grpo_trainer",
     "trl.trainer.sft_trainer",
 ]
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(_IMPORTED)
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(_IMPORTED)
 
 
 class Command:
     """A command that was started."""
 
     def __init__(self, *arguments: Any) -> None:
-        self._process = _processes.Process(target=_work, args=arguments)
+        self._process = processes.Process(target=_work, args=arguments)
         self._process.start()
 
     def wait(self, timeout: float) -> int:

@@ -1,10 +1,13 @@
 """A real MLflow server that dies in the middle of a training, and one that never comes back."""
 
+import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -27,23 +30,24 @@ STEPS = 200
 
 
 class Server:
-    """`mlflow server` on one port and one SQLite store, started as often as wanted."""
+    """`mlflow server` on one port and one store, started as often as wanted."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: str | None = None, workers: int = 1) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
+        self._folder, self._workers = folder, workers
+        self._store = store or f"sqlite:///{folder}/mlflow.db"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it and wait until it answers."""
         options = {
-            "--backend-store-uri": f"sqlite:///{self._folder}/mlflow.db",
+            "--backend-store-uri": self._store,
             "--artifacts-destination": str(self._folder / "artifacts"),
             "--host": "127.0.0.1",
             "--port": str(self.port),
-            "--workers": "1",
+            "--workers": str(self._workers),
         }
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -84,6 +88,32 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.kill()
     mlflow.set_tracking_uri(None)
     os.environ.pop("MLFLOW_EXPERIMENT_ID")
+
+
+@pytest.fixture
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An empty database of a PostgreSQL of the test's own."""
+    pytest.importorskip("psycopg", reason="pip install 'psycopg[binary]'")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.skip("apt-get install postgresql")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    # It refuses root, whose processes become those of its own user.
+    user = "postgres" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory() as folder:
+        if user:
+            shutil.chown(folder, user)
+
+        def call(command: str, *options: str) -> None:
+            program = [str(found[-1].with_name(command)), "-D", f"{folder}/data", *options]
+            subprocess.run(program, user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+        call("initdb", "--username=postgres", "--auth=trust")
+        where = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
+        call("pg_ctl", "start", "-w", f"--log={folder}/log", "-o", where)
+        yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        call("pg_ctl", "stop", "-m", "immediate")
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +188,34 @@ def test_a_server_that_is_killed_and_started_again_misses_nothing(
     with Recorder(run_id, NAME, Journal(journal.path)):
         pass
     check_delivered(run_id)
+
+
+@pytest.mark.slow
+def test_workers_that_write_at_once_miss_nothing_on_postgresql(
+    postgresql: str, tmp_path: Path
+) -> None:
+    server = Server(tmp_path, postgresql, workers=2)
+    server.start()
+    try:
+        mlflow.set_tracking_uri(server.uri)
+        os.environ["MLFLOW_EXPERIMENT_ID"] = mlflow.set_experiment("many").experiment_id
+        folders = [tmp_path / f"cell_{number}" for number in range(4)]
+        with multiprocessing.get_context("spawn").Pool(len(folders)) as pool:
+            run_ids = pool.starmap(record_a_cell, [(server.uri, folder) for folder in folders])
+        for run_id in run_ids:
+            check_delivered(run_id)
+    finally:
+        server.kill()
+
+
+def record_a_cell(uri: str, folder: Path) -> str:
+    """What a worker of a grid writes; the id of its run."""
+    folder.mkdir()
+    mlflow.set_tracking_uri(uri)
+    run_id = open_run(folder / "run.json", f"counting/grpo/{folder.name}", "cell", {}, {})
+    with runs.ending(run_id), Recorder(run_id, NAME, Journal(folder / "journal.jsonl")) as record:
+        train(record, folder, 1, STEPS)
+    return run_id
 
 
 DELIVER = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import shutil
 import signal
@@ -12,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.tracking import records, runs
 from othink_pipeline.training.parameters import RL, SFT, Lora
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped_health
+from tests.support import commands
 from tests.support.manifests import examples_of
 from tests.support.methods import small_evaluation, small_rl, small_sft
 
@@ -78,8 +79,8 @@ FOLDERS = Folders(
     examples="data/examples", checkpoints="data/models", predictions="data/predictions"
 )
 SHIPPED = Path(__file__).parents[2] / "conf/base/accelerate"
-WHAT = "WHAT_TO_DO"
-"""The environment variable that tells ``work``."""
+WHAT = Path("what_to_do")
+"""The file in the project that tells ``work``."""
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def on_two_machines(what: str) -> Iterator[None]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             endpoint = f"127.0.0.1:{free.getsockname()[1]}"
         share = (job, run_id, processes.Share(2, 1, endpoint), mlflow.get_tracking_uri())
-        other = multiprocessing.get_context("spawn").Process(target=be_second_machine, args=share)
+        other = commands.processes.Process(target=be_second_machine, args=share)
         other.start()
         try:
             processes.train_here(job, run_id, processes.Share(2, 0, endpoint))
@@ -190,7 +191,8 @@ def on_two_machines(what: str) -> Iterator[None]:
 
     token = processes.train_on.set(train_together)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(WHAT, what)
+        write_what(what)
+        patch.setattr(processes, "START_METHOD", "forkserver")
         patch.setattr(processes, "work", work)
         yield
     processes.train_on.reset(token)
@@ -198,7 +200,7 @@ def on_two_machines(what: str) -> Iterator[None]:
 
 def be_second_machine(job: CellJob, run_id: str, share: processes.Share, tracking_uri: str) -> None:
     mlflow.set_tracking_uri(tracking_uri)
-    processes.work = work
+    processes.START_METHOD, processes.work = "forkserver", work
     processes.train_here(job, run_id, share)
 
 
@@ -207,10 +209,14 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Let the processes do what ``work`` of this file says."""
 
     def start(what: str) -> None:
-        monkeypatch.setenv(WHAT, what)
+        write_what(what)
         monkeypatch.setattr(processes, "work", work)
 
     return start
+
+
+def write_what(what: str) -> None:
+    WHAT.write_text(what)
 
 
 def workers_of(project: Path) -> list[psutil.Process]:
@@ -308,9 +314,9 @@ def test_a_training_that_was_ended_goes_on_to_the_same_end(
 
 @pytest.mark.slow
 def test_no_process_outlives_a_run_that_was_killed(project: Path) -> None:
-    source = {**os.environ, WHAT: "kill_run"}
+    write_what("kill_run")
     command = [sys.executable, __file__]
-    run = subprocess.run(command, cwd=project, env=source, timeout=200, check=False)
+    run = subprocess.run(command, cwd=project, timeout=200, check=False)
     assert run.returncode == -signal.SIGKILL
     _, alive = psutil.wait_procs(workers_of(project), timeout=20)
     assert not alive
@@ -474,13 +480,16 @@ def work(job: CellJob, run_id: str, tracking_uri: str) -> None:
     """Train as one of the processes, which may do harm at update 2."""
     from othink_pipeline.training import loop
 
-    what = os.environ[WHAT]
+    what = WHAT.read_text()
+    run = parent_process()
+    assert run is not None and run.pid is not None
+    started_by = run.pid
     take = loop.Watcher._take_checkpoint
     doing: dict[str, Callable[[], None]] = {
         "kill_partner": lambda: os.kill(os.getpid(), signal.SIGKILL),
-        "kill_run": lambda: os.kill(os.getppid(), signal.SIGKILL),
-        "lose_machine": lambda: os.kill(os.getppid(), signal.SIGKILL),
-        "terminate_run": lambda: os.kill(os.getppid(), signal.SIGTERM),
+        "kill_run": lambda: os.kill(started_by, signal.SIGKILL),
+        "lose_machine": lambda: os.kill(started_by, signal.SIGKILL),
+        "terminate_run": lambda: os.kill(started_by, signal.SIGTERM),
         "fail": fail,
     }
 

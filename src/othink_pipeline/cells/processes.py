@@ -42,6 +42,8 @@ GRACE_S = 15
 """How long a process has to end by itself: longer than the last records take."""
 JOIN_S = 300
 """How long the machines of a training wait for each other before it begins."""
+START_METHOD = "spawn"
+"""Of multiprocessing: processes read the environment that there is when they are started."""
 SETTLE_S = 2.0
 """How long a process that has failed stays: long enough for a partner's death to be seen first."""
 
@@ -110,6 +112,7 @@ def train_here(job: CellJob, run_id: str, share: Share | None = None) -> None:
         local_addr=None if share.number else share.endpoint.rpartition(":")[0],
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # else it leaves folders in /tmp
         max_restarts=0,
+        start_method=START_METHOD,
         shutdown_timeout=GRACE_S,
         signals_to_handle=GIVE_UP.name,
     )

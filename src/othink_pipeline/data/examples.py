@@ -1,8 +1,9 @@
 """Examples: one table a split, an Arrow file that is mapped into memory, pictures as they came.
 
 A drawn problem's meaning, or what it is made of, decides its split (``tasks.split_of``), so no two
-splits can share a problem, whatever the seed; ``source_splits`` does as much for data sets. Digests cover fields and decoded
-pixels, never PNG or Arrow bytes, which change with the versions of their encoders.
+splits can share a problem, whatever the seed; ``source_splits`` does as much for data sets. Digests
+cover fields and decoded pixels, never PNG or Arrow bytes, which change with the versions of their
+encoders.
 """
 
 from __future__ import annotations

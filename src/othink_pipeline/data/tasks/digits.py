@@ -1,16 +1,17 @@
-"""Arithmetic on real handwriting: scans of 2 to 4 digits, one in each corner of the picture or none.
+"""Arithmetic on real handwriting: 2 to 4 scanned digits, each in a corner of the picture.
 
-Five question forms ask for one line, for extremes, for a count, or for arithmetic on all of them::
+Five question forms ask for the sum of all digits or of one line, for the extremes, for a count, or
+for a sum that weighs rows::
 
     Q: Digits in the top row count 3 times. What do all digits add up to?
     picture: 5 4 above, 7 below          steps: 5+4=9, 3*9=27, 7+0=7, 27+7=34     A: 34
 
-A problem *means* which scan stands in which corner. Splits share no scan: a model is tested on
-handwriting that it never saw, though on hands that it did (the data set does not say whose is whose).
+A problem *means* which scan stands in which corner. No two splits share a scan: a model is tested
+on digits that it never saw. They may share a writer; the data set does not say who wrote what.
 
-The scans are the 1,797 of ``sklearn.datasets.load_digits``, 8 x 8 pixels in 17 shades: the test part
-of "Optical Recognition of Handwritten Digits" by E. Alpaydin and C. Kaynak (1998), UCI Machine
-Learning Repository, https://doi.org/10.24432/C50P49, CC BY 4.0.
+The scans are the 1,797 of ``sklearn.datasets.load_digits``, 8 x 8 pixels in 17 shades, by 13
+writers: the test part of E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits"
+(1998), UCI Machine Learning Repository, https://doi.org/10.24432/C50P49, CC BY 4.0.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ writers: the test part of E. Alpaydin and C. Kaynak, "Optical Recognition of Han
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
 from random import Random
 from typing import NamedTuple
@@ -129,15 +130,14 @@ def _ask_difference(rng: Random, digits: list[int | None]) -> tuple[str, str, in
 
 def _ask_count(rng: Random, digits: list[int | None]) -> tuple[str, str, int]:
     bound = rng.randint(2, 6)
-    kind, wanted = rng.choice(
-        (
-            ("even", lambda digit: digit % 2 == 0),
-            ("odd", lambda digit: digit % 2 == 1),
-            (f"greater than {bound}", lambda digit: digit > bound),
-        )
-    )
+    kinds: dict[str, Callable[[int], bool]] = {
+        "even": lambda digit: digit % 2 == 0,
+        "odd": lambda digit: digit % 2 == 1,
+        f"greater than {bound}": lambda digit: digit > bound,
+    }
+    kind = rng.choice(tuple(kinds))
     top, bottom = (
-        sum(digit is not None and wanted(digit) for digit in row)
+        sum(digit is not None and kinds[kind](digit) for digit in row)
         for row in (digits[:2], digits[2:])
     )
     return f"How many digits are {kind}?", _add(top, bottom), top + bottom

@@ -53,6 +53,7 @@ def draw_examples(task: str, sizes: Mapping[str, int], seed: int) -> Iterator[di
 
     Raises:
         ConfigurationError: a split stays short: the task has too few distinct problems.
+        ValueError: a problem is made of parts that belong to several splits: a fault of the task.
     """
     draw_problem = load_task(task)
     rng = Random(f"{task}/{seed}")

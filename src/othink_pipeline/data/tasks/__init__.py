@@ -31,7 +31,7 @@ class Problem:
 
     Attributes:
         key: what the problem *means* (a scene's layout; a rule and its values). Two problems
-            with one key always land in the same split, and but one of them where it is measured.
+            with one key always land in the same split.
         form: the question form or rule, for breakdowns.
         question: the text shown to the model.
         answer: the gold answer, as it would stand in ``<answer>``.

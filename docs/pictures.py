@@ -1,7 +1,8 @@
 """Draw the README's pictures from the last finished run of ``conf/base``: ``make pictures``.
 
 ``samples.png`` shows of each task the first test example, by id, that the base model gets wrong and
-GRPO, trained on counting alone, right; ``training_curves.png`` is the run's own.
+GRPO, trained on counting alone, right; ``training_curves.png`` is the run's own. ``digits.png``, a
+question of each form of that task, needs no run.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from pathlib import Path
+from random import Random
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -16,6 +18,7 @@ from matplotlib.axes import Axes
 
 from othink_pipeline.data.examples import read_examples
 from othink_pipeline.data.manifests import Examples
+from othink_pipeline.data.tasks import Problem, digits
 
 RUN, IMAGES = Path("data"), Path("docs/images")
 METHOD, TRAINED_ON = "grpo", "counting"
@@ -69,7 +72,27 @@ def _write(axes: Axes, question: str, gold: str, answers: pd.DataFrame) -> None:
         below -= 0.15 * (text.count("\n") + 1)
 
 
+def draw_digits(file: Path) -> None:
+    """The first problem of each form of the task ``digits``, side by side."""
+    rng, found = Random(0), dict[str, Problem]()
+    while len(found) < len(digits.FORM_WEIGHTS):
+        problem = digits.draw_problem(rng)
+        found.setdefault(problem.form, problem)
+    forms = list(digits.FORM_WEIGHTS)
+    figure, columns = plt.subplots(1, len(forms), figsize=(11, 3), layout="constrained")
+    for axes, form in zip(columns, forms, strict=True):
+        problem = found[form]
+        axes.imshow(problem.render())
+        axes.set_title(textwrap.fill(problem.question, 26), fontsize=9)
+        text = textwrap.fill(f"{problem.steps}. Answer: {problem.answer}", 28)
+        axes.set_xlabel(text, fontsize=8, family="monospace")
+        axes.set(xticks=[], yticks=[])
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
 if __name__ == "__main__":
+    draw_digits(IMAGES / "digits.png")
     table = pd.read_parquet(RUN / "08_reporting/predictions.parquet")
     draw_samples(table, sorted(table["eval_task"].unique()), IMAGES / "samples.png")
     shutil.copy(RUN / "08_reporting/training_curves.png", IMAGES)

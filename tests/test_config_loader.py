@@ -475,7 +475,16 @@ def run_python(code: str, cwd: Path, **environment: str) -> subprocess.Completed
 
 
 LIST = "from kedro.framework.cli import main; import sys; sys.argv[1:] = ['registry', 'list']; "
-HEAVY = ("torch", "torchvision", "transformers", "trl", "accelerate", "datasets", "mlflow")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "trl",
+    "accelerate",
+    "datasets",
+    "mlflow",
+    "sklearn",
+)
 
 
 def test_listing_the_pipelines_imports_nothing_heavy() -> None:

@@ -353,7 +353,7 @@ def test_faults_of_all_kinds_are_told_at_once() -> None:
 def test_an_unknown_task_is_told_with_those_there_are() -> None:
     message = fault(changed("experiment.tasks", ["counting", "chess"]))
     assert "experiment.tasks holds 'chess', which is no task" in message
-    assert "Allowed: counting, geometry" in message
+    assert "Allowed: counting, digits, geometry" in message
 
 
 def test_an_unknown_method_is_told_with_those_there_are() -> None:

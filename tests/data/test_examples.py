@@ -19,20 +19,18 @@ from PIL import Image
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.data import examples as module
 from othink_pipeline.data.examples import (
-    SPLIT_SHARES,
     TEXT_FIELDS,
     draw_examples,
     find_fault,
     read_examples,
     read_pixels,
-    split_of,
     update_digest,
 )
 from othink_pipeline.data.pictures import picture_size, shown
-from othink_pipeline.data.tasks import IMAGE_SIZE_PX, load_task
+from othink_pipeline.data.tasks import IMAGE_SIZE_PX, SPLIT_SHARES, Problem, load_task, split_of
 from tests.support.examples import decode, write_examples
 
-TASKS = ("counting", "geometry")
+TASKS = ("counting", "digits", "geometry")
 SIZES = {"base": 60, "train": 40, "validation": 10, "test": 30}
 
 
@@ -46,6 +44,13 @@ def digest_of(examples: Iterable[Mapping[str, Any]]) -> str:
     for example in examples:
         update_digest(digest, example, decode(example["image"]).tobytes())
     return digest.hexdigest()
+
+
+def parts_of(example: Mapping[str, Any]) -> list[str]:
+    """What decides an example's split: its scans, if it has any, or its meaning."""
+    if example["task"] != "digits":
+        return [example["key"]]
+    return [f"scan {item.partition(':')[2]}" for item in example["key"].split("|")]
 
 
 def png_of(image: Image.Image, **options: Any) -> bytes:
@@ -88,7 +93,7 @@ def test_splits_get_their_shares() -> None:
         assert found[split] / count == pytest.approx(share / 100, abs=0.012), split
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["counting", "geometry"])
 def test_the_problems_of_a_task_get_their_shares(task: str) -> None:
     draw_problem, rng = load_task(task), Random(1)
     keys = {draw_problem(rng).key for _ in range(6000)}
@@ -106,18 +111,36 @@ def test_every_split_is_full_and_numbered(task: str) -> None:
     for example in drawn(task):
         assert set(example) == {*TEXT_FIELDS, "image"}
         assert example["task"] == task
-        assert example["split"] == split_of(task, example["key"])
+        assert {split_of(task, name) for name in parts_of(example)} == {example["split"]}
         assert find_fault(example, IMAGE_SIZE_PX) is None
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_no_two_splits_share_a_meaning_whatever_the_seed(task: str) -> None:
+def test_no_two_splits_share_a_meaning_or_a_scan_whatever_the_seed(task: str) -> None:
     splits: dict[str, set[str]] = {split: set() for split in SIZES}
     for seed in (0, 1, 2):
         for example in drawn(task, seed):
-            splits[example["split"]].add(example["key"])
-    everything = [key for keys in splits.values() for key in keys]
+            splits[example["split"]] |= {example["key"], *parts_of(example)}
+    everything = [name for names in splits.values() for name in names]
     assert len(everything) == len(set(everything))
+
+
+def test_a_problem_made_of_parts_of_several_splits_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where there are parts the key does not count."""
+    parts: tuple[str, ...] = ("a", "c")
+
+    def draw_problem(rng: Random) -> Problem:
+        picture = Image.new("RGB", (IMAGE_SIZE_PX, IMAGE_SIZE_PX))
+        return Problem("b", "form", "1?", "1", "", lambda: picture, parts)
+
+    monkeypatch.setattr(module, "load_task", lambda name: draw_problem)
+    (example,) = draw_examples("counting", {"base": 1}, 0)
+    assert (example["split"], split_of("counting", "b")) == ("base", "train")
+    parts = ("a", "d")
+    with pytest.raises(ValueError, match=r"'b' belong to several splits \(base, validation\)"):
+        next(draw_examples("counting", {"base": 1}, 0))
 
 
 def test_no_meaning_stands_twice_where_it_is_measured() -> None:
@@ -131,7 +154,12 @@ def test_no_meaning_stands_twice_where_it_is_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "expected"), [("counting", "40422377a51c4974"), ("geometry", "09c3574bcdd7f536")]
+    ("task", "expected"),
+    [
+        ("counting", "40422377a51c4974"),
+        ("digits", "aadec5762936577b"),
+        ("geometry", "09c3574bcdd7f536"),
+    ],
 )
 def test_a_seed_gives_the_same_digest_everywhere(task: str, expected: str) -> None:
     """Pinned: fields and pixels, on every machine and with every version of PNG encoders."""

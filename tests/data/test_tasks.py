@@ -3,21 +3,23 @@
 import hashlib
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from fractions import Fraction
 from functools import cache
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from othink_pipeline.data.tasks import IMAGE_SIZE_PX, Problem, available_tasks, geometry, load_task
 from othink_pipeline.data.tasks.counting import BACKGROUND, COLORS, FORM_WEIGHTS, SHAPES
 from othink_pipeline.data.tasks.geometry import BLUE, GREEN, PURPLE, RED, RULES, Figure
 from othink_pipeline.scoring.strict import parse_answer
 
-TASKS = ("counting", "geometry")
+TASKS = ("counting", "digits", "geometry")
 DRAWS = 400
 CELL_PX = IMAGE_SIZE_PX // 4
 
@@ -111,7 +113,7 @@ def green_angle(rule: str, *given: int) -> float:
 
 def test_the_tasks_are_the_files_of_the_package() -> None:
     assert available_tasks() == TASKS
-    with pytest.raises(KeyError, match=r"'chess'; available: counting, geometry"):
+    with pytest.raises(KeyError, match=r"'chess'; available: counting, digits, geometry"):
         load_task("chess")
 
 
@@ -173,6 +175,77 @@ def test_every_form_and_rule_is_drawn() -> None:
     assert shares == pytest.approx(expected, abs=0.03)
     assert set(forms) == set(FORM_WEIGHTS)
     assert {problem.form for problem in draw("geometry")} == set(RULES)
+
+
+@cache
+def scans() -> Any:
+    """As scikit-learn has them: ``images`` [1797 x 8 x 8], 16 is ink, and ``target``."""
+    return load_digits()
+
+
+def corners(key: str) -> dict[int, int]:
+    """Corner -> number of the scan."""
+    return {int(corner): int(scan) for corner, scan in (i.split(":") for i in key.split("|"))}
+
+
+def digits_answer(problem: Problem) -> int:
+    digits = {corner: int(scans().target[scan]) for corner, scan in corners(problem.key).items()}
+
+    def add(*wanted: int) -> int:
+        return sum(digits.get(corner, 0) for corner in wanted)
+
+    question = problem.question
+    lines = {"top row": (0, 1), "bottom row": (2, 3), "left column": (0, 2), "right column": (1, 3)}
+    if match := re.fullmatch(r"What do the digits in the (.*) add up to\?", question):
+        return add(*lines[match[1]])
+    if match := re.fullmatch(
+        r"Digits in the top row count (\d) times\. What do all digits add up to\?", question
+    ):
+        return int(match[1]) * add(0, 1) + add(2, 3)
+    if match := re.fullmatch(r"How many digits are (even|odd|greater than (\d))\?", question):
+        even = sum(digit in (0, 2, 4, 6, 8) for digit in digits.values())
+        greater = sum(digit > int(match[2] or 9) for digit in digits.values())
+        return {"even": even, "odd": len(digits) - even}.get(match[1], greater)
+    if question == "How much larger is the largest digit than the smallest?":
+        return max(digits.values()) - min(digits.values())
+    assert question == "What do all digits add up to?"
+    return sum(digits.values())
+
+
+def test_digits_answers_follow_from_the_scans_and_the_question() -> None:
+    for problem in draw("digits"):
+        assert int(problem.answer) == digits_answer(problem), problem
+
+
+def test_every_form_of_digits_is_drawn_as_often_as_meant() -> None:
+    problems = draw("digits", 4000)
+    shares = {form: count / 4000 for form, count in Counter(p.form for p in problems).items()}
+    expected = {"total": 0.3, "line": 0.1, "difference": 0.1, "count": 0.1, "weighted": 0.4}
+    assert shares == pytest.approx(expected, abs=0.03)
+    assert {len(corners(problem.key)) for problem in problems} == {2, 3, 4}
+
+
+def shape_of(ink: np.ndarray) -> np.ndarray:
+    """What is left of a piece of writing without its size and place: a unit vector [256]."""
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    small = np.asarray(Image.fromarray(box.astype(np.uint8)).resize((16, 16))).ravel() / 255
+    return small / np.linalg.norm(small)
+
+
+def test_digits_pictures_show_the_scans_and_nothing_else() -> None:
+    """In each corner that which the key names: few of the 1,797 are more like it."""
+    shapes = np.array([shape_of(15 * scan) for scan in scans().images])
+    for problem in draw("digits")[:60]:
+        named, picture = corners(problem.key), 255 - pixels(problem)
+        for corner in range(4):
+            top, left = (32 * position for position in divmod(corner, 2))
+            ink = picture[top : top + 32, left : left + 32, 0]
+            assert ink.any() == (corner in named)
+            if corner in named:
+                likeness = shapes @ shape_of(ink)
+                assert likeness[named[corner]] > 0.85, problem
+                assert (likeness > likeness[named[corner]]).sum() < 90, problem
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -336,6 +409,7 @@ def test_rendering_draws_no_random_numbers(task: str) -> None:
     ("task", "expected"),
     [
         ("counting", "4b5dedcf3ba2ad2d"),
+        ("digits", "47c15fb438ca4b67"),
         ("geometry", "e3701aa862a86286"),
     ],
 )

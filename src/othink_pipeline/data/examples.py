@@ -1,8 +1,9 @@
 """Examples: one table a split, an Arrow file that is mapped into memory, pictures as they came.
 
-A drawn problem's meaning decides its split (``split_of``), so no two splits can share a problem,
-whatever the seed; ``source_splits`` does as much for data sets. Digests cover fields and decoded
-pixels, never PNG or Arrow bytes, which change with the versions of their encoders.
+A drawn problem's meaning, or what it is made of, decides its split (``tasks.split_of``), so no two
+splits can share a problem, whatever the seed; ``source_splits`` does as much for data sets. Digests
+cover fields and decoded pixels, never PNG or Arrow bytes, which change with the versions of their
+encoders.
 """
 
 from __future__ import annotations
@@ -18,14 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.data.pictures import UnusableError, decode, shown
-from othink_pipeline.data.tasks import load_task
+from othink_pipeline.data.tasks import Problem, load_task, split_of
 from othink_pipeline.scoring.kinds import EXACT, AnswerKind
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-SPLIT_SHARES = {"base": 50, "train": 20, "validation": 6, "test": 24}
-"""Percent of all meanings. ``base`` is what the base model is trained on."""
 
 MAX_MISSES = 100_000
 """So many problems in a row that fill no split: there are no more."""
@@ -47,16 +45,6 @@ _SPECIAL = re.compile(
 """Tokens of the families with a meaning of their own."""
 
 
-def split_of(task: str, key: str) -> str:
-    """The one split in which a problem that means ``key`` may stand."""
-    point = int.from_bytes(hashlib.sha256(f"{task}/{key}".encode()).digest()[:8]) % 100
-    for split, share in SPLIT_SHARES.items():
-        if point < share:
-            return split
-        point -= share
-    raise AssertionError("shares of the splits add up to 100")
-
-
 def draw_examples(task: str, sizes: Mapping[str, int], seed: int) -> Iterator[dict[str, Any]]:
     """Yield examples until every split in ``sizes`` is full.
 
@@ -65,6 +53,7 @@ def draw_examples(task: str, sizes: Mapping[str, int], seed: int) -> Iterator[di
 
     Raises:
         ConfigurationError: a split stays short: the task has too few distinct problems.
+        ValueError: a problem is made of parts that belong to several splits: a fault of the task.
     """
     draw_problem = load_task(task)
     rng = Random(f"{task}/{seed}")
@@ -73,7 +62,7 @@ def draw_examples(task: str, sizes: Mapping[str, int], seed: int) -> Iterator[di
     misses = 0
     while any(left.values()):
         problem = draw_problem(rng)
-        split = split_of(task, problem.key)
+        split = _split_of_problem(task, problem)
         if not left.get(split) or problem.key in seen:
             misses += 1
             if misses > MAX_MISSES:
@@ -101,6 +90,16 @@ def draw_examples(task: str, sizes: Mapping[str, int], seed: int) -> Iterator[di
             "steps": problem.steps,
             "image": png.getvalue(),
         }
+
+
+def _split_of_problem(task: str, problem: Problem) -> str:
+    splits = {split_of(task, name) for name in problem.parts or (problem.key,)}
+    if len(splits) > 1:
+        raise ValueError(
+            f"task {task!r}: the parts of problem {problem.key!r} belong to several splits "
+            f"({', '.join(sorted(splits))}): draw all of them from one, see tasks.split_of"
+        )
+    return splits.pop()
 
 
 def read_pixels(

@@ -9,6 +9,7 @@ Add a task by adding such a file and naming it in ``conf/base/parameters_experim
 
 from __future__ import annotations
 
+import hashlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from PIL import Image
 
 IMAGE_SIZE_PX = 64
 """Width and height of every rendered image."""
+
+SPLIT_SHARES = {"base": 50, "train": 20, "validation": 6, "test": 24}
+"""Percent of all meanings. ``base`` is what the base model is trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class Problem:
         answer: the gold answer, as it would stand in ``<answer>``.
         steps: a worked solution, as it would stand in ``<think>``.
         render: draws the picture: RGB, ``IMAGE_SIZE_PX`` square. Called only when it is needed.
+        parts: what it is made of that no two splits may share, such as the scans in the picture;
+            all of one split (``split_of``). Empty: the key decides the split.
     """
 
     key: str
@@ -41,6 +47,17 @@ class Problem:
     answer: str
     steps: str
     render: Callable[[], Image.Image]
+    parts: tuple[str, ...] = ()
+
+
+def split_of(task: str, name: str) -> str:
+    """The one split in which a problem's key, or a part of problems, may stand."""
+    point = int.from_bytes(hashlib.sha256(f"{task}/{name}".encode()).digest()[:8]) % 100
+    for split, share in SPLIT_SHARES.items():
+        if point < share:
+            return split
+        point -= share
+    raise AssertionError("shares of the splits add up to 100")
 
 
 def available_tasks() -> tuple[str, ...]:

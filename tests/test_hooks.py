@@ -43,6 +43,7 @@ from othink_pipeline.pipelines.wiring import BoundNode, bind
 from othink_pipeline.preflight import disk, environment
 from othink_pipeline.preflight.plan import Planned
 from othink_pipeline.tracking import lifecycle, runs, views
+from tests.support import commands
 from tests.support.manifests import checkpoint_of, shipped_method
 
 PROJECT = Path(__file__).parents[1]
@@ -604,28 +605,22 @@ def test_a_process_that_is_stopped_says_so_if_it_can(
         "KILLED": [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]],
         "RUNNING": [[signal.SIGKILL]],
     }
-    started = [
-        (status, signals, interruptible_process(store, tmp_path))
-        for status, cases in ends.items()
-        for signals in cases
-    ]
-    for status, signals, process in started:
-        run_ids = next(line for line in process.stdout if line.startswith("runs ")).split()[1:]
-        for number in signals:
-            process.send_signal(number)
-        _, log = process.communicate(timeout=300)
-        assert process.returncode != 0
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store}
+    cases = [(status, signals) for status, all_of in ends.items() for signals in all_of]
+    started = []
+    for number in range(len(cases)):
+        os.mkfifo(said := tmp_path / f"said_{number}")
+        place: dict[str, Any] = {"cwd": tmp_path, "output": said, "env": environment}
+        started.append((commands.start("interrupted", str(tmp_path), **place), said))
+    for (status, signals), (process, said) in zip(cases, started, strict=True):
+        with said.open() as output:
+            run_ids = next(line for line in output if line.startswith("runs ")).split()[1:]
+            for signal_number in signals:
+                process.send(signal_number)
+            log = output.read()
+        assert process.wait(300) != 0
         assert statuses(client, *run_ids) == [status] * 3, log
     # The last one could say nothing: the next run says it.
     assert set(lifecycle.reap_dead_runs(run_ids[0])) >= set(run_ids)
     assert statuses(client, *run_ids) == ["KILLED"] * 3
-
-
-def interruptible_process(store: str, project: Path) -> Any:
-    return subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(project)],
-        env={**os.environ, "MLFLOW_TRACKING_URI": store},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )

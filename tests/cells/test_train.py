@@ -5,8 +5,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +37,7 @@ from othink_pipeline.training import loop
 from othink_pipeline.training.health import TrainingFault
 from othink_pipeline.training.parameters import RL, SFT, Lora
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped, shipped_health
+from tests.support import commands
 from tests.support.methods import small_evaluation, small_rl, small_sft
 
 Result = tuple[Any, pd.DataFrame]
@@ -764,34 +763,26 @@ print(json.dumps([manifest.to_json(), len(history)]))
 def test_of_two_processes_one_trains_and_the_other_waits(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others: list[subprocess.Popen[str]] = []
+    (project / "other_process.py").write_text(OTHER_PROCESS)
+    os.mkfifo(project / "said")
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    place: dict[str, Any] = {"cwd": project, "output": project / "said", "env": environment}
+    others = []
     train = loop.train
 
     def contended(*args: Any) -> Any:
-        environment = {
-            **os.environ,
-            "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-        }
-        other = subprocess.Popen(
-            [sys.executable, "-c", OTHER_PROCESS],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        others.append(other)
-        assert other.stdout is not None
-        assert "waits\n" in iter(other.stdout.readline, ""), "it ended before it had to wait"
+        other = commands.start("other_process", **place)
+        output = (project / "said").open()
+        others.append((other, output))
+        assert "waits\n" in iter(output.readline, ""), "it ended before it had to wait"
         return train(*args)
 
     monkeypatch.setattr(loop, "train", contended)
-    try:
-        manifest, history = call()
-        (other,) = others
-        output, _ = other.communicate(timeout=60)
-    finally:
-        for process in others:
-            process.kill()
-            process.wait()
+    manifest, history = call()
+    ((other, said),) = others
+    with said:
+        output = said.read()
+    assert other.wait(60) == 0
     assert isinstance(manifest, Checkpoint)
     assert json.loads(output.splitlines()[-1]) == [manifest.to_json(), len(history)]
     assert len(MlflowClient().search_runs(["1"], "tags.kind = 'cell'")) == 1

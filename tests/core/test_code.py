@@ -2,7 +2,6 @@
 
 import ast
 import shutil
-import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from othink_pipeline.core import code as source
 from othink_pipeline.core.code import PACKAGE, library_versions, reached
+from tests.support import commands
 
 RL, SFT = "othink_pipeline.training.rl", "othink_pipeline.training.sft"
 Write = Callable[[str, str], None]
@@ -81,13 +81,11 @@ def test_nothing_that_training_reaches_imports_by_a_made_up_name() -> None:
         assert not called & {"import_module", "importlib.import_module", "__import__"}, module
 
 
-def test_python_imports_nothing_that_was_not_reached() -> None:
+def test_python_imports_nothing_that_was_not_reached(tmp_path: Path) -> None:
     """Of what is imported with the module; what its functions import comes on top."""
-    import subprocess
-
-    script = f"import sys, {RL}; print(*(n for n in sys.modules if n.startswith('othink_pipel')))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    imported = set(done.stdout.split())
+    (tmp_path / "import_it.py").write_text(f"import sys, {RL}; print(*sys.modules)")
+    said = commands.run("import_it", cwd=tmp_path).stdout.split()
+    imported = {name for name in said if name.startswith("othink_pipeline")}
     assert RL in imported
     assert imported <= set(reached(RL))
 

@@ -44,6 +44,11 @@ class Command:
         self._process = processes.Process(target=_work, args=arguments)
         self._process.start()
 
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
     def wait(self, timeout: float) -> int:
         """Its exit code; negative for a signal.
 
@@ -61,7 +66,11 @@ class Command:
 def start(
     module: str, *options: str, cwd: Path, output: Path, env: Mapping[str, str] | None = None
 ) -> Command:
-    """`python -m module options` in ``cwd``; what it says is appended to the file ``output``."""
+    """`python -m module options` in ``cwd``; what it says is appended to ``output``.
+
+    Args:
+        output: a file; or a pipe with a name, which is then to be opened and read.
+    """
     environment = dict(os.environ if env is None else env)
     return Command(module, options, str(cwd), environment, str(output))
 

@@ -10,7 +10,6 @@ import pickle
 import random
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -44,7 +43,7 @@ from tests.conftest import (
     shipped,
     shipped_health,
 )
-from tests.support.commands import run_two_processes
+from tests.support import commands
 from tests.support.methods import small_rl, small_sft
 
 Splits = Mapping[str, Mapping[str, Any]]
@@ -586,9 +585,9 @@ def test_a_process_killed_before_its_checkpoint_is_in_place_leaves_the_one_befor
     examples = splits["counting"]["train"]
     examples.to_parquet(tmp_path / "examples.parquet")
     folder = tmp_path / "killed"
-    command = [sys.executable, __file__, "kill", str(mini_model.path), str(tmp_path)]
-    child = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    options, said = ("kill", str(mini_model.path), str(tmp_path)), tmp_path / "said"
+    child = commands.start(__name__, *options, cwd=Path.cwd(), output=said)
+    assert child.wait(300) == -signal.SIGKILL, said.read_text()
     assert sorted(path.name for path in folder.iterdir()) == [".checkpoint-4.new", "checkpoint-2"]
     assert newest_checkpoint(folder) == folder / "checkpoint-2"
     assert [path.name for path in folder.iterdir()] == ["checkpoint-2"]
@@ -602,7 +601,9 @@ def test_a_process_killed_before_its_checkpoint_is_in_place_leaves_the_one_befor
 def test_two_processes_resume_as_one(mini_model: MiniModel, splits: Splits, tmp_path: Path) -> None:
     """Each has random streams, completions and prompts of its own."""
     splits["counting"]["train"].to_parquet(tmp_path / "examples.parquet")
-    run_two_processes(__name__, "resume", str(mini_model.path), str(tmp_path), folder=tmp_path)
+    commands.run_two_processes(
+        __name__, "resume", str(mini_model.path), str(tmp_path), folder=tmp_path
+    )
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first["next_numbers"] != second["next_numbers"]
     names = {path.name for path in (tmp_path / "killed" / "checkpoint-3").iterdir()}

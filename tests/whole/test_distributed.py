@@ -297,7 +297,7 @@ def test_a_training_that_was_ended_goes_on_to_the_same_end(
     workers(what)
     if what == "kill_partner":
         manifest, history = call(micro_batch_size=1)
-        assert manifest.failed.startswith("ProcessFailedError: process 1 of 2 was ended by SIGKILL")
+        assert manifest.failed.startswith("ProcessKilledError: process 1 of 2 was ended by SIGKILL")
         assert "train/loss" in set(history["metric"])
     else:
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as hooks.py does

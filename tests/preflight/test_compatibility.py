@@ -364,6 +364,22 @@ def test_a_gpu_without_bfloat16_is_known(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not device.has_bfloat16()
 
 
+@pytest.mark.parametrize(
+    ("able", "emulates"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, False),
+        ({"architecture": "aarch64"}, False),  # not known
+    ],
+)
+def test_a_cpu_that_emulates_bfloat16_is_known(
+    monkeypatch: pytest.MonkeyPatch, able: dict[str, Any], emulates: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert device.emulates_bfloat16() is emulates
+
+
 def test_the_memory_of_a_container_is_its_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

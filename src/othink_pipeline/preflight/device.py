@@ -53,6 +53,13 @@ def has_bfloat16() -> bool:
     return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def emulates_bfloat16() -> bool:
+    """Whether this is a CPU that computes bfloat16 by other means, much slower than float32."""
+    able = torch.cpu.get_capabilities()
+    native = able.get("avx512_bf16") or able.get("amx_bf16")
+    return able["architecture"] == "x86_64" and not native
+
+
 def reset_peak() -> None:
     """Let go of what is not used any more, and measure the peak of the memory from now on."""
     gc.collect()

@@ -178,7 +178,13 @@ def train_base_model(
     """
     from othink_pipeline.models.load import save_model
     from othink_pipeline.models.pretraining import pretrain
+    from othink_pipeline.preflight.device import emulates_bfloat16
 
+    if rebuild.bf16 and emulates_bfloat16():
+        logger.warning(
+            "rebuild.bf16 = True: this CPU has no bfloat16 of its own, and what stands in for it "
+            "is ten times slower than float32. --params=rebuild.bf16=false"
+        )
     tasks = len(examples) // 2
     base = {each.task: each.splits["base"] for each in examples[:tasks]}
     prompt = next(iter(base.values())).prompt

@@ -275,7 +275,7 @@ def test_an_environment_leaves_nothing_of_a_block_that_it_writes_anew(
     (conf / "mine" / "parameters.yml").write_text(
         "experiment: {tasks: [counting], methods: [grpo_d], seeds: 1}\n"
         "methods: {grpo_d: {algorithm: rl, kl: {schedule: constant, weight: 0.1}}}\n"
-        "report: {comparisons: []}\n"
+        "report: {comparisons: [], equivalence_margin: 3.0}\n"
     )
     raw = configure("mine", conf=conf)["parameters"]
     assert raw["methods"] == {

@@ -73,7 +73,7 @@ PARAMETERS: dict[str, Any] = {
             },
         },
     },
-    "report": {"comparisons": [["grpo_d", "sft"]]},
+    "report": {"comparisons": [["grpo_d", "sft"]], "equivalence_margin": 3.0},
 }
 
 

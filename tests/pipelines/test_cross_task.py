@@ -34,6 +34,7 @@ from tests.support.manifests import checkpoint_of, examples_of, with_split
 from tests.support.page import picture
 
 CELL = Cell("counting", "grpo", 0)
+NOTHING_COMPARED = Report(comparisons=(), equivalence_margin=3.0)
 BASE = BaseModelCheckpoint(path="p", digest="new", run_id="base", model_id="m")
 GONE = FailedCell(task="counting", method="grpo", seed=0, failed="RuntimeError: a | b")
 CHECKPOINT = checkpoint_of(CELL, updates=2)
@@ -268,7 +269,7 @@ def test_a_method_of_which_nothing_is_left_does_not_stop_the_others(
     monkeypatch.delenv("OTHINK_PARENT_RUN_ID", raising=False)
     report, differences = write_report(
         *(matrix, together, training, failures),
-        *(Report(comparisons=(("grpo", "sft"),)), KNOWN, NOTHING_PUBLISHED),
+        *(Report(comparisons=(("grpo", "sft"),), equivalence_margin=3.0), KNOWN, NOTHING_PUBLISHED),
         methods=METHODS,
     )
     assert "1 scores are missing" in report
@@ -392,7 +393,7 @@ def test_every_task_has_pictures_as_models_see_them(
         examples.append(with_split(examples_of(task), "test", path=str(file), digest="d"))
     items: Any = write_page(
         *("", HISTORY, pd.concat([predictions(task) for task in tasks]), HISTORY, HISTORY),
-        *(Report(comparisons=()), KNOWN, *examples),
+        *(NOTHING_COMPARED, KNOWN, *examples),
         methods=METHODS,
     )
     assert [bool(item.picture) for item in items] == [True, False, True, False]
@@ -408,7 +409,7 @@ def test_the_page_shows_the_examples_that_were_tested(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     together, matrix, _ = build({**base, CELL.name: (CHECKPOINT, [publish()])})
-    differences = differences_table(compare_all(together, []))
+    differences = differences_table(compare_all(together, []), 3.0)
     file = tmp_path / "test.arrow"
     text = dict.fromkeys(("split", "key", "form", "steps"), "")
     rows = [
@@ -427,7 +428,7 @@ def test_the_page_shows_the_examples_that_were_tested(
                 differences,
                 HISTORY.assign(**CELL._asdict()),
             ),
-            *(Report(comparisons=()), KNOWN, with_split(examples_of("counting"), "test", **split)),
+            *(NOTHING_COMPARED, KNOWN, with_split(examples_of("counting"), "test", **split)),
             methods=METHODS,
         )
 

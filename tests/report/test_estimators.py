@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
+from scipy.stats import t as student_t
 
 from othink_pipeline.report.estimators import (
     difference,
@@ -22,7 +23,17 @@ from othink_pipeline.report.estimators import (
     wilson_interval,
 )
 from othink_pipeline.report.resampling import Estimate, resample, seed_weights
-from othink_pipeline.report.significance import between_seeds_p, holm, mcnemar_p
+from othink_pipeline.report.significance import (
+    difference_p,
+    equivalence_p,
+    holm,
+    mcnemar_p,
+    unit_differences,
+)
+
+
+def between_seeds_p(a: ArrayLike, b: ArrayLike, *of: Any, **named: Any) -> float:
+    return difference_p(unit_differences(a, b, *of, **named))
 
 
 def over_items(a: ArrayLike, b: ArrayLike, seed: int, **how: Any) -> Estimate:
@@ -348,6 +359,43 @@ def test_between_too_few_or_equal_seeds_nothing_is_known() -> None:
     assert math.isnan(between_seeds_p(np.zeros((0, 0)), np.zeros((0, 0))))
     with pytest.raises(ValueError, match="2 axes"):
         between_seeds_p([1, 0], [0, 0])
+    for units in ([], [0.01], [0.0, 0.0, 0.0]):  # of equal ones, too: no spread to judge by
+        assert math.isnan(equivalence_p(units, 0.03))
+
+
+def test_equivalence_by_hand() -> None:
+    # Mean 0.01, standard error 0.01 / sqrt(3); two degrees of freedom, where one tail is
+    # P(T > t) = (1 - t / sqrt(2 + t^2)) / 2. The nearer bound decides: 0.04 away, not 0.06.
+    units, error = [0.0, 0.01, 0.02], 0.01 / math.sqrt(3)
+    t = (0.05 - 0.01) / error
+    assert equivalence_p(units, 0.05) == pytest.approx((1 - t / math.sqrt(2 + t**2)) / 2)
+    mirrored = [-unit for unit in units]
+    assert equivalence_p(mirrored, 0.05) == pytest.approx(equivalence_p(units, 0.05))
+    assert equivalence_p(units, 0.01) == pytest.approx(0.5)  # on the bound
+    assert equivalence_p(units, 0.005) > 0.5  # beyond it
+    # Not to be told from zero is not to be equivalent: the same mean, ten times the spread.
+    wide = [-0.09, 0.01, 0.11]
+    assert difference_p(wide) > 0.05
+    assert equivalence_p(wide, 0.05) > 0.05
+
+
+def test_equivalence_is_a_90_percent_interval_inside_the_margin() -> None:
+    units = np.random.default_rng(7).normal(0.01, 0.02, size=9)
+    mean, error = units.mean(), units.std(ddof=1) / math.sqrt(len(units))
+    low, high = mean + error * student_t(len(units) - 1).ppf([0.05, 0.95])
+    edge = max(-low, high)
+    assert equivalence_p(units, edge) == pytest.approx(0.05)
+    assert equivalence_p(units, 1.01 * edge) < 0.05 < equivalence_p(units, 0.99 * edge)
+
+
+def test_equivalence_has_the_units_of_the_test_of_a_difference() -> None:
+    # Two base models of two seeds each: (0, 0.2) and (0.2, 0.4) are 0.1 and 0.3, one degree of
+    # freedom: P(T > t) = 1/2 - atan(t) / pi, with t = (0.5 - 0.2) / 0.1.
+    a = np.stack([np.arange(10) < n for n in (0, 2, 2, 4)])
+    units = unit_differences(a, 0 * a, clusters=[7, 7, 8, 8])
+    assert units == pytest.approx([0.1, 0.3])
+    assert equivalence_p(units, 0.5) == pytest.approx(0.5 - math.atan(3) / math.pi)
+    assert len(unit_differences(a, 0 * a)) == 4
 
 
 @pytest.mark.parametrize(

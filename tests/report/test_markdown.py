@@ -9,12 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from othink_pipeline.report.comparison import differences_table
 from othink_pipeline.report.figures import heat_map
 from othink_pipeline.report.markdown import Results, report_markdown
 from othink_pipeline.report.matrix import matrix_text, sort_methods, transfer_matrix
 from othink_pipeline.report.parameters import Improvement, KnownMethods, Published
 from tests.support.handmade import (
     KNOWN,
+    MARGIN,
     NO_FAILURES,
     NOTHING_PUBLISHED,
     cell,
@@ -128,7 +130,7 @@ def test_the_grid_alone_decides_the_order_of_rows(
             *["base"] * 2,
             *[method for _ in ("counting", "geometry") for method in methods for _ in range(2)],
         ]
-        results = Results(matrix, mine, costs, NO_FAILURES, [], [])
+        results = Results(matrix, mine, costs, NO_FAILURES, [], differences_table([], MARGIN), [])
         text = report_markdown(results, methods, KNOWN, NOTHING_PUBLISHED, {})
         for title in ("Accuracy", "Means", "Format", "Does thinking help?", "Costs"):
             rows = section(text, title).splitlines()[2:]
@@ -213,8 +215,11 @@ def test_report_adjusts_for_all_its_tests(
     assert "for the 6 tests here" in text
     # GRPO-D beats the base on 6 items and loses on 1: p = 2 * (1 + 7) / 2^7, times 6 tests.
     smallest = [row for row in rows if row.startswith("| grpo_d minus base | same-task")]
-    assert [row.split(" | ")[-3:] for row in smallest] == [["0.125", "?", "0.750 |"]]
-    assert sum(row.endswith("| 1.000 |") for row in rows) == 5
+    assert [row.split(" | ")[-6:] for row in smallest] == [
+        ["0.125", "?", "0.750", "—", "—", "undecided |"]
+    ]
+    assert rows[0].endswith(" | ? | ? | undecided, one seed |")
+    assert sum(row.split(" | ")[-4] == "1.000" for row in rows) == 5
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from othink_pipeline.report.comparison import compare_all, differences_table
 from othink_pipeline.report.estimators import wilson_interval
 from othink_pipeline.report.metrics import cell_metrics, grid_metrics, model_metrics
-from tests.support.handmade import cell, grid, matrix_of, two_tasks
+from tests.support.handmade import MARGIN, cell, grid, matrix_of, two_tasks
 
 
 def of(table: pd.DataFrame, train_task: str, method: str) -> pd.DataFrame:
@@ -69,7 +69,7 @@ def test_no_mean_is_over_some_of_the_tasks() -> None:
     keys = ("train_task", "method", "seed", "base_model", "eval_task")
     holes = [("none", "base", None, 0, "third"), ("geometry", "sft", 0, 0, "third")]
     failures = pd.DataFrame(holes, columns=list(keys)).astype({"seed": "Int64"})
-    metrics = grid_metrics(matrix_of(predictions, failures), differences_table([]))
+    metrics = grid_metrics(matrix_of(predictions, failures), differences_table([], MARGIN))
     assert sorted(metrics) == ["other/grpo_d", "own/grpo_d", "own/sft"]
 
 
@@ -83,7 +83,7 @@ def test_questions_without_a_form_are_no_form() -> None:
 def test_the_grid_has_its_differences_with_bounds_and_holms_p() -> None:
     predictions = two_tasks()
     compared = compare_all(predictions, [("grpo_d", "sft")])
-    metrics = grid_metrics(matrix_of(predictions), differences_table(compared))
+    metrics = grid_metrics(matrix_of(predictions), differences_table(compared, MARGIN))
     assert metrics["base/accuracy"] == (2 / 8 + 1 / 4) / 2
     assert metrics["own/sft"] == (3 / 8 + 2 / 4) / 2
     assert metrics["other/grpo_d"] == (2 / 8 + 2 / 4) / 2
@@ -93,4 +93,6 @@ def test_the_grid_has_its_differences_with_bounds_and_holms_p() -> None:
     # Six tests; the least p of 0.125 (4 discordant pairs, all one way: 2 * 0.5^4) times 6.
     p_values = [value for key, value in metrics.items() if key.endswith("_p")]
     assert len(p_values) == len(compared) == 6
+    assert metrics.keys() >= {f"{name}_p_equivalent", "difference/other/grpo_d-sft_p_equivalent"}
+    assert "difference/own/sft-base_p_equivalent" not in metrics
     assert min(p_values) == pytest.approx(min(6 * min(c.p_items for c in compared), 1))

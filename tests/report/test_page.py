@@ -229,11 +229,15 @@ def test_pictures_are_small_and_those_that_were_seen() -> None:
 
 def test_a_forest_has_one_axis_and_says_what_its_tests_are_over() -> None:
     row = {"method": "grpo_d", "baseline": "sft", "scope": "same", "seeds": 1, "unit": "items"}
-    row |= {"cells": 1, "pairs": 9, "p": 0.5}
+    row |= {"cells": 1, "pairs": 9, "p": 0.5, "margin": 5.0}
+    row |= {"p_equivalent": 0.01, "p_equivalent_holm": 0.02}
     differences = pd.DataFrame(
         [
             {**row, "points": 20.0, "low": 10.0, "high": 30.0, "p_holm": 0.01},
-            {**row, "scope": "cross", "points": -10.0, "low": -20.0, "high": 0.0, "p_holm": 1e-9},
+            {
+                **{**row, "baseline": "base", "scope": "cross", "p_holm": 1e-9},
+                **{"points": -10.0, "low": -20.0, "high": 0.0},
+            },
             {**row, "unit": "seeds", "seeds": 4, "points": 0, "low": 0, "high": 0, "p_holm": None},
         ]
     )
@@ -244,6 +248,11 @@ def test_a_forest_has_one_axis_and_says_what_its_tests_are_over() -> None:
     assert [whisker.p for whisker in drawn.whiskers] == [
         *("p = 0.010 over items, one seed", "p < 0.001 over items, one seed"),
         "no test over 4 seeds",
+    ]
+    assert [whisker.margin for whisker in drawn.whiskers] == [(30, 20), None, (30, 20)]
+    assert [whisker.conclusion for whisker in drawn.whiskers] == [
+        *("undecided, one seed", "undecided"),
+        "equivalent within 5 points",
     ]
 
 

@@ -6,10 +6,12 @@ import math
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from othink_pipeline.report.comparison import Difference, compare_all, differences_table
+from othink_pipeline.report.significance import equivalence_p
 from othink_pipeline.report.verdict import verdict, verdict_section
-from tests.support.handmade import KNOWN, NO_FAILURES, cell, grid, two_tasks
+from tests.support.handmade import KNOWN, MARGIN, NO_FAILURES, cell, grid, two_tasks
 
 NOTHING_TRAINED = pd.DataFrame()
 
@@ -18,7 +20,8 @@ def row(method: str, baseline: str, points: float, width: float, **other: Any) -
     return {
         **{"method": method, "baseline": baseline, "scope": "same", "seeds": 1, "cells": 2},
         **{"points": points, "low": points - width, "high": points + width, "pairs": 99},
-        **{"unit": "items", "p": 0.001, "p_holm": 0.004, **other},
+        **{"unit": "items", "p": 0.001, "p_holm": 0.004},
+        **{"margin": 3.0, "p_equivalent": math.nan, "p_equivalent_holm": math.nan, **other},
     }
 
 
@@ -36,8 +39,8 @@ def test_gains_are_told_together_and_what_is_not_shown_apart() -> None:
         row("grpo", "base", -4, 3, scope="cross"),
     )
     assert said == {
-        "Own task": "grpo and GRPO-D gain 52.0 and 54.0 points over the base model; no difference"
-        " shown for SFT (−2.0) and SFT-CoT (+9.0) (over items, one seed)",
+        "Own task": "grpo and GRPO-D gain 52.0 and 54.0 points over the base model; undecided"
+        " for SFT (−2.0) and SFT-CoT (+9.0) (over items, one seed)",
         "Other tasks": "grpo loses 4.0 points over the base model (over items, one seed)",
     }
 
@@ -58,10 +61,32 @@ def test_several_seeds_may_decide() -> None:
         row("grpo", "base", 7, 2, **over, p_holm=math.nan),  # no spread to test by
     )
     assert said["GRPO-D against SFT"] == (
-        "own task +40.0 [+37.0, +43.0] shown; other tasks +1.0 [−2.0, +4.0] undecided"
+        "own task +40.0 [+37.0, +43.0] different; other tasks +1.0 [−2.0, +4.0] undecided"
         " (over 6 seeds)"
     )
     assert said["Own task"] == "grpo gains 7.0 points over the base model (over 6 seeds)"
+
+
+@pytest.mark.parametrize(
+    ("points", "width", "p_holm", "p_equivalent_holm", "conclusion"),
+    [
+        (0.5, 1.0, 0.9, 0.04, "equivalent within 3 points"),
+        (0.5, 1.0, 0.9, 0.06, "undecided"),  # though its interval lies within
+        (0.5, 2.6, 0.9, 0.04, "undecided"),  # its interval does not
+        (-0.5, 2.6, 0.9, 0.04, "undecided"),
+        (2.0, 0.5, 0.01, 0.02, "different, yet equivalent within 3 points"),
+        (2.0, 0.5, 0.01, 0.06, "different"),
+        (2.0, 0.5, 0.06, math.nan, "undecided"),
+    ],
+)
+def test_equal_is_shown_and_never_assumed(
+    points: float, width: float, p_holm: float, p_equivalent_holm: float, conclusion: str
+) -> None:
+    tests = {"p_holm": p_holm, "p_equivalent_holm": p_equivalent_holm}
+    said = told(row("grpo_d", "sft", points, width, unit="seeds", seeds=9, **tests))
+    assert said["GRPO-D against SFT"].endswith(f"] {conclusion} (over 9 seeds)")
+    one_seed = told(row("grpo_d", "sft", points, width, **tests))
+    assert one_seed["GRPO-D against SFT"].endswith(": undecided, one seed")
 
 
 def test_one_seed_is_not_told_as_several_where_others_have_them() -> None:
@@ -78,7 +103,7 @@ def test_one_seed_is_not_told_as_several_where_others_have_them() -> None:
         " SFT gains 50.0 points over the base model (over items, one seed)"
     )
     assert said["GRPO-D against SFT"] == (
-        "own task +40.0 [+37.0, +43.0] shown (over 6 seeds);"
+        "own task +40.0 [+37.0, +43.0] different (over 6 seeds);"
         " other tasks +8.0 [+5.0, +11.0]: undecided, one seed"
     )
 
@@ -98,7 +123,7 @@ def test_what_limits_it_is_told() -> None:
 
 
 def test_the_table_of_differences_has_one_unit_a_row() -> None:
-    one = differences_table(compare_all(two_tasks(), [("grpo_d", "sft")]))
+    one = differences_table(compare_all(two_tasks(), [("grpo_d", "sft")]), MARGIN)
     assert one["unit"].tolist() == ["items"] * 6
     first = one.iloc[0]
     assert (first["method"], first["baseline"], first["scope"]) == ("grpo_d", "sft", "same")
@@ -107,6 +132,37 @@ def test_the_table_of_differences_has_one_unit_a_row() -> None:
         *(cell("counting", "sft", seed, "counting", [0, 1, seed, 0]) for seed in range(3)),
         cell("none", "base", None, "counting", [0, 1, 0, 0]),
     )
-    several = differences_table(compare_all(seeds.assign(), []))
+    several = differences_table(compare_all(seeds.assign(), []), MARGIN)
     assert several[["unit", "seeds"]].to_numpy().tolist() == [["seeds", 3]]
     assert (several["p"] <= several["p_holm"]).all()
+
+
+def test_equivalence_is_tested_between_methods_and_adjusted_among_such_tests() -> None:
+    # On counting GRPO-D and SFT differ by 0, 0 and 1 of 100 items, on geometry by 0, 1 and 1.
+    def right(wrong: int) -> list[int]:
+        return [0] * wrong + [1] * (100 - wrong)
+
+    cells = [
+        cell(task, method, seed, task, right(wrong))
+        for task, by_seed in {"counting": (0, 0, 1), "geometry": (0, 1, 1)}.items()
+        for seed, wrong in enumerate(by_seed)
+        for method, wrong in (("grpo_d", wrong), ("sft", 0))
+    ]
+    base = [cell("none", "base", None, task, right(50)) for task in ("counting", "geometry")]
+    crossed = [
+        cell("counting", method, seed, "geometry", right(wrong))
+        for seed in range(3)
+        for method, wrong in (("grpo_d", 3 * seed), ("sft", 0))
+    ]
+    pairs = [("grpo_d", "sft")]
+    table = differences_table(compare_all(grid(*cells, *base, *crossed), pairs), 3.0)
+    same, cross = table.iloc[0], table.iloc[1]
+    assert (same["method"], same["scope"], cross["scope"]) == ("grpo_d", "same", "cross")
+    # A seed's difference is the mean over both tasks: 0, -0.5 and -1 points.
+    assert same["p_equivalent"] == pytest.approx(equivalence_p([0.0, -0.005, -0.01], 0.03))
+    assert cross["p_equivalent"] == pytest.approx(equivalence_p([0.0, -0.03, -0.06], 0.03))
+    assert same["p_equivalent_holm"] == pytest.approx(2 * same["p_equivalent"])
+    assert cross["p_equivalent_holm"] == pytest.approx(cross["p_equivalent"]) == 0.5
+    assert table.iloc[2:]["baseline"].eq("base").all()
+    assert table.iloc[2:]["p_equivalent"].isna().all()
+    assert table["p_holm"].notna().any()

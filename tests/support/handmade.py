@@ -18,6 +18,7 @@ KNOWN = KnownMethods(
     positive_controls=("sft_cot", "grpo"),
     format_control="grpo_format",
 )
+MARGIN = 3.0
 NO_FAILURES = pd.DataFrame(columns=[*KEYS, "reason"])
 NOTHING_PUBLISHED = Published(source="nobody", accuracy={}, improvements=())
 
@@ -36,9 +37,10 @@ def report_on(
     published: Published = NOTHING_PUBLISHED,
 ) -> str:
     compared = compare_all(sort_rows(predictions, METHODS), comparisons)
-    findings = verdict(differences_table(compared), training, failures, known)
+    differences = differences_table(compared, MARGIN)
+    findings = verdict(differences, training, failures, known)
     matrix = matrix_of(predictions, failures)
-    results = Results(matrix, predictions, training, failures, compared, findings)
+    results = Results(matrix, predictions, training, failures, compared, differences, findings)
     lineage = {"parent run": "abc123", "commit": "f00"}
     return report_markdown(results, METHODS, known, published, lineage)
 

@@ -12,7 +12,7 @@ from othink_pipeline.report.comparison import compare_all, differences_table
 from othink_pipeline.report.matrix import sort_rows
 from othink_pipeline.report.page.items import Item, make_items
 from othink_pipeline.report.page.render import Content, render_page
-from tests.support.handmade import KNOWN, METHODS, matrix_of, report_on, two_tasks
+from tests.support.handmade import KNOWN, MARGIN, METHODS, matrix_of, report_on, two_tasks
 
 HOSTILE = (
     '<think></script><script>document.title="owned"</script></think>'
@@ -79,7 +79,7 @@ def page_of(predictions: pd.DataFrame) -> str:
         report=report_on(predictions, training, comparisons=COMPARISONS),
         matrix=matrix_of(predictions),
         predictions=predictions,
-        differences=differences_table(compared),
+        differences=differences_table(compared, MARGIN),
         history=HISTORY,
         items=page_items(predictions),
     )

@@ -258,7 +258,7 @@ class Parameters(Block):
                 yield (
                     f"report.comparisons holds {name!r}, which is no method. Allowed: {methods}. "
                     "An environment with methods of its own needs comparisons of its own, or "
-                    "none: report: {comparisons: []}"
+                    "none: report: {comparisons: [], equivalence_margin: 3.0}"
                 )
         if self.model.dtype != "float32" and not self.compute.bf16:
             yield (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -13,7 +14,13 @@ from numpy.typing import ArrayLike
 from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.estimators import difference, improvement
 from othink_pipeline.report.resampling import Estimate, Floats, resample
-from othink_pipeline.report.significance import between_seeds_p, holm, mcnemar_p
+from othink_pipeline.report.significance import (
+    difference_p,
+    equivalence_p,
+    holm,
+    mcnemar_p,
+    unit_differences,
+)
 
 BOOTSTRAP_SEED = 0
 Scope = Literal["same", "cross"]
@@ -37,7 +44,8 @@ class Comparison:
         over_seeds: difference, interval over base models, training seeds and items; NaN with one
             seed.
         p_items: exact McNemar test on all pairs; NaN where an item stands in several cells.
-        p_seeds: paired t-test over trainings, the items being given; NaN with one seed.
+        units: difference of each independent training, the items being given: of each base model
+            where there are several, else of each seed.
         relative: relative improvement, interval over items.
         relative_over_seeds: relative improvement, interval as that of ``over_seeds``.
     """
@@ -51,7 +59,7 @@ class Comparison:
     over_items: Estimate
     over_seeds: Estimate
     p_items: float
-    p_seeds: float
+    units: tuple[float, ...]
     relative: Estimate
     relative_over_seeds: Estimate
 
@@ -64,6 +72,18 @@ class Comparison:
     def widest(self) -> Estimate:
         """The difference with the interval that covers most: over seeds where there are two."""
         return self.over_items if self.has_one_seed else self.over_seeds
+
+    @property
+    def p_seeds(self) -> float:
+        """Paired t-test over ``units``; NaN with one seed."""
+        return difference_p(self.units)
+
+    def p_equivalent(self, margin_points: float) -> float:
+        """Test of a difference within the margin, over ``units``; NaN with one seed.
+
+        NaN against the base model, too: the question is asked between methods.
+        """
+        return math.nan if self.baseline == BASE else equivalence_p(self.units, margin_points / 100)
 
     @property
     def p(self) -> float:
@@ -177,7 +197,7 @@ def compare(
         over_seeds=over_seeds.estimate_over_seeds(difference),
         # The test wants independent pairs: an item that stands in several cells is not.
         p_items=mcnemar_p(pairs[a], pairs[b]) if len(pairs) == len(items) else float("nan"),
-        p_seeds=between_seeds_p(ours, theirs, strata, bases),
+        units=tuple(unit_differences(ours, theirs, strata, bases).tolist()),
         relative=over_items.estimate(improvement),
         relative_over_seeds=over_seeds.estimate_over_seeds(improvement),
     )
@@ -201,11 +221,6 @@ def compare_all(
     ]
 
 
-def holm_p(comparisons: Sequence[Comparison]) -> Floats:
-    """Holm's adjusted p-values: all comparisons of a report are one family of tests."""
-    return holm(np.array([comparison.p for comparison in comparisons], dtype=float))
-
-
 class Difference(NamedTuple):
     """What is told of a comparison: its widest interval and its p-value, in one unit."""
 
@@ -223,6 +238,14 @@ class Difference(NamedTuple):
     """What the interval and p draw."""
     p: float
     p_holm: float
+    """Adjusted: all comparisons of a report are one family of tests."""
+    margin: float
+    """Differences of fewer points do not matter."""
+    p_equivalent: float
+    """Of the test that the difference is within the margin; NaN with one seed, or against the base
+    model."""
+    p_equivalent_holm: float
+    """Adjusted: these are a family of their own."""
 
     @property
     def drawn_over(self) -> str:
@@ -230,8 +253,15 @@ class Difference(NamedTuple):
         return f"{self.seeds} seeds" if self.unit == "seeds" else "items, one seed"
 
 
-def differences_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """The comparisons as a table: a column for each field of :class:`Difference`."""
+def differences_table(comparisons: Sequence[Comparison], margin: float) -> pd.DataFrame:
+    """The comparisons as a table: a column for each field of :class:`Difference`.
+
+    Args:
+        comparisons: all of a report.
+        margin: in points, above 0.
+    """
+    p_values = [comparison.p for comparison in comparisons]
+    equivalent = [comparison.p_equivalent(margin) for comparison in comparisons]
     rows = [
         Difference(
             method=comparison.method,
@@ -244,10 +274,15 @@ def differences_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
             low=100 * comparison.widest.low,
             high=100 * comparison.widest.high,
             unit="items" if comparison.has_one_seed else "seeds",
-            p=comparison.p,
+            p=p,
             p_holm=float(p_holm),
+            margin=margin,
+            p_equivalent=p_equivalent,
+            p_equivalent_holm=float(p_equivalent_holm),
         )
-        for comparison, p_holm in zip(comparisons, holm_p(comparisons), strict=True)
+        for comparison, p, p_holm, p_equivalent, p_equivalent_holm in zip(
+            comparisons, p_values, holm(p_values), equivalent, holm(equivalent), strict=True
+        )
     ]
     return pd.DataFrame(rows, columns=list(Difference._fields))
 

@@ -11,16 +11,17 @@ from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.comparison import (
     BOOTSTRAP_SEED,
     Comparison,
+    Difference,
     base_models,
     by_seed,
     compare,
-    holm_p,
     pair,
 )
 from othink_pipeline.report.estimators import difference_where, split_gain
 from othink_pipeline.report.matrix import HOLE
 from othink_pipeline.report.parameters import KnownMethods
 from othink_pipeline.report.tables import mean_percent, p_text, signed, table
+from othink_pipeline.report.verdict import conclusion
 
 POSITIVE_CONTROL_POINTS = 5.0
 
@@ -40,9 +41,13 @@ def pairs_with_base(predictions: pd.DataFrame) -> dict[Entry, pd.DataFrame]:
     return found
 
 
-def tests_section(comparisons: Sequence[Comparison]) -> str:
-    """Every pair of methods with its intervals and tests."""
-    adjusted = holm_p(comparisons)
+def tests_section(comparisons: Sequence[Comparison], differences: Sequence[Difference]) -> str:
+    """Every pair of methods with its intervals and tests.
+
+    Args:
+        comparisons: all of a report.
+        differences: what is told of each.
+    """
     rows = [
         [
             f"{comparison.method} minus {comparison.baseline}",
@@ -53,13 +58,20 @@ def tests_section(comparisons: Sequence[Comparison]) -> str:
             signed(comparison.over_seeds),
             p_text(comparison.p_items),
             p_text(comparison.p_seeds),
-            p_text(p_holm),
+            p_text(told.p_holm),
+            HOLE if comparison.baseline == BASE else p_text(told.p_equivalent),
+            HOLE if comparison.baseline == BASE else p_text(told.p_equivalent_holm),
+            conclusion(told),
         ]
-        for comparison, p_holm in zip(comparisons, adjusted, strict=True)
+        for comparison, told in zip(comparisons, differences, strict=True)
     ]
+    if not rows:
+        return "No two methods share a cell."
     header = ["difference", "scope", "cells", "pairs", "points [95 % over items]"]
     header += ["points [95 % over seeds and items]", "p over items", "p over seeds"]
-    header += ["p after Holm"]
+    header += ["p after Holm", "p of equivalence", "the same after Holm", "conclusion"]
+    tests = np.isfinite([told.p_holm for told in differences]).sum()
+    equivalence_tests = np.isfinite([told.p_equivalent for told in differences]).sum()
     note = (
         "Paired by test example, on the cells that both methods have; against the base model each"
         " cell is paired with the one that it started from. `?`: unknown. `p over items` (McNemar's"
@@ -69,9 +81,13 @@ def tests_section(comparisons: Sequence[Comparison]) -> str:
         " cells, and are of such seeds alone."
         " `p over seeds` is a paired t-test on these test items whose units are the seeds, or the"
         " base models where there are several. `p after Holm`: of the same unit, adjusted for the"
-        f" {np.isfinite(adjusted).sum()} tests here."
+        f" {tests} tests here. `p of equivalence`, between methods: two one-sided t-tests on"
+        " the units of `p over seeds`, whether the difference is within"
+        f" {differences[0].margin:g} points either way, a margin that was set beforehand; after"
+        f" Holm: of {equivalence_tests} such tests. A conclusion wants the interval to agree with"
+        " its test; **undecided** is neither a difference nor its absence."
     )
-    return (table(header, rows) + f"\n\n{note}") if rows else "No two methods share a cell."
+    return table(header, rows) + f"\n\n{note}"
 
 
 def relative_section(comparisons: Sequence[Comparison]) -> str:

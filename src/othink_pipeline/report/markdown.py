@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from othink_pipeline.report.comparison import Comparison
+from othink_pipeline.report.comparison import Comparison, read_differences
 from othink_pipeline.report.differences import (
     controls_section,
     gains_section,
@@ -56,6 +56,8 @@ class Results(NamedTuple):
     """What the matrix has holes for, and why: as ``transfer_matrix``, with ``reason``."""
     comparisons: Sequence[Comparison]
     """As from :func:`compare_all`."""
+    differences: pd.DataFrame
+    """As from :func:`comparison.differences_table`, of these."""
     verdict: Sequence[Finding]
     """As from :func:`verdict.verdict`."""
 
@@ -86,7 +88,9 @@ def report_markdown(
         "Accuracy": matrix_section(matrix, predictions),
         "Means": means_section(matrix),
         FORMS: forms_section(predictions),
-        "Paired tests: differences in points": tests_section(results.comparisons),
+        "Paired tests: differences in points": tests_section(
+            results.comparisons, read_differences(results.differences)
+        ),
         "Relative improvement": relative_section(results.comparisons),
         "Beside published figures": published_section(matrix, predictions, published),
         "Gain over the base model, and forgetting": gains_section(against_base),
@@ -137,8 +141,9 @@ def _limits(matrix: pd.DataFrame) -> str:
         )
     return (
         f"{spread}. {reach}. An interval that includes zero says that this run cannot tell, not"
-        " that the methods are equal. One model size, one budget and one learning rate for each"
-        " method stand behind each row. The paper's figures are for Qwen2-VL-2B-Instruct on real"
-        " data sets. The model that this project ships is a mini Qwen2-VL of about a million"
-        " parameters on drawn tasks: with it, nothing here confirms or refutes the paper's figures."
+        " that the methods are equal; that takes the test of equivalence. One model size, one"
+        " budget and one learning rate for each method stand behind each row. The paper's figures"
+        " are for Qwen2-VL-2B-Instruct on real data sets. The model that this project ships is a"
+        " mini Qwen2-VL of about a million parameters on drawn tasks: with it, nothing here"
+        " confirms or refutes the paper's figures."
     )

@@ -14,6 +14,9 @@ class Report(Block):
 
     comparisons: tuple[Annotated[tuple[Name, Name], Field(strict=False)], ...] = Field(strict=False)
     """Pairs of method and baseline, besides each method with the base model."""
+    equivalence_margin: Annotated[float, Field(gt=0, le=100)]
+    """Points of accuracy: two methods that are shown to differ by less are called equivalent. To be
+    chosen before the results are seen."""
 
 
 class KnownMethods(Block):

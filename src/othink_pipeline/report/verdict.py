@@ -14,6 +14,7 @@ from othink_pipeline.report.parameters import KnownMethods
 
 SCOPE_NAMES: dict[Scope, str] = {"same": "own task", "cross": "other tasks"}
 SIGNIFICANCE = 0.05
+UNDECIDED = "undecided"
 INERT_KL_TERM = 0.01
 """A KL term that never exceeds it hardly acts: advantages are about 1."""
 
@@ -30,9 +31,7 @@ def verdict(
 ) -> list[Finding]:
     """The answer: gains over the base model by scope, method against method, what limits it.
 
-    A difference is told as one only where its interval excludes zero and, where there is a test,
-    its p-value after Holm is below 5 %. Between two methods with one seed each it is never told as
-    one: what another seed would do is unknown.
+    What is told of a difference is its :func:`conclusion`.
 
     Args:
         differences: as from :func:`comparison.differences_table`.
@@ -80,7 +79,7 @@ def _by_basis(rows: Iterable[Difference], tell: Callable[[Sequence[Difference]],
 
 def _gains(rows: Sequence[Difference], known: KnownMethods) -> str:
     """Of each method over the base model, in one scope, on one basis."""
-    shown = [row for row in rows if _is_shown(row)]
+    shown = [row for row in rows if _is_different(row)]
     parts = []
     for verb, found in (
         ("gain", [row for row in shown if row.points > 0]),
@@ -95,7 +94,7 @@ def _gains(rows: Sequence[Difference], known: KnownMethods) -> str:
         f"{known.label(row.method)} ({_points(row.points)})" for row in rows if row not in shown
     ]
     if undecided:
-        parts.append(f"no difference shown for {_list(undecided)}")
+        parts.append(f"{UNDECIDED} for {_list(undecided)}")
     return f"{'; '.join(parts)} (over {rows[0].drawn_over})"
 
 
@@ -105,18 +104,37 @@ def _duel(rows: Sequence[Difference]) -> str:
     for row in rows:
         interval = f"[{_points(row.low)}, {_points(row.high)}]"
         text = f"{SCOPE_NAMES[row.scope]} {_points(row.points)} {interval}"
-        if row.unit == "seeds":
-            text += " shown" if _is_shown(row) else " undecided"
-        told.append(text)
-    is_one_seed = rows[0].unit == "items"
-    end = ": undecided, one seed" if is_one_seed else f" (over {rows[0].drawn_over})"
+        told.append(text if row.unit == "items" else f"{text} {conclusion(row)}")
+    end = f": {conclusion(rows[0])}" if rows[0].unit == "items" else f" (over {rows[0].drawn_over})"
     return "; ".join(told) + end
 
 
-def _is_shown(row: Difference) -> bool:
+def conclusion(row: Difference) -> str:
+    """Different, equivalent within the margin, both, or undecided.
+
+    Different: the interval excludes zero and, where there is a test, its p-value after Holm is
+    below 5 %. Equivalent: the interval lies within the margin and the p-value of the two one-sided
+    tests after Holm is below 5 %. A small difference can be shown to be one and to be small.
+    Neither is ever told of two methods with one seed each: what another seed would do is unknown.
+    """
+    if row.baseline != BASE and row.unit == "items":
+        return f"{UNDECIDED}, one seed"
+    equivalent = f"equivalent within {row.margin:g} points"
+    if not _is_equivalent(row):
+        return "different" if _is_different(row) else UNDECIDED
+    return f"different, yet {equivalent}" if _is_different(row) else equivalent
+
+
+def _is_different(row: Difference) -> bool:
     """Whether this run can tell a difference from none."""
     excludes_zero = row.low > 0 or row.high < 0
     return excludes_zero and not row.p_holm >= SIGNIFICANCE  # NaN: there is no test
+
+
+def _is_equivalent(row: Difference) -> bool:
+    """Whether this run can tell that the difference is within the margin."""
+    is_within = -row.margin < row.low and row.high < row.margin
+    return is_within and row.p_equivalent_holm < SIGNIFICANCE
 
 
 def _points(value: float) -> str:

@@ -254,10 +254,11 @@ def write_report(
     lineage |= _makers()
     logger.info("transfer matrix: accuracy in %%\n%s", matrix_text(transfer_matrix))
     compared = compare_all(sort_rows(predictions, methods), report.comparisons)
-    differences = differences_table(compared)
+    differences = differences_table(compared, report.equivalence_margin)
     findings = verdict(differences, training, failures, known_methods)
     logger.info("verdict\n%s", "\n".join(f"  {about}: {says}." for about, says in findings))
-    results = Results(transfer_matrix, predictions, training, failures, compared, findings)
+    tables = transfer_matrix, predictions, training, failures
+    results = Results(*tables, compared, differences, findings)
     return report_markdown(results, methods, known_methods, published, lineage), differences
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from othink_pipeline.core.blocks import BASE
@@ -13,7 +14,7 @@ from othink_pipeline.report.comparison import read_differences
 from othink_pipeline.report.matrix import sort_methods
 from othink_pipeline.report.parameters import KnownMethods
 from othink_pipeline.report.tables import p_text
-from othink_pipeline.report.verdict import SCOPE_NAMES
+from othink_pipeline.report.verdict import SCOPE_NAMES, conclusion
 
 
 class Whisker(NamedTuple):
@@ -27,6 +28,9 @@ class Whisker(NamedTuple):
     text: str
     p: str
     """With its unit."""
+    conclusion: str
+    margin: tuple[float, float] | None
+    """Start and width of what counts as equivalent; None against the base model."""
 
 
 class Forest(NamedTuple):
@@ -65,8 +69,10 @@ def forest(differences: pd.DataFrame, known: KnownMethods) -> Forest:
     """
     from matplotlib.ticker import MaxNLocator
 
-    ends = differences[["low", "high", "points"]].to_numpy()
-    low, high = (min(0.0, *ends.min(axis=0)), max(0.0, *ends.max(axis=0))) if len(ends) else (0, 1)
+    rows = read_differences(differences)
+    ends = [0.0, *(end for row in rows for end in (row.low, row.high, row.points))]
+    ends += [end for row in rows if row.baseline != BASE for end in (-row.margin, row.margin)]
+    low, high = np.nanmin(ends), np.nanmax(ends) if rows else 1.0
     ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)
     start, width = ticks[0], ticks[-1] - ticks[0]
 
@@ -74,7 +80,7 @@ def forest(differences: pd.DataFrame, known: KnownMethods) -> Forest:
         return round(100 * (points - start) / width, 2)
 
     whiskers = []
-    for row in read_differences(differences):
+    for row in rows:
         baseline = "base model" if row.baseline == BASE else known.label(row.baseline)
         p = f"p = {p_text(row.p_holm)}".replace("= <", "<")
         whiskers.append(
@@ -86,6 +92,10 @@ def forest(differences: pd.DataFrame, known: KnownMethods) -> Forest:
                 high=place(row.high),
                 text=f"{row.points:+.1f} [{row.low:+.1f}, {row.high:+.1f}]".replace("-", "−"),
                 p=f"{'no test' if math.isnan(row.p_holm) else p} over {row.drawn_over}",
+                conclusion=conclusion(row),
+                margin=None
+                if row.baseline == BASE
+                else (place(-row.margin), round(200 * row.margin / width, 2)),
             )
         )
     return Forest(whiskers, place(0), [(place(tick), _signed(tick)) for tick in ticks])

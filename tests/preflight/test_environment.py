@@ -175,6 +175,7 @@ def test_the_disk_holds_checkpoints_of_all_cells_and_the_states_of_one(
         return needed_disk_bytes(weights, changed, settings) - rest
 
     assert need(rl, sft, rl) == (3 + 2 + 3) * 400 + 3 * (100 * 4 + 2 * 100 * 4)
+    assert need(rl, sync_ref_model=True) == need(rl) + 3 * 100 * 4
     assert need(sft, optimizer="adamw_8bit") == 2 * 400 + 3 * (100 * 4 + 2 * 100)
     assert need(sft, freeze_vision=True) == 2 * 400 + 3 * (80 * 12 + 20 * 4)
     small = sft.model_copy(update={"optimizer": "adamw_8bit"})

@@ -82,6 +82,8 @@ def test_what_is_trained_decides_what_is_held() -> None:
     assert held(plan("sft"), WEIGHTS, CPU) == {**whole, "weights at first": 4e6}
     half = plan()._replace(settings=settings(dtype="bfloat16"))
     assert held(half, WEIGHTS, GPU) == {**whole, "reference": 2e6}
+    moving = half.method.model_copy(update={"sync_ref_model": True})
+    assert held(half._replace(method=moving), WEIGHTS, GPU) == {**whole, "reference": 4e6}
     assert held(plan("sft", optimizer="adamw_8bit"), WEIGHTS, GPU)["optimizer"] == 2e6
     frozen = plan("sft", freeze_vision=True)._replace(settings=settings(dtype="bfloat16"))
     assert held(frozen, WEIGHTS, GPU) == {

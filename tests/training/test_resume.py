@@ -227,6 +227,11 @@ CASES = {
             "gradient_accumulation_steps": 3,
         },
     ),
+    "a-reference-that-follows": Case(
+        [4],  # between two moves, from a checkpoint between two others
+        save=3,
+        settings={"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.6},
+    ),
     "in-the-dip": Case([2, 4], save=1, kl=DIP),
     "lora": Case([3], updates=4, adapter=True),
     "sft": Case([3], kind="sft", settings={"train_sampling_strategy": "sequential"}),

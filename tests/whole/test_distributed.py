@@ -414,9 +414,9 @@ def test_a_launcher_may_say_what_the_parameters_say(tmp_path: Path, precision: s
 
 
 def test_what_sharded_weights_cannot_do_is_refused_before_it_is_due() -> None:
-    def check(name: str, health: Any = HEALTH, **changes: Any) -> None:
+    def check(name: str, health: Any = HEALTH, method: str = "sft", **changes: Any) -> None:
         compute = Compute(**{**COMPUTE, "launcher": str(SHIPPED / f"{name}.yaml"), "bf16": True})
-        check_launcher(compute, health, [METHODS["sft"].model_copy(update=changes)])
+        check_launcher(compute, health, [METHODS[method].model_copy(update=changes)])
 
     skipping = HEALTH.model_copy(update={"kl_overflow": "skip_batch"})
     with pytest.raises(ConfigurationError, match=r"health\.kl_overflow = 'skip_batch'"):
@@ -426,6 +426,10 @@ def test_what_sharded_weights_cannot_do_is_refused_before_it_is_due() -> None:
     with pytest.raises(ConfigurationError, match=r"lora\.merge = True"):
         check("fsdp", lora=adapters)
     check("fsdp", lora=adapters.model_copy(update={"merge": False}))
+    for name in ("zero2", "zero3", "fsdp"):
+        with pytest.raises(ConfigurationError, match=r"\(sync_ref_model = True\) is not saved"):
+            check(name, method="grpo_d", sync_ref_model=True)
+    check("ddp", method="grpo_d", sync_ref_model=True)
 
 
 def test_a_launcher_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -165,6 +165,15 @@ _RULES = (
         "conf/base/accelerate/fsdp.yaml, which needs nothing more.",
     ),
     _Rule(
+        None,
+        lambda it: (
+            it.says["distributed_type"] in SHARDED
+            and any(isinstance(method, RL) and method.sync_ref_model for method in it.methods)
+        ),
+        "with {it.says[distributed_type]} a reference that follows (sync_ref_model = True) is not "
+        "saved to go on from. Set sync_ref_model: false, or take conf/base/accelerate/ddp.yaml.",
+    ),
+    _Rule(
         "FSDP",
         lambda it: any(method.lora and method.lora.merge for method in it.methods),
         "with FSDP no process holds the weights that lora.merge = True adds adapters to. "

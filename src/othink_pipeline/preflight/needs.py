@@ -71,7 +71,9 @@ def held(plan: Plan, weights: Weights, device: Device) -> dict[str, float]:
             parts["weights at first"] = FLOAT32 * trained
     if isinstance(method, RL):
         if method.lora is None:
-            parts["reference"] = size * (trained + frozen) / sharing.weights
+            # One that moves is held as what is trained.
+            of_each = FLOAT32 if method.sync_ref_model else size
+            parts["reference"] = of_each * (trained + frozen) / sharing.weights
         if device.gpu and isinstance(compute.vllm, VLLMColocate):
             parts["vLLM"] = compute.vllm.gpu_memory * device.memory
     return parts

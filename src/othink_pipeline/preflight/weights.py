@@ -6,7 +6,7 @@ import math
 
 from othink_pipeline.core.safetensors import Weights
 from othink_pipeline.models.parameters import VISION, ModelSettings
-from othink_pipeline.training.parameters import Lora, Training
+from othink_pipeline.training.parameters import RL, Lora, Training
 
 FLOAT32 = 4
 """Bytes of a number; what is trained is kept in it."""
@@ -35,11 +35,15 @@ def checkpoint_bytes(weights: Weights, method: Training, settings: ModelSettings
 
 
 def state_bytes(weights: Weights, method: Training, settings: ModelSettings) -> int:
-    """What an interrupted training goes on from: the weights as trained, and Adam's moments."""
+    """What an interrupted training goes on from: the weights as trained, and Adam's moments.
+
+    And the reference, where it moves.
+    """
     trained = count_trained(weights, method)
     frozen = 0 if method.lora else weights.parameters - trained
     moved = (FLOAT32 + MOMENT_BYTES[method.optimizer]) * trained
-    return moved + DTYPE_BYTES[settings.dtype] * frozen
+    reference = isinstance(method, RL) and method.sync_ref_model
+    return moved + DTYPE_BYTES[settings.dtype] * frozen + FLOAT32 * weights.parameters * reference
 
 
 def _is_vision(name: str) -> bool:

@@ -84,7 +84,7 @@ def costs_section(training: pd.DataFrame) -> str:
         return text
     largest = training["kl_term"].max()
     return (
-        f"{text}\n\n`kl_last` is the mean KL to the base model in the last quarter of the updates,"
+        f"{text}\n\n`kl_last` is the mean KL to the reference in the last quarter of the updates,"
         f" `kl_term` KL weight x KL, averaged over all: at most {largest:.2g}"
         " here, against advantages of about 1. Where it is hundreds of times smaller, the KL term"
         " hardly acts, and methods that differ in it alone can only differ by chance."

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from othink_pipeline.training.kl import KLController, KLSchedule
-from othink_pipeline.training.shared_prompts import SharedPromptTrainer
+from othink_pipeline.training.kl_estimators import KLEstimatorTrainer
 
 
-class DynamicKLTrainer(SharedPromptTrainer):
+class DynamicKLTrainer(KLEstimatorTrainer):
     """GRPO whose KL weight follows a schedule.
 
     TRL reads its weight (``beta``) in every loss, so it is enough to set it there: once an update,

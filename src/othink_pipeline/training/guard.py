@@ -85,7 +85,7 @@ class Guarded(Trainer):
             faults["loss_not_finite"] = f"loss {_listed(losses)}"
         if max(exponents) > MAX_KL_EXPONENT:
             faults["kl_overflow"] = (
-                f"a token is exp({max(exponents):.3g}) times as likely to the base model as to the "
+                f"a token is exp({max(exponents):.3g}) times as likely to the reference as to the "
                 f"policy; beyond exp({MAX_KL_EXPONENT:.0f}) the KL overflows"
             )
         return self.monitor.tell(self._update, faults)

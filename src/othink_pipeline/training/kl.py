@@ -51,7 +51,7 @@ class Seen(NamedTuple):
     """Mean accuracy reward, in [0, 1], of the generation batch that this update learns from: its
     own completions, unless TRL is told to generate for several updates at once."""
     kl: float | None
-    """Mean KL per token to the base model, measured in the update before; None in the first, and
+    """Mean KL per token to the reference, measured in the update before; None in the first, and
     after one that was skipped before its loss, for its rewards."""
 
 
@@ -218,7 +218,7 @@ class Adaptive(Schedule):
         if seen.kl is None:
             return previous
         if math.isnan(seen.kl):
-            raise ValueError("the KL to the base model is not a number (NaN): no weight follows")
+            raise ValueError("the KL to the reference is not a number (NaN): no weight follows")
         error = min(max(seen.kl / self.target - 1, -MAX_ERROR), MAX_ERROR)
         return min(max(previous * (1 + self.gain * error), self.low), self.high)
 

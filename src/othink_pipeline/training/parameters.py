@@ -140,6 +140,17 @@ class RL(Method):
     """Multiply the KL's estimator by the policy's ratio to itself: its gradient is then that of the
     KL (DeepSeek-V3.2, arXiv 2512.02556; TRL's default). false: the estimator alone, as GRPO and
     R1-V have it."""
+    kl_estimator: Literal["k1", "k2", "k3"]
+    """What stands for the KL of a token in the loss, with d = log reference - log policy: -d, d²/2
+    or exp(d) - d - 1 (http://joschu.net/blog/kl-approx.html). k1 wants ``unbiased_kl``, k2 must not
+    have it; docs/kl.md has their gradients. ``train/kl`` is k3 in any case."""
+    sync_ref_model: bool
+    """The reference of the KL follows the policy; false: it is the base model throughout."""
+    ref_model_sync_steps: Positive
+    """Updates between two moves of a reference that follows."""
+    ref_model_mixup_alpha: Annotated[float, Field(gt=0, le=1)]
+    """A move sets the reference to (1 - alpha) reference + alpha policy (TR-DPO, arXiv
+    2404.09656); 1: to the policy."""
     kl: KLSchedule = Field(discriminator="schedule")
     """How strongly the policy is held to the base model, at every update; each method's own."""
 
@@ -153,6 +164,43 @@ class RL(Method):
                 "less often"
             )
         return iterations
+
+    @field_validator("kl_estimator")
+    @classmethod
+    def _check_estimator(cls, estimator: str, info: ValidationInfo) -> str:
+        unbiased = info.data.get("unbiased_kl")
+        if estimator == "k1" and unbiased is False:
+            raise ValueError(
+                "asks for unbiased_kl: true. By itself its gradient is zero on average: it would "
+                "hold the policy to nothing"
+            )
+        if estimator == "k2" and unbiased:
+            raise ValueError(
+                "asks for unbiased_kl: false. Its own gradient is that of the KL already, and with "
+                "unbiased_kl it no longer is"
+            )
+        return estimator
+
+    @field_validator("sync_ref_model")
+    @classmethod
+    def _check_reference(cls, moves: bool, info: ValidationInfo) -> bool:
+        if moves and info.data.get("lora") is not None:
+            raise ValueError(
+                "does not go with lora: the reference is then the base model without the adapters, "
+                "and nothing of it can move. Set lora: null, or sync_ref_model: false"
+            )
+        return moves
+
+    @field_validator("ref_model_sync_steps")
+    @classmethod
+    def _check_sync_steps(cls, steps: int, info: ValidationInfo) -> int:
+        updates = info.data.get("updates", steps + 1)
+        if info.data.get("sync_ref_model") and steps >= updates:
+            raise ValueError(
+                f"must be less than updates ({updates}), or the reference never moves in time for "
+                "a loss. Lower it, or set sync_ref_model: false"
+            )
+        return steps
 
     @property
     def prompts(self) -> int:
@@ -177,7 +225,7 @@ class Health(Block):
     gradient_not_finite: FaultPolicy
     """So is the gradient of a finite loss."""
     kl_overflow: FaultPolicy
-    """A token is e^20 times as likely to the base model as to the policy."""
+    """A token is e^20 times as likely to the reference as to the policy."""
     reward_failed: FaultPolicy
     """A reward function raised, or returned no reward for each completion."""
     reward_timeout: FaultPolicy

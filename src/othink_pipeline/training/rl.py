@@ -62,6 +62,9 @@ def build_trainer(
         epsilon_high=parameters.epsilon_high,
         importance_sampling_level=parameters.importance_sampling_level,
         use_bias_correction_kl=parameters.unbiased_kl,
+        sync_ref_model=parameters.sync_ref_model,
+        ref_model_sync_steps=parameters.ref_model_sync_steps,
+        ref_model_mixup_alpha=parameters.ref_model_mixup_alpha,
         reward_weights=[parameters.rewards.accuracy, parameters.rewards.format],
         shuffle_dataset=False,
     )
@@ -74,6 +77,7 @@ def build_trainer(
         processing_class=processor,
         callbacks=callbacks,
         kl=parameters.kl,
+        kl_estimator=parameters.kl_estimator,
         share_prompts=job.compute.share_prompts,
         peft_config=adapters,
         health=job.health,

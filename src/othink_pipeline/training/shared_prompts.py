@@ -66,8 +66,6 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
         return passes, batches
 
     def _own_state(self) -> dict[str, Any]:
-        if self.args.sync_ref_model:
-            raise ValueError("a reference model that moves (sync_ref_model) is not saved")
         state = {
             **super()._own_state(),
             "step": self._step,

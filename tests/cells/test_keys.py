@@ -51,7 +51,7 @@ METHOD: dict[str, Any] = {
 }
 SFT_BLOCK = {**METHOD, "algorithm": "sft", "target": "answer"}
 RL_BLOCK = {
-    **shipped("rl", epsilon=0.25, epsilon_high=0.25),
+    **shipped("rl", epsilon=0.25, epsilon_high=0.25, ref_model_sync_steps=2),
     **METHOD,
     "algorithm": "rl",
     "rewards": {"accuracy": 1.0, "format": 1.0, "answer": "tagged"},
@@ -64,6 +64,7 @@ OTHERWISE: dict[str, Any] = {
     "grpo": "dapo",
     "group": "none",
     "token": "sequence",
+    "k3": "k2",
     "adamw": "paged_adamw_8bit",
     "all-linear": ("q_proj",),
 }
@@ -138,11 +139,15 @@ def edited(content: dict[str, Any], *path: str) -> dict[str, Any]:
 def test_every_parameter_of_the_method_changes_the_key(block: dict[str, Any]) -> None:
     model = RL if block["algorithm"] == "rl" else SFT
     assert block.keys() == model.model_fields.keys(), "a new parameter needs a value here"
-    leaves = [(name,) for name in block if name not in ("algorithm", "kl", "rewards", "lora")]
+    apart = {"algorithm", "kl", "rewards", "lora", "sync_ref_model"}
+    leaves = [(name,) for name in block if name not in apart]
     leaves += [(part, name) for part in ("rewards", "lora") for name in block.get(part, ())]
     keys = [key_of(block=edited(block, *leaf)) for leaf in leaves]
-    keys.append(key_of(block={**block, "lora": None}))
-    assert len({key_of(block=block), *keys}) == 2 + len(leaves)
+    whole = {**block, "lora": None}
+    keys += [key_of(block=whole)]
+    if "sync_ref_model" in block:  # does not go with lora
+        keys += [key_of(block=edited(whole, "sync_ref_model"))]
+    assert len({key_of(block=block), *keys}) == 1 + len(keys)
 
 
 @pytest.mark.parametrize("schedule", KL_BLOCKS)

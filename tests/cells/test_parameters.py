@@ -621,6 +621,20 @@ def test_what_can_be_trained_so_is_not_refused(path: str, value: object) -> None
     Parameters.read(changed(path, value))
 
 
+def test_an_estimator_a_reference_and_adapters_that_go_together() -> None:
+    """k1 wants its gradient unbiased, k2's own is; adapters have no reference that could move."""
+    raw = changed("rl.unbiased_kl", True)
+    raw["methods"]["grpo"]["kl_estimator"] = "k1"
+    Parameters.read(raw)
+    raw["methods"]["grpo"]["kl_estimator"] = "k2"
+    assert "methods.grpo.kl_estimator = 'k2': asks for unbiased_kl: false." in fault(raw)
+    raw = changed("rl.sync_ref_model", True)
+    raw["rl"]["ref_model_sync_steps"] = 8
+    Parameters.read(raw)
+    raw["training"]["lora"] = LORA
+    assert "rl.sync_ref_model = True: does not go with lora" in fault(raw)
+
+
 def test_pixels_have_bounds_in_their_order() -> None:
     raw = changed("model.min_pixels", 200)
     raw["model"]["max_pixels"] = 100

@@ -440,20 +440,21 @@ def test_a_checkpoint_scores_in_training_as_it_will_from_its_folder(
     assert not inside[-1].equals(base)
 
 
-def test_the_gradient_of_the_kl_is_grpos_own_or_the_unbiased_one(
+def test_the_gradient_of_the_kl_is_grpos_own_or_the_unbiased_one_as_k2s_is(
     mini_model: MiniModel, splits: Any, tmp_path: Path
 ) -> None:
     """Policy and reference agree at first: no gradient; later the two are not one."""
     strong = Constant(schedule="constant", weight=2.0)
     norms = {}
-    for unbiased in (True, False):
-        parameters = rl_parameters(strong).model_copy(update={"unbiased_kl": unbiased})
-        run = run_cell(
-            mini_model, splits["counting"]["train"], parameters, tmp_path / str(unbiased)
-        )
-        norms[unbiased] = run.curve("train/grad_norm")
-    assert norms[True][0] == pytest.approx(norms[False][0], rel=1e-5)
-    assert norms[True][1] != pytest.approx(norms[False][1], rel=1e-4)
+    for kind in ((True, "k3"), (False, "k3"), (False, "k2")):
+        changes = dict(zip(("unbiased_kl", "kl_estimator"), kind, strict=True))
+        parameters = rl_parameters(strong, **changes)
+        examples, folder = splits["counting"]["train"], tmp_path / str(len(norms))
+        norms[kind] = run_cell(mini_model, examples, parameters, folder).curve("train/grad_norm")
+    unbiased, own, of_k2 = norms.values()
+    assert unbiased[0] == pytest.approx(own[0], rel=1e-5)
+    assert unbiased[1] != pytest.approx(own[1], rel=1e-4)
+    assert of_k2 == pytest.approx(unbiased, rel=1e-4)
 
 
 def test_completions_may_be_learnt_from_more_than_once_and_otherwise(
@@ -462,6 +463,7 @@ def test_completions_may_be_learnt_from_more_than_once_and_otherwise(
     examples = splits["counting"]["train"]
     once = rl_parameters(LINEAR, updates=2)
     other = {"epsilon_high": 0.3, "loss_type": "dapo", "scale_rewards": "none"}
+    other |= {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 1.0}
     twice = rl_parameters(LINEAR, updates=4, num_iterations=2, **other)
     few = run_cell(mini_model, examples, once, tmp_path / "once")
     many = run_cell(mini_model, examples, twice, tmp_path / "twice")
@@ -470,6 +472,9 @@ def test_completions_may_be_learnt_from_more_than_once_and_otherwise(
     sampled = [metrics.get("train/completion_tokens", 0.0) for _, metrics in many.history]
     assert many.trained.completion_tokens == round(2 * sum(sampled) * PROMPTS * COPIES)
     assert many.curve("train/kl_weight") == pytest.approx([0.1, 0.3, 0.5, 0.7])
+    # After two updates the reference is the policy again.
+    kls = many.curve("train/kl")
+    assert max(kls[0], kls[2]) < 1e-6 < 1e-4 < min(kls[1], kls[3])
     # The first completions are the same, what is learnt from them is not.
     assert many.history[0][1]["train/reward"] == few.history[0][1]["train/reward"]
     assert many.history[0][1]["train/loss"] != few.history[0][1]["train/loss"]

@@ -193,6 +193,7 @@ def assert_same(outcome: Outcome, whole: Outcome) -> None:
 
 
 SHUFFLED = {"shuffle_dataset": True}
+FOLLOWING = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.6}
 CASES = {
     "killed-before-and-after-the-first-checkpoint": Case([1, 3, 3], updates=4),
     "at-an-epoch-boundary": Case([2], examples=4, settings=SHUFFLED),
@@ -230,7 +231,7 @@ CASES = {
     "a-reference-that-follows": Case(
         [4],  # between two moves, from a checkpoint between two others
         save=3,
-        settings={"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.6},
+        settings=FOLLOWING,
     ),
     "in-the-dip": Case([2, 4], save=1, kl=DIP),
     "lora": Case([3], updates=4, adapter=True),
@@ -581,7 +582,9 @@ def test_weights_of_two_types_go_on_with_their_bits(
 
 
 KILLED_WHILE_SAVING = Case([], updates=5)
-DISTRIBUTED = Case([3], save=3, updates=5, examples=8, settings={"num_iterations": 2, **SHUFFLED})
+DISTRIBUTED = Case(
+    *([3], 3, 5), examples=8, settings={"num_iterations": 2, **SHUFFLED, **FOLLOWING}
+)
 
 
 def test_a_process_killed_before_its_checkpoint_is_in_place_leaves_the_one_before(

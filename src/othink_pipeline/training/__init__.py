@@ -6,6 +6,8 @@
 - ``rl``: GRPO
 - ``kl``: KL schedules and controllers
 - ``dynamic_kl``: GRPO whose KL weight a schedule sets
+- ``kl_estimators``: what stands for the KL in the loss
+- ``moving_reference``: a reference that follows the policy
 - ``rewards``: rule-based rewards
 - ``rows``: examples as the trainers take them
 - ``shared_prompts``: each prompt of GRPO computed once

@@ -54,8 +54,8 @@ class KLEstimatorTrainer(MovingReferenceTrainer):
     """GRPO whose KL term is one of three estimators; TRL's own is k3.
 
     The metric ``kl`` is the mean of k3 whichever is in the loss (times the ratio where that is in
-    the loss): of the three it estimates the KL with no bias and the least variance, and curves,
-    ``Adaptive`` and the report mean the same by it in all methods.
+    the loss): it has neither k2's bias nor k1's variance, and curves, ``Adaptive`` and the report
+    mean the same by it in all methods.
 
     Args:
         kl_estimator: k3 is left to TRL.

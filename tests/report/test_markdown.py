@@ -209,7 +209,8 @@ def test_figures_of_methods_that_are_not_in_the_run_are_left_out(
 def test_report_adjusts_for_all_its_tests(
     predictions: pd.DataFrame, training: pd.DataFrame
 ) -> None:
-    text = report_on(predictions, training, comparisons=[("grpo_d", "sft")])
+    report = report_on(predictions, training, comparisons=[("grpo_d", "sft")])
+    text = section(report, "Paired tests: differences in points")
     rows = [line for line in text.splitlines() if " minus " in line]
     assert len(rows) == 6
     assert "for the 6 tests here" in text
@@ -305,6 +306,30 @@ def test_more_tasks_and_seeds_have_a_report(training: pd.DataFrame) -> None:
     row = next(line for line in text.splitlines() if line.startswith("| charts | mine | 2 |"))
     assert "| **41.7 [" in row
     assert "| — |" in row
+
+
+def test_directions_that_go_apart_are_told_apart(training: pd.DataFrame) -> None:
+    """GRPO-D is better than GRPO from one task and worse from the other: the mean says nothing."""
+    right = {("counting", "grpo_d"): 5, ("counting", "grpo"): 3}
+    right |= {("geometry", "grpo_d"): 2, ("geometry", "grpo"): 4}
+    predictions = grid(
+        *(
+            cell(train, method, 0, test, [1] * count + [0] * (8 - count))
+            for (train, method), count in right.items()
+            for test in ("counting", "geometry")
+        )
+    )
+    text = report_on(predictions, training, comparisons=[("grpo_d", "grpo")])
+    assert "| grpo_d minus grpo | cross-task | 2 | 16 | +0.0 [" in text
+    rows = section(text, "Each direction apart").splitlines()
+    told = [row.partition(" [")[0] for row in rows if " minus " in row]
+    assert told == [
+        f"| grpo_d minus grpo | {task} | {scope}-task | 1 | {points}"
+        for scope in ("same", "cross")
+        for task, points in (("counting", "+25.0"), ("geometry", "-25.0"))
+    ]
+    one = predictions[predictions["train_task"] == "counting"]
+    assert "Each direction apart" not in report_on(one, training, comparisons=[("grpo_d", "grpo")])
 
 
 FAILURES = pd.DataFrame(

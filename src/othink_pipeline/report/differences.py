@@ -90,6 +90,37 @@ def tests_section(comparisons: Sequence[Comparison], differences: Sequence[Diffe
     return table(header, rows) + f"\n\n{note}"
 
 
+def directions_section(
+    predictions: pd.DataFrame, comparisons: Sequence[Comparison], margin: float
+) -> str:
+    """The pairs of methods again, of each task that was trained on apart; "" where it is one.
+
+    Args:
+        predictions: as for :func:`compare`.
+        comparisons: all of a report.
+        margin: in points, above 0.
+    """
+    tasks = sorted(predictions.loc[predictions["method"] != BASE, "train_task"].unique())
+    rows = []
+    for whole in comparisons:
+        for task in tasks if whole.baseline != BASE else ():
+            part = compare(predictions, whole.method, whole.baseline, whole.scope, train_task=task)
+            if part is not None:
+                difference = f"{whole.method} minus {whole.baseline}"
+                figures = [signed(part.widest), p_text(part.p), p_text(part.p_equivalent(margin))]
+                rows.append([difference, task, f"{whole.scope}-task", part.seeds, *figures])
+    if len(tasks) < 2 or not rows:
+        return ""
+    header = ["difference", "trained on", "scope", "seeds", "points [95 %]", "p"]
+    header += ["p of equivalence"]
+    note = (
+        "A mean over directions can hide two that go apart. Interval, p and p of equivalence as"
+        " above, over seeds where there are two and over items else, but **not adjusted**: these"
+        " rows say where to look, and the table above is what was asked."
+    )
+    return table(header, rows) + f"\n\n{note}"
+
+
 def relative_section(comparisons: Sequence[Comparison]) -> str:
     """Relative improvement of one trained method over another."""
     rows = []

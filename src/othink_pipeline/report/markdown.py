@@ -14,6 +14,7 @@ import pandas as pd
 from othink_pipeline.report.comparison import Comparison, read_differences
 from othink_pipeline.report.differences import (
     controls_section,
+    directions_section,
     gains_section,
     pairs_with_base,
     relative_section,
@@ -80,6 +81,8 @@ def report_markdown(
     """
     matrix = results.matrix
     predictions = sort_rows(results.predictions, methods)
+    differences = read_differences(results.differences)
+    margin = differences[0].margin if differences else 0.0
     training = sort_rows(results.training.rename(columns={"task": "train_task"}), methods)
     against_base = pairs_with_base(predictions)
     sections = {
@@ -88,9 +91,8 @@ def report_markdown(
         "Accuracy": matrix_section(matrix, predictions),
         "Means": means_section(matrix),
         FORMS: forms_section(predictions),
-        "Paired tests: differences in points": tests_section(
-            results.comparisons, read_differences(results.differences)
-        ),
+        "Paired tests: differences in points": tests_section(results.comparisons, differences),
+        "Each direction apart": directions_section(predictions, results.comparisons, margin),
         "Relative improvement": relative_section(results.comparisons),
         "Beside published figures": published_section(matrix, predictions, published),
         "Gain over the base model, and forgetting": gains_section(against_base),

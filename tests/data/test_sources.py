@@ -516,7 +516,7 @@ def test_a_task_is_read_split_and_published(task: str, public: dict[str, Any]) -
     assert sorted(path.name for path in folder.iterdir()) == [
         *("manifest.json", "test.arrow", "train.arrow", "validation.arrow")
     ]
-    assert (manifest.rejected, manifest.overlapping) == (0, 0)
+    assert (manifest.rejected, manifest.overlapping, manifest.near_duplicates) == (0, 0, 0)
     assert manifest.sources["test"] == public[task]["test"]["source"]
     prompts = {split: part.prompt for split, part in manifest.splits.items()}
     assert prompts == {"train": TRAIN_PROMPT, "validation": TRAIN_PROMPT, "test": TEST_PROMPT}
@@ -608,6 +608,25 @@ def test_pictures_of_the_test_split_are_not_trained_on(
     listed = pd.read_csv("data/03/counting_rejected.csv")
     assert list(listed["id"]) == [f"counting train source, row {number}" for number in range(5)]
     assert set(listed["reason"]) == {"its picture is in the test split"}
+
+
+def test_what_is_nearly_in_the_test_split_is_named_and_kept(
+    tmp_path: Path, public: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The training pictures again, each with one pixel changed: pixels alone tell them apart."""
+    file, images = make_test_file(tmp_path, "counting", TEST, 0)
+    for path in images.rglob("*.png"):
+        image = Image.open(path).convert("RGB")
+        image.putpixel((0, 0), (1, 2, 3))
+        image.save(path, "PNG")
+    source = {"file": str(file), "images": str(images)}
+    splits = {**SIZES, "train": 500, "test": 5}
+    near = prepare({"counting": edited(public["counting"], "test", **source)}, splits=splits)
+    assert (near.overlapping, near.near_duplicates) == (0, 5)
+    assert near.splits["train"].examples == TRAIN - 6
+    listed = pd.read_csv("data/03/counting_near_duplicates.csv")
+    assert set(listed["like"]) == {f"counting-test-00000{number}" for number in range(5)}
+    assert "counting: 5 of 5 test examples show almost the same picture" in caplog.text
 
 
 def test_rows_that_cannot_be_used_are_listed_with_their_reasons(

@@ -194,7 +194,8 @@ def test_a_hub_is_asked_for_the_revision(tmp_path: Path, monkeypatch: pytest.Mon
         ("<answer>3", "<answer>3"),
         (float("nan"), None),  # a missing number, not the word
         ([1.0, np.nan], [1.0, np.nan]),
-        (float("inf"), "inf"),
+        (float("inf"), None),  # no more the word
+        (Decimal("Infinity"), None),
         (1e-05, "0.00001"),
         (1e16, "10000000000000000"),
         (np.float32(2.55), "2.55"),  # as a float64 it is 2.549999952316284
@@ -203,6 +204,8 @@ def test_a_hub_is_asked_for_the_revision(tmp_path: Path, monkeypatch: pytest.Mon
         (Decimal("2.50"), "2.50"),
         (Decimal("1E+3"), "1000"),
         (True, '["yes", "true"]'),
+        ([True, "maybe"], '["yes", "maybe"]'),  # an element is one text
+        ([["a", "b"], ["c"]], [["a", "b"], ["c"]]),  # of which no answer could be one
         (None, None),
         ([3, "<answer> é </answer>"], '["3", "é"]'),
         ([], []),
@@ -391,6 +394,14 @@ def test_columns_may_be_nested_and_hold_several_pictures(tmp_path: Path, layout:
         ([10, 20, None, ""], "20", "B. 20", ""),
         (["B", "A"], "A", None, "the answer 'A' is options A and B"),
         (["cat", "dog"], "C", None, "the answer 'C' is none of the options A to B"),
+        (
+            ["cat", "dog"],
+            "1",
+            None,
+            "the answer '1' is none of the options A to B; a place",
+        ),
+        (["cat", "dog"], 1.0, "B. dog", ""),  # as tables write it where one is missing
+        ([2.5, 2.0, 7.0], 2.0, None, "the answer 2.0 is options C and B"),  # a place, or the value
         (["cat", "dog"], -1, None, "the answer -1 is none of the options"),
         (["cat"], "A", None, "1 options: 2 to 26 are asked"),
         ("cat, dog", "A", None, "the options are str, not a list"),

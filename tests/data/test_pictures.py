@@ -117,6 +117,7 @@ def test_every_way_to_hold_a_picture(tmp_path: Path) -> None:
         str(tmp_path / "a.png"),  # absolute, and inside
         text,
         f"data:image/png;base64,{text}",
+        f"DATA:image/png;charset=utf-8;BASE64,{text}",
         [picture],
         [{"bytes": picture, "path": "elsewhere.png"}],
         ["a.png"],
@@ -136,6 +137,12 @@ def test_what_holds_none_is_told_shortly(tmp_path: Path, value: Any) -> None:
     with pytest.raises(UnusableError) as error:
         find_pictures(value, tmp_path)
     assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("address", ["https://example.org/a.png", "s3://bucket/a.png", "file:///a"])
+def test_nothing_is_downloaded(tmp_path: Path, address: str) -> None:
+    with pytest.raises(UnusableError, match="is an address: download it, name its file"):
+        find_pictures(address, tmp_path)
 
 
 def test_a_picture_that_cannot_be_read_is_told(

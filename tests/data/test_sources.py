@@ -194,7 +194,8 @@ def test_a_hub_is_asked_for_the_revision(tmp_path: Path, monkeypatch: pytest.Mon
         ("<answer>3", "<answer>3"),
         (float("nan"), None),  # a missing number, not the word
         ([1.0, np.nan], [1.0, np.nan]),
-        (float("inf"), "inf"),
+        (float("inf"), None),  # no more the word
+        (Decimal("Infinity"), None),
         (1e-05, "0.00001"),
         (1e16, "10000000000000000"),
         (np.float32(2.55), "2.55"),  # as a float64 it is 2.549999952316284
@@ -203,6 +204,8 @@ def test_a_hub_is_asked_for_the_revision(tmp_path: Path, monkeypatch: pytest.Mon
         (Decimal("2.50"), "2.50"),
         (Decimal("1E+3"), "1000"),
         (True, '["yes", "true"]'),
+        ([True, "maybe"], '["yes", "maybe"]'),  # an element is one text
+        ([["a", "b"], ["c"]], [["a", "b"], ["c"]]),  # of which no answer could be one
         (None, None),
         ([3, "<answer> é </answer>"], '["3", "é"]'),
         ([], []),
@@ -391,6 +394,14 @@ def test_columns_may_be_nested_and_hold_several_pictures(tmp_path: Path, layout:
         ([10, 20, None, ""], "20", "B. 20", ""),
         (["B", "A"], "A", None, "the answer 'A' is options A and B"),
         (["cat", "dog"], "C", None, "the answer 'C' is none of the options A to B"),
+        (
+            ["cat", "dog"],
+            "1",
+            None,
+            "the answer '1' is none of the options A to B; a place",
+        ),
+        (["cat", "dog"], 1.0, "B. dog", ""),  # as tables write it where one is missing
+        ([2.5, 2.0, 7.0], 2.0, None, "the answer 2.0 is options C and B"),  # a place, or the value
         (["cat", "dog"], -1, None, "the answer -1 is none of the options"),
         (["cat"], "A", None, "1 options: 2 to 26 are asked"),
         ("cat, dog", "A", None, "the options are str, not a list"),
@@ -516,7 +527,7 @@ def test_a_task_is_read_split_and_published(task: str, public: dict[str, Any]) -
     assert sorted(path.name for path in folder.iterdir()) == [
         *("manifest.json", "test.arrow", "train.arrow", "validation.arrow")
     ]
-    assert (manifest.rejected, manifest.overlapping) == (0, 0)
+    assert (manifest.rejected, manifest.overlapping, manifest.near_duplicates) == (0, 0, 0)
     assert manifest.sources["test"] == public[task]["test"]["source"]
     prompts = {split: part.prompt for split, part in manifest.splits.items()}
     assert prompts == {"train": TRAIN_PROMPT, "validation": TRAIN_PROMPT, "test": TEST_PROMPT}
@@ -608,6 +619,25 @@ def test_pictures_of_the_test_split_are_not_trained_on(
     listed = pd.read_csv("data/03/counting_rejected.csv")
     assert list(listed["id"]) == [f"counting train source, row {number}" for number in range(5)]
     assert set(listed["reason"]) == {"its picture is in the test split"}
+
+
+def test_what_is_nearly_in_the_test_split_is_named_and_kept(
+    tmp_path: Path, public: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The training pictures again, each with one pixel changed: pixels alone tell them apart."""
+    file, images = make_test_file(tmp_path, "counting", TEST, 0)
+    for path in images.rglob("*.png"):
+        image = Image.open(path).convert("RGB")
+        image.putpixel((0, 0), (1, 2, 3))
+        image.save(path, "PNG")
+    source = {"file": str(file), "images": str(images)}
+    splits = {**SIZES, "train": 500, "test": 5}
+    near = prepare({"counting": edited(public["counting"], "test", **source)}, splits=splits)
+    assert (near.overlapping, near.near_duplicates) == (0, 5)
+    assert near.splits["train"].examples == TRAIN - 6
+    listed = pd.read_csv("data/03/counting_near_duplicates.csv")
+    assert set(listed["like"]) == {f"counting-test-00000{number}" for number in range(5)}
+    assert "counting: 5 of 5 test examples show almost the same picture" in caplog.text
 
 
 def test_rows_that_cannot_be_used_are_listed_with_their_reasons(

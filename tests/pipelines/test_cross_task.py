@@ -270,8 +270,10 @@ def test_a_method_of_which_nothing_is_left_does_not_stop_the_others(
     report, differences = write_report(
         *(matrix, together, training, failures),
         *(Report(comparisons=(("grpo", "sft"),), equivalence_margin=3.0), KNOWN, NOTHING_PUBLISHED),
+        *(examples_of("counting", near_duplicates=1), examples_of("geometry")),
         methods=METHODS,
     )
+    assert "**1 of 2 test items of counting show almost the same picture" in report
     assert "1 scores are missing" in report
     assert differences["method"].tolist() == ["grpo"] * left
     assert "## What failed" in report

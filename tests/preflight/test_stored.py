@@ -11,6 +11,7 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 
 from othink_pipeline.cells.grid import Cell
+from othink_pipeline.cells.keys import Settings, numerics
 from othink_pipeline.cells.methods import resolve_method
 from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.core.blocks import ConfigurationError
@@ -44,7 +45,13 @@ def stored(raw: dict[str, Any]) -> dict[str, Any]:
     left = (
         BaseModelCheckpoint(path=path, digest="b", run_id="r", model_id="m"),
         examples_of("counting", key=key),
-        checkpoint_of(CELL, parameters=method, base_model="b", data="counting train"),
+        checkpoint_of(
+            CELL,
+            parameters=method,
+            numerics=numerics(method, Settings.of(parameters)),
+            base_model="b",
+            data="counting train",
+        ),
     )
     return dict(zip(NAMES, left, strict=True))
 
@@ -61,7 +68,11 @@ def check(raw: dict[str, Any], left: dict[str, Any], *names: str) -> str:
 
 
 def test_what_was_made_with_the_same_parameters_is_started_from(raw: dict[str, Any]) -> None:
-    assert check(raw, stored(raw)) == ""
+    left = stored(raw)
+    raw["compute"].update(resume_every_updates=1, data_workers=2)  # these change nothing
+    assert check(raw, left) == ""
+    left[NAMES[2]] = left[NAMES[2]].model_copy(update={"numerics": {}})  # of an earlier version
+    assert check(raw, left) == ""
 
 
 @pytest.mark.parametrize(
@@ -83,6 +94,12 @@ def test_what_was_made_with_the_same_parameters_is_started_from(raw: dict[str, A
             lambda raw: raw["rl"].update(temperature=0.5),
             "counting.grpo.s0.checkpoint",
             "trained with another temperature",
+            "--namespaces=counting.grpo",
+        ),
+        (
+            lambda raw: (raw["model"].update(dtype="bfloat16"), raw["compute"].update(bf16=True)),
+            "counting.grpo.s0.checkpoint",
+            "trained with another model.dtype, compute.bf16",
             "--namespaces=counting.grpo",
         ),
     ],

@@ -130,6 +130,10 @@ def test_choices(given: str, gold: str, right: bool) -> None:
         (".5", "5", False),
         ("...5", "5", True),
         (".red", "red", True),
+        ("don\u2019t know", "don't know", True),
+        ("dont know", "don't know", False),
+        ("red\u200b \ufeffcar\u200e", "red car", True),  # what nobody sees
+        ("red\u200bcar", "red car", False),
     ],
 )
 def test_short_texts(given: str, gold: str, right: bool) -> None:
@@ -149,6 +153,7 @@ def test_short_texts(given: str, gold: str, right: bool) -> None:
         ("red, blue, green", '["red", "blue"]', False, False),
         ("red, red", '["red", "blue"]', False, False),
         ("red, red, blue", '["red", "blue", "blue"]', False, False),
+        ("red, blue, blue", '["red", "blue", "blue"]', True, False),  # a set has no item twice
         ("1, 2.0", '["1", "2"]', True, True),
         ("1, 3", '["1", "2"]', False, False),
         ("", '["red"]', False, False),

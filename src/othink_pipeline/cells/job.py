@@ -18,6 +18,7 @@ from othink_pipeline.cells.keys import (
     check_code,
     dataset_ref,
     examples_of,
+    numerics,
     training_code,
 )
 from othink_pipeline.cells.manifests import Training
@@ -152,6 +153,7 @@ def _describe(job: CellJob, trained: Trained, digests: Digests) -> Training:
         checkpoint=_checkpoint_name(trained.updates),
         digest=digests[trained.updates],
         parameters=job.parameters,
+        numerics=numerics(job.parameters, job.settings),
         health=job.settings.health.model_dump(),
         data=own.splits["train"].digest,
         answers=own.answers,

@@ -87,12 +87,7 @@ def training_key(
             "answers": {each.task: each.answers.model_dump() for each in examples},
             "validation": {task: split.digest for task, split in validation.items()},
             "max_completion_tokens": settings.evaluation.max_completion_tokens,
-            "model": settings.model.model_dump(),
-            "compute": {
-                name: value
-                for name, value in arithmetic(settings.compute).items()
-                if parameters.algorithm == "rl" or name not in RL_ONLY
-            },
+            **numerics(parameters, settings),
             "code": code_digest(*training_code(parameters.algorithm)),
             "libraries": library_versions(),
         }
@@ -102,6 +97,20 @@ def training_key(
 def examples_of(task: str, examples: Sequence[Examples]) -> Examples:
     """Those of one task."""
     return next(each for each in examples if each.task == task)
+
+
+def numerics(parameters: SFT | RL, settings: Settings) -> dict[str, dict[str, Any]]:
+    """What of ``model`` and ``compute`` a cell's numbers depend on.
+
+    Raises:
+        ConfigurationError: as ``arithmetic``.
+    """
+    compute = {
+        name: value
+        for name, value in arithmetic(settings.compute).items()
+        if parameters.algorithm == "rl" or name not in RL_ONLY
+    }
+    return {"model": settings.model.model_dump(), "compute": compute}
 
 
 def arithmetic(compute: Compute) -> dict[str, Any]:

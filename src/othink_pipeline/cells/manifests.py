@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -23,6 +23,8 @@ class Training(Manifest):
     digest: str
     """Of that checkpoint."""
     parameters: Annotated[SFT | RL, Field(discriminator="algorithm")]
+    numerics: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What of ``model`` and ``compute`` they depend on; of earlier trainings nothing is known."""
     health: dict[str, str | int | float]
     """The policies for numbers that go wrong; they are in no content key. Not ``Health``: a key
     that is added to it must not make what was finished before unreadable."""

@@ -9,5 +9,6 @@
 - ``sources``: rows of a data set
 - ``fingerprints``: what a data set holds, quickly told
 - ``source_splits``: the splits of a task that is read
+- ``near_duplicates``: training pictures that show almost what a test picture shows
 - ``preparation``: all of it for one task, published
 """

@@ -145,15 +145,20 @@ def _option_text(answer: Any, options: Mapping[str, str]) -> str:
         UnusableError: it is none of them, or can be meant in two ways.
     """
     letters = list(options)
-    if isinstance(answer, int | np.integer) and not isinstance(answer, bool):
-        meant = letters[answer : answer + 1] if answer >= 0 else []
-    else:
-        text = answer_text(answer)
+    text = answer_text(answer)
+    is_whole = isinstance(answer, int | np.integer) and not isinstance(answer, bool)
+    # A column of whole numbers with a hole in it holds floats; so does one of values.
+    is_number = is_whole or (isinstance(answer, float | np.floating) and str(text).isdecimal())
+    meant = letters[int(answer) :][:1] if is_number and answer >= 0 else []
+    hint = ""
+    if not is_whole:
         plain = text.strip("(). ").upper() if isinstance(text, str) else ""
-        by_letter = [letter for letter in letters if letter == plain]
-        by_text = [letter for letter, option in options.items() if option == text]
-        meant = list(dict.fromkeys(by_letter + by_text))
+        meant += [letter for letter in letters if letter == plain]
+        meant += [letter for letter, option in options.items() if option == text]
+        meant = list(dict.fromkeys(meant))
+        hint = "; a place, counted from 0, is a number and no text" * plain.isdecimal()
     if len(meant) != 1:
         what = "none of the options" if not meant else f"options {' and '.join(meant)}"
-        raise UnusableError(f"the answer {shown(answer)} is {what} {letters[0]} to {letters[-1]}")
+        where = f"{letters[0]} to {letters[-1]}{hint}"
+        raise UnusableError(f"the answer {shown(answer)} is {what} {where}")
     return f"{meant[0]}. {options[meant[0]]}"

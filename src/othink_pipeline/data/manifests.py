@@ -32,6 +32,8 @@ class Examples(FolderManifest):
     """Examples that cannot be used."""
     overlapping: Count = 0
     """Training examples that were left out, their pictures being in the test split."""
+    near_duplicates: Count | None = None
+    """Test examples whose pictures are almost one of the other splits; None: not looked for."""
     answers: AnswerKind = EXACT
     """How they are judged."""
     sources: dict[str, dict[str, str | None]] = Field(default_factory=dict)

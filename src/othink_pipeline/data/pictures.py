@@ -48,6 +48,9 @@ GAP_PX = 8
 
 SHOWN_CHARACTERS = 200
 
+SCHEME_CHARACTERS = 16
+"""``https://`` and its like stand within so many."""
+
 _BASE64 = ("iVBORw0KGgo", "/9j/", "UklGR")
 """How a PNG, a JPEG and a WEBP begin in base64."""
 
@@ -81,10 +84,12 @@ def find_pictures(value: Any, folder: Path | None) -> tuple[bytes, ...]:
     if not isinstance(value, str):
         raise UnusableError(f"no picture, but {type(value).__name__}")
     header, comma, rest = value.partition(",")
-    if comma and header.startswith("data:") and header.endswith(";base64"):
+    if comma and header.lower().startswith("data:") and header.lower().endswith(";base64"):
         return (_decode_base64(rest),)
     if value.startswith(_BASE64):
         return (_decode_base64(value),)
+    if "://" in value[:SCHEME_CHARACTERS]:
+        raise UnusableError(f"the picture {shown(value)} is an address: download it, name its file")
     file = find_file(value, folder)
     if file is None:
         raise UnusableError(f"the picture {shown(value)} is not in the data set's folder")

@@ -19,6 +19,7 @@ from othink_pipeline.core.locks import lock
 from othink_pipeline.data.examples import draw_examples, open_split, read_pixels, update_digest
 from othink_pipeline.data.fingerprints import fingerprint
 from othink_pipeline.data.manifests import Examples, Split
+from othink_pipeline.data.near_duplicates import Gallery
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.data.pictures import UnusableError
 from othink_pipeline.data.source_splits import read_splits, split_rows, survey_sources
@@ -88,10 +89,12 @@ def _make_splits(
                 )
             chosen = split_rows(task, survey, sizes, data_preparation.seed)
             sizes = {split: len(chosen[split]) for split in sizes}
-            read = ((example, b"") for example in read_splits(task, survey, chosen, scratch))
-            parts = _write_splits(task, read, sizes, scratch)
+            gallery = Gallery()
+            read = gallery.watch(read_splits(task, survey, chosen, scratch))
+            parts = _write_splits(task, ((example, b"") for example in read), sizes, scratch)
             facts = {
                 "overlapping": len(survey.overlapping),
+                "near_duplicates": _list_near_duplicates(task, gallery, sizes["test"], folder),
                 "sources": {name: part.facts for name, part in survey.sources.items()},
             }
         manifest = Examples.write_folder(
@@ -134,6 +137,29 @@ def _refuse_rejects(
             f"All reasons: {file}. Mend the source, or raise "
             f"data_preparation.max_rejected (now {max_rejected})."
         )
+
+
+def _list_near_duplicates(task: str, gallery: Gallery, tests: int, folder: Path) -> int:
+    """List beside ``folder`` what is near the test split; how many test examples it concerns.
+
+    Of data sets alone: what is drawn is split by its meaning, and a picture that is nearly the same
+    with another meaning is what such a task asks about.
+    """
+    found = gallery.find()
+    file = near_duplicates_file(folder)
+    found.pairs.to_csv(file, index=False)
+    if found.test_examples:
+        logger.warning(
+            "%s: %d of %d test examples show almost the same picture as one of training or "
+            "validation. They are kept; see %s",
+            *(task, found.test_examples, tests, file),
+        )
+    return found.test_examples
+
+
+def near_duplicates_file(folder: Path) -> Path:
+    """The list that belongs to a task's examples in ``folder``."""
+    return folder.with_name(f"{folder.name}_near_duplicates.csv")
 
 
 def _say_busy(task: str, holder: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
+from othink_pipeline.cells.keys import Settings, numerics
 from othink_pipeline.cells.manifests import Checkpoint
 from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.core.blocks import ConfigurationError
@@ -102,6 +103,9 @@ def _check_checkpoint(
     ours = wanted.model_dump() if wanted else {}
     theirs = checkpoint.parameters.model_dump()
     keys = sorted(key for key, value in ours.items() if theirs.get(key) != value)
+    for block, settings in (numerics(wanted, Settings.of(parameters)) if wanted else {}).items():
+        then = checkpoint.numerics.get(block, {})
+        keys += [f"{block}.{key}" for key in then if settings.get(key) != then[key]]
     what = f"trained with another {', '.join(keys)}" if keys else ""
     if isinstance(base, BaseModelCheckpoint) and base.digest != checkpoint.base_model:
         what = "trained from another base model"

@@ -7,6 +7,7 @@ What is not in the run is left out or shown as a hole (—); what cannot be know
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pandas as pd
@@ -61,6 +62,8 @@ class Results(NamedTuple):
     """As from :func:`comparison.differences_table`, of these."""
     verdict: Sequence[Finding]
     """As from :func:`verdict.verdict`."""
+    near_duplicates: Mapping[str, int] = MappingProxyType({})
+    """Of each task how many test items show almost a picture of training or validation."""
 
 
 def report_markdown(
@@ -103,7 +106,7 @@ def report_markdown(
         "Is the reward gamed?": reward_section(training, against_base),
         "Costs": costs_section(training),
         "Settings that differ": settings_section(training),
-        "What this does and does not say": _limits(tested(matrix)),
+        "What this does and does not say": _limits(tested(matrix), results.near_duplicates),
     }
     header = "\n".join(f"- {key}: {value}" for key, value in lineage.items())
     body = [f"## {title}\n\n{text}" for title, text in sections.items() if text]
@@ -117,7 +120,7 @@ def split_sections(report: str) -> tuple[str, dict[str, str]]:
     return header.strip(), {title: text.strip() for title, text in titled}
 
 
-def _limits(matrix: pd.DataFrame) -> str:
+def _limits(matrix: pd.DataFrame, near_duplicates: Mapping[str, int]) -> str:
     seeds = matrix["seed"].nunique()
     bases = matrix["base_model"].nunique()
     origin = "one base model" if bases == 1 else f"{bases} base models"
@@ -141,9 +144,16 @@ def _limits(matrix: pd.DataFrame) -> str:
             "The intervals over seeds draw base models, then the seeds that started from them: they"
             f" speak for base models made like these {bases}, with other seeds"
         )
+    items = matrix.groupby("eval_task")["n"].max()
+    seen = "".join(
+        f" **{count} of {items[task]} test items of {task} show almost the same picture as an item"
+        f" of training or validation**: {task}_near_duplicates.csv, beside its examples, has them."
+        for task, count in near_duplicates.items()
+        if count and task in items
+    )
     return (
-        f"{spread}. {reach}. An interval that includes zero says that this run cannot tell, not"
-        " that the methods are equal; that takes the test of equivalence. One model size, one"
+        f"{spread}. {reach}.{seen} An interval that includes zero says that this run cannot tell,"
+        " not that the methods are equal; that takes the test of equivalence. One model size, one"
         " budget and one learning rate for each method stand behind each row. The paper's figures"
         " are for Qwen2-VL-2B-Instruct on real data sets. The model that this project ships is a"
         " mini Qwen2-VL of about a million parameters on drawn tasks: with it, nothing here"

@@ -14,24 +14,34 @@ YES_NO = {True: '["yes", "true"]', False: '["no", "false"]'}
 def answer_text(value: Any) -> Any:
     """What a table holds as the text of an answer, without its tag; other values as they are.
 
-    Numbers are written out, in the fewest digits that tell them apart in their own type; NaN is
-    None, what is missing. A list is a JSON list of texts: see ``kinds``.
+    Numbers are written out, in the fewest digits that tell them apart in their own type; what is
+    not finite is None, what is missing. A list is a JSON list of texts: see ``kinds``; one of lists
+    is left as it is, no kind means anything by it.
     """
     if isinstance(value, bool | np.bool_):
         return YES_NO[bool(value)]
     if isinstance(value, float | np.floating):
         # Tables make floats of whole columns for one missing number: 3.0 is 3.
-        return None if np.isnan(value) else np.format_float_positional(value, trim="-")
+        return np.format_float_positional(value, trim="-") if np.isfinite(value) else None
     if isinstance(value, Decimal):
-        return format(value, "f")
+        return format(value, "f") if value.is_finite() else None
     if isinstance(value, int | np.integer):
         return str(value)
     if isinstance(value, list | tuple):
-        texts = [answer_text(each) for each in value]
+        if any(isinstance(each, list | tuple) for each in value):
+            return value
+        texts = [_item_text(each) for each in value]
         if not texts or not all(isinstance(text, str) for text in texts):
             return value
         return json.dumps(texts, ensure_ascii=False)
     return unwrap(value, "answer") if isinstance(value, str) else value
+
+
+def _item_text(value: Any) -> Any:
+    """An element of a list: one text, not the list of texts that a truth value is by itself."""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    return answer_text(value)
 
 
 def unwrap(text: str, tag: str) -> str:

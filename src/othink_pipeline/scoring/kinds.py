@@ -14,6 +14,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import combinations, starmap
 from math import pi, sqrt
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -41,6 +42,9 @@ _NUMBER_WORDS = dict(
 )
 _ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = " .,;:!?\"'`“”\u2018\u2019"
+_STRAIGHT = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
+# Soft hyphens, zero widths, marks of direction, byte order marks: nobody sees them.
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
 # But for the point of ".5"; "...5" is 5.
 _LEADING = re.compile(rf"\A(?:(?!(?<!\.)\.[0-9])[{_PUNCTUATION}])+")
 # As tables and charts write numbers: $1,234.50, 12 %, 1.5e3. Every part begins otherwise.
@@ -242,9 +246,13 @@ class Items(_Kind):
         return _read_items(_split_items(text))
 
     def read_golds(self, gold: str) -> tuple[Any, ...]:
-        """See ``_Kind.read_golds``; none, too, where no one text says these items."""
+        """See ``_Kind.read_golds``; none, too, where no text says these, or a set has one twice."""
         found = self.read(self.target(gold))
-        return () if found is None else (found,)
+        if found is None:
+            return ()
+        if self.kind == "set" and any(starmap(Words.means, combinations(found, 2))):
+            return ()
+        return (found,)
 
     def is_right(self, given: tuple[Words, ...], gold: tuple[Words, ...]) -> bool:
         """See ``_Kind.is_right``."""
@@ -297,7 +305,8 @@ def read_words(text: str) -> Words | None:
     """A short text; None where nothing is left of it, or it is too long."""
     if len(text) > MAX_TEXT_CHARACTERS:
         return None
-    plain = unicodedata.normalize("NFKC", clean(text)).casefold().rstrip(_PUNCTUATION)
+    plain = unicodedata.normalize("NFKC", clean(text)).casefold().translate(_STRAIGHT)
+    plain = _INVISIBLE.sub("", plain).rstrip(_PUNCTUATION)
     words = _LEADING.sub("", plain).split()
     words = [word for word in words if word not in _ARTICLES] or words
     normal = " ".join(str(_NUMBER_WORDS.get(word, word)) for word in words)

@@ -239,12 +239,15 @@ def write_report(
     report: Report,
     known_methods: KnownMethods,
     published: Published,
-    *,
+    *examples: Examples,
     methods: tuple[str, ...],
 ) -> tuple[str, pd.DataFrame]:
     """The report and the tested differences; prints the verdict and the matrix.
 
     As many parameters as datasets: it is what all of them come to.
+
+    Args:
+        examples: of each task that was tested.
     """
     parent = runs.parent_run_id()
     lineage = {}
@@ -258,7 +261,8 @@ def write_report(
     findings = verdict(differences, training, failures, known_methods)
     logger.info("verdict\n%s", "\n".join(f"  {about}: {says}." for about, says in findings))
     tables = transfer_matrix, predictions, training, failures
-    results = Results(*tables, compared, differences, findings)
+    near = {each.task: each.near_duplicates or 0 for each in examples}
+    results = Results(*tables, compared, differences, findings, near)
     return report_markdown(results, methods, known_methods, published, lineage), differences
 
 

@@ -37,7 +37,7 @@ def create_pipeline(grid: Grid) -> Pipeline:
             ),
             _collect_tests(BASE, bases, grid.tasks),
             *(node for task, method in methods for node in _collect_method(grid, task, method)),
-            *_report([f"{task}.{method}" for task, method in methods], tuple(grid.algorithms)),
+            *_report(grid, [f"{task}.{method}" for task, method in methods]),
             _page(grid),
         ]
     )
@@ -75,8 +75,9 @@ def _collect_method(grid: Grid, task: str, method: str) -> list[Node]:
     ]
 
 
-def _report(collected: list[str], methods: tuple[str, ...]) -> list[Node]:
-    """What is made of all that was collected, in the order of ``methods``."""
+def _report(grid: Grid, collected: list[str]) -> list[Node]:
+    """What is made of all that was collected, in the order of the grid's methods."""
+    methods = tuple(grid.algorithms)
     return [
         BoundNode(
             bind(build_transfer_matrix, methods=methods),
@@ -112,6 +113,7 @@ def _report(collected: list[str], methods: tuple[str, ...]) -> list[Node]:
                 "params:report",
                 "params:known_methods",
                 "params:published",
+                *(f"{task}.examples" for task in grid.tasks),
             ],
             outputs=["report", "differences"],
             name="write_report",

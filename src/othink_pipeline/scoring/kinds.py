@@ -53,6 +53,8 @@ _DRESSED = re.compile(
     r"\s*(%|percent|per cent)?"
 )
 # A letter that is no article, so that "B. or C" does not pass for B.
+# Beyond what exact answers may be: "B)", "[b]", "B:", "Option B".
+_LETTER = re.compile(r"(?:(?:option|choice)\s+)?[(\[]?([a-z])[)\]]?[.:]?")
 _OTHER_LETTER = re.compile(r"\b[b-hj-z]\b|\b[ai]\b(?!\s+\w)")
 
 
@@ -194,6 +196,8 @@ class Choice(_Kind):
         letter = read(text)
         if letter is not None and isinstance(letter.value, str):
             return Chosen(letter.value, None)
+        if alone := _LETTER.fullmatch(clean(text)):
+            return Chosen(alone[1].upper(), None)
         words = read_words(text)
         return words and Chosen(None, words)
 

@@ -17,6 +17,8 @@ from kedro.framework.project import pipelines
 from kedro.framework.startup import bootstrap_project
 from kedro.io import CatalogConfigResolver
 from kedro.pipeline import Pipeline
+from kedro_viz.data_access.repositories import ModularPipelinesRepository
+from kedro_viz.utils import _hash_input_output
 from pydantic import BaseModel
 
 from othink_pipeline.cells.grid import Grid
@@ -410,14 +412,37 @@ def test_evaluation_trains_nothing_and_reads_what_is_there(configure: Configure)
     evaluation = pipelines["evaluation"]
     assert {node.name.rpartition(".")[2] for node in evaluation.nodes} == {
         *("evaluate_on_counting", "evaluate_on_geometry", "collect_tests", "collect_training"),
-        *("build_transfer_matrix", "concatenate_history", "concatenate_training"),
-        *("draw_figures", "write_report", "write_page", "record_results"),
+        *("merge_tests", "concatenate_history", "concatenate_training"),
+        *("build_transfer_matrix", "draw_figures", "draw_samples", "write_report", "write_page"),
+        "record_results",
     }
     cells = [cell.name for cell in read_grid().cells]
     assert {name for name in evaluation.inputs() if not name.startswith("params:")} == {
         *(f"{name}.checkpoint" for name in [*cells, "base.b0"]),
         *(f"{name}.history" for name in cells),
         *("counting.examples", "geometry.examples"),
+    }
+
+
+def test_kedro_viz_shows_results_at_once_and_folds_up_what_they_are_made_of(
+    configure: Configure,
+) -> None:
+    configure("seeds")
+    whole = pipelines["cross_task"]
+    shown = ModularPipelinesRepository()
+    shown.populate_tree(whole)
+    names = {_hash_input_output(name): name for name in whole.datasets()}
+    found = {names.get(child.id, child.id) for child in shown.tree["__root__"].children}
+    assert {name for name in found if not name.startswith(("params:", "base.b"))} == {
+        *("data", "base", "counting", "geometry", "report", "mlflow"),
+        *("counting.examples", "geometry.examples", "base.tests"),
+        *(
+            f"{t}.{kind}"
+            for t in ("counting", "geometry")
+            for kind in ("tests", "history", "training")
+        ),
+        *("verdict", "transfer_matrix", "heat_map", "samples", "training_curves"),
+        *("report_page", "differences", "predictions"),
     }
 
 

@@ -34,7 +34,7 @@ ENVIRONMENTS = sorted(
 )
 PIPELINES = {
     *("__default__", "base_model", "cross_task", "data_preparation", "evaluation"),
-    *("preflight", "report", "rl", "same_task_eval", "sft"),
+    *("preflight", "register", "report", "rl", "same_task_eval", "sft"),
 }
 IN_MEMORY = {"parameters", "preflight.places", "preflight.fit", "preflight.costs"}
 """Kedro's own, and what a table of checks is printed from: nothing of it is kept."""
@@ -317,7 +317,7 @@ def test_evaluation_never_feeds_training(configure: Configure) -> None:
         }
 
 
-@pytest.mark.parametrize("name", sorted(PIPELINES - {"evaluation", "report"}))
+@pytest.mark.parametrize("name", sorted(PIPELINES - {"evaluation", "register", "report"}))
 def test_pipelines_start_from_parameters_alone(configure: Configure, name: str) -> None:
     configure("base")
     inputs = pipelines[name].inputs()

@@ -2,7 +2,7 @@
 
 Each holds everything that it needs, from the data onwards; ``evaluation`` alone starts from
 checkpoints that are there, and tests them again; ``report`` starts from what all models scored, and
-needs none of them; ``preflight`` makes nothing.
+needs none of them; ``register`` takes one to MLflow's registry; ``preflight`` makes nothing.
 """
 
 from kedro.pipeline import Pipeline
@@ -13,6 +13,7 @@ from othink_pipeline.pipelines import (
     cross_task,
     data_preparation,
     preflight,
+    registration,
     rl,
     same_task_eval,
     sft,
@@ -44,5 +45,6 @@ def register_pipelines() -> dict[str, Pipeline]:
         "cross_task": whole,
         "evaluation": tests,
         "report": report,
+        "register": registration.create_pipeline(),
         "__default__": whole,
     }

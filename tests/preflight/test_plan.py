@@ -369,7 +369,7 @@ def planned_cells(count: int, *seconds: float) -> list[Planned]:
         ([20.0, 40.0], "training takes about 60 s"),
         ([20.0, 100.0, math.nan, math.nan], "training takes about 4 min"),  # all as the mean
         ([3600.0 * 2, 3600.0], "training takes about 3.0 h"),
-        ([math.nan], "no earlier training tells how long it takes"),
+        ([math.nan], "how long it takes is not known yet"),
     ],
 )
 def test_the_whole_time_is_told(seconds: list[float], said: str) -> None:

@@ -6,7 +6,7 @@ import base64
 import gzip
 import json
 import re
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -116,7 +116,7 @@ def _samples(rows: pd.DataFrame) -> list[list[list[str]]]:
             ["r" if right else "w", _shorten(text, MAX_SAMPLE_CHARS)]
             for text, right in zip(texts, verdicts, strict=True)
         ]
-        if isinstance(texts, Sized)  # else this model has no answer to it
+        if isinstance(texts, Iterable)  # else this model has no answer to it
         else []
         for texts, verdicts in both
     ]

@@ -22,7 +22,7 @@ WIDTH_IN, PICTURE_IN, LINE_IN, GAP_IN = 3.7, 0.8, 0.13, 0.18
 COLUMNS = 48
 """Characters of a line beside the picture."""
 MAX_CHARS = 280
-"""Of a longer completion the beginning and the end are shown."""
+"""Of a longer text the beginning and the end are shown."""
 MARKS = {True: ("✓", "#1b6e3c"), False: ("✗", "#b3261e")}
 
 
@@ -95,7 +95,7 @@ def _lines(shown: Shown, known: KnownMethods) -> list[Line]:
     right, wrong = known.name(*sample.right), known.name(*sample.wrong)
     lines = [Line(f"{sample.rule.title}, {sample.eval_task}", weight="bold")]
     lines += _wrap(f"{right} right, {wrong} wrong ({sample.found} of {sample.tested} items)")
-    lines += _wrap(shown.question, color="#555555")
+    lines += _wrap(_shorten(shown.question), color="#555555")
     lines += _wrap(f"Right answer: {shown.gold}", color="#555555")
     answers = sample.answers[["train_task", "method", "correct", "completion"]]
     for train_task, method, is_right, completion in answers.itertuples(index=False):

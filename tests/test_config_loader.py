@@ -224,6 +224,10 @@ def test_every_training_gets_the_same_inputs_but_for_its_method(configure: Confi
         assert node.outputs == [f"{cell.name}.checkpoint", f"{cell.name}.history"]
         assert (node.namespace, node.tags) == (cell.name, {algorithm})
         assert node.identity == {"cell": cell}
+        assert node.preview().content.splitlines() == [
+            *("base.b0.checkpoint →", "counting.examples →", "geometry.examples →"),
+            *(f"→ {cell.name}.checkpoint", f"→ {cell.name}.history"),
+        ]
 
 
 def test_params_take_no_key_away(configure: Configure) -> None:

@@ -132,7 +132,7 @@ def test_nothing_is_there_yet(raw: dict[str, Any], catalog: DataCatalog) -> None
     assert {(item.state, item.updates, item.done) for item in planned} == {("train", UPDATES, 0)}
     assert all(math.isnan(item.seconds) for item in planned)
     text = describe_plan(planned)
-    assert text.startswith("8 cells: 8 to train, 0 to resume, 0 finished and reused; no earlier")
+    assert text.startswith("8 cells: 8 to train, 0 to resume, 0 finished and reused; how long")
     assert "about" not in text
     assert all(f" {cell.name} " in text for cell in GRID.cells)
 

@@ -420,7 +420,7 @@ def test_the_samples_show_what_was_asked_seen_and_answered(tmp_path: Path, shuff
     base = predictions(train_task="none", method="base", seed=pd.NA, correct=False)
     together = pd.concat([base.assign(**seen), predictions(completion="so: 7").assign(**seen)])
     examples = with_split(examples_of("counting"), "test", path=str(file), digest="d")
-    figure = draw_samples(together, Report(comparisons=()), KNOWN, examples, methods=METHODS)
+    figure = draw_samples(together, NOTHING_COMPARED, KNOWN, examples, methods=METHODS)
     written = [text.get_text() for text in figure.texts]
     assert written == [
         "Learnt, counting",
@@ -431,7 +431,7 @@ def test_the_samples_show_what_was_asked_seen_and_answered(tmp_path: Path, shuff
     ]
     shown = figure.axes[0].images[0].get_array()
     assert shown[0, 0, 0] == (20 if shuffled else 0)  # the red of the picture that was shown
-    assert not draw_samples(base, Report(comparisons=()), KNOWN, examples, methods=METHODS).axes
+    assert not draw_samples(base, NOTHING_COMPARED, KNOWN, examples, methods=METHODS).axes
 
 
 def test_the_page_shows_the_examples_that_were_tested(

@@ -54,10 +54,11 @@ viz: $(STAMP)
 	$(VENV)/bin/kedro viz run --pipeline=cross_task
 
 # JupyterLab and its 90 packages, which nothing else here needs, have an environment of their own; the
-# kernel is that of .venv.
+# kernel is that of .venv. Containers' users are root, whom Jupyter refuses unless it is told.
 notebook: $(STAMP)
 	$(VENV)/bin/python -m ipykernel install --prefix $(VENV) >/dev/null
-	JUPYTER_PATH=$(CURDIR)/$(VENV)/share/jupyter $(UV) tool run --from jupyterlab==4.6.6 jupyter-lab notebooks/results.ipynb
+	JUPYTER_PATH=$(CURDIR)/$(VENV)/share/jupyter $(UV) tool run --from jupyterlab==4.6.6 jupyter-lab \
+		$(if $(filter 0,$(shell id -u)),--allow-root) notebooks/results.ipynb
 
 test: $(STAMP)
 	$(VENV)/bin/pytest --numprocesses=2 --dist=loadfile

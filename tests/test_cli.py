@@ -1,4 +1,4 @@
-"""How `kedro run` ends when it is stopped, or asked for what there is not."""
+"""How `kedro run` ends when it is stopped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ def run_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, *options: st
         raise error
 
     monkeypatch.setattr(cli.kedro_run, "callback", callback)
-    monkeypatch.setattr(cli, "pipelines", {"sft": None, "rl": None, "__default__": None})
     return CliRunner().invoke(cli.cli, ["run", *options])
 
 
@@ -33,12 +32,6 @@ def test_what_is_kept_is_told_by_the_plan(monkeypatch: pytest.MonkeyPatch) -> No
     assert "Nothing was changed" in cli._kept()  # bad parameters: no second error
 
 
-def test_an_unknown_pipeline_is_told_those_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = run_with(monkeypatch, ValueError("Failed to find"), "--pipelines=rl,slf")
-    assert result.exit_code == 1
-    assert result.stderr == "Error: --pipelines=slf: no pipeline. There are sft, rl.\n"
-
-
-def test_another_error_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run_with(monkeypatch, ValueError("something else"), "--pipelines=rl")
     assert isinstance(result.exception, ValueError)

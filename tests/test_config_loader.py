@@ -17,6 +17,8 @@ from kedro.framework.project import pipelines
 from kedro.framework.startup import bootstrap_project
 from kedro.io import CatalogConfigResolver
 from kedro.pipeline import Pipeline
+from kedro_viz.data_access.repositories import ModularPipelinesRepository
+from kedro_viz.utils import _hash_input_output
 from pydantic import BaseModel
 
 from othink_pipeline.cells.grid import Grid
@@ -32,7 +34,7 @@ ENVIRONMENTS = sorted(
 )
 PIPELINES = {
     *("__default__", "base_model", "cross_task", "data_preparation", "evaluation"),
-    *("preflight", "report", "rl", "same_task_eval", "sft"),
+    *("preflight", "register", "report", "rl", "same_task_eval", "sft"),
 }
 IN_MEMORY = {"parameters", "preflight.places", "preflight.fit", "preflight.costs"}
 """Kedro's own, and what a table of checks is printed from: nothing of it is kept."""
@@ -222,6 +224,10 @@ def test_every_training_gets_the_same_inputs_but_for_its_method(configure: Confi
         assert node.outputs == [f"{cell.name}.checkpoint", f"{cell.name}.history"]
         assert (node.namespace, node.tags) == (cell.name, {algorithm})
         assert node.identity == {"cell": cell}
+        assert node.preview().content.splitlines() == [
+            *("base.b0.checkpoint →", "counting.examples →", "geometry.examples →"),
+            *(f"→ {cell.name}.checkpoint", f"→ {cell.name}.history"),
+        ]
 
 
 def test_params_take_no_key_away(configure: Configure) -> None:
@@ -315,7 +321,7 @@ def test_evaluation_never_feeds_training(configure: Configure) -> None:
         }
 
 
-@pytest.mark.parametrize("name", sorted(PIPELINES - {"evaluation", "report"}))
+@pytest.mark.parametrize("name", sorted(PIPELINES - {"evaluation", "register", "report"}))
 def test_pipelines_start_from_parameters_alone(configure: Configure, name: str) -> None:
     configure("base")
     inputs = pipelines[name].inputs()
@@ -410,14 +416,37 @@ def test_evaluation_trains_nothing_and_reads_what_is_there(configure: Configure)
     evaluation = pipelines["evaluation"]
     assert {node.name.rpartition(".")[2] for node in evaluation.nodes} == {
         *("evaluate_on_counting", "evaluate_on_geometry", "collect_tests", "collect_training"),
-        *("build_transfer_matrix", "concatenate_history", "concatenate_training"),
-        *("draw_figures", "write_report", "write_page", "record_results"),
+        *("merge_tests", "concatenate_history", "concatenate_training"),
+        *("build_transfer_matrix", "draw_figures", "draw_samples", "write_report", "write_page"),
+        "record_results",
     }
     cells = [cell.name for cell in read_grid().cells]
     assert {name for name in evaluation.inputs() if not name.startswith("params:")} == {
         *(f"{name}.checkpoint" for name in [*cells, "base.b0"]),
         *(f"{name}.history" for name in cells),
         *("counting.examples", "geometry.examples"),
+    }
+
+
+def test_kedro_viz_shows_results_at_once_and_folds_up_what_they_are_made_of(
+    configure: Configure,
+) -> None:
+    configure("seeds")
+    whole = pipelines["cross_task"]
+    shown = ModularPipelinesRepository()
+    shown.populate_tree(whole)
+    names = {_hash_input_output(name): name for name in whole.datasets()}
+    found = {names.get(child.id, child.id) for child in shown.tree["__root__"].children}
+    assert {name for name in found if not name.startswith(("params:", "base.b"))} == {
+        *("data", "base", "counting", "geometry", "report", "mlflow"),
+        *("counting.examples", "geometry.examples", "base.tests"),
+        *(
+            f"{t}.{kind}"
+            for t in ("counting", "geometry")
+            for kind in ("tests", "history", "training")
+        ),
+        *("verdict", "transfer_matrix", "heat_map", "samples", "training_curves"),
+        *("report_page", "differences", "predictions"),
     }
 
 

@@ -26,6 +26,7 @@ from kedro_mlflow.framework.hooks.mlflow_hook import mlflow_hook
 from mlflow import MlflowClient
 from pandas import DataFrame
 
+from othink_pipeline import cli
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.manifests import FailedCell
 from othink_pipeline.config_loader import GridConfigLoader
@@ -175,6 +176,19 @@ def test_a_faulty_mlflow_yml_stops_the_run(
     (tmp_path / "base" / "mlflow.yml").write_text(yaml + "\n# " + "padding " * 50)
     with pytest.raises(ConfigurationError, match=message):
         PreflightHooks().after_context_created(context_of(tmp_path, tmp_path))
+
+
+@pytest.mark.parametrize("asked", [["--pipelines=rl,slf"], ["--pipeline=slf"]])
+def test_a_misspelt_pipeline_is_refused_before_there_is_a_store(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there_are = {"sft": None, "rl": None, "__default__": None}
+    monkeypatch.setattr("othink_pipeline.hooks.read_grid", lambda: None)
+    monkeypatch.setattr("othink_pipeline.hooks.pipelines", there_are)
+    context = context_of(tmp_path, tmp_path)  # without a mlflow.yml: nothing was read of it
+    with cli.run.make_context("run", asked), pytest.raises(ConfigurationError) as refused:
+        PreflightHooks().after_context_created(context)
+    assert refused.value.message == "--pipelines=slf: no pipeline. There are sft, rl."
 
 
 # --- The files that a pipeline starts from, and the disk

@@ -1,4 +1,4 @@
-"""`kedro run` of this project: Kedro's own, but for how it ends when it is stopped or misspelt."""
+"""`kedro run` of this project: Kedro's own, but for how it ends when it is stopped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 from kedro.framework.cli.project import run as kedro_run
-from kedro.framework.project import pipelines
 
 from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.config_loader import GridConfigLoader
@@ -29,15 +28,6 @@ def _run(**options: Any) -> Any:
     except KeyboardInterrupt:
         click.echo(f"Stopped. {_kept()}", err=True)
         raise SystemExit(INTERRUPTED) from None
-    except ValueError:
-        asked = [*filter(None, [options["pipeline"]]), *options["pipelines"]]
-        unknown = [name for name in asked if name not in pipelines]
-        if not unknown:
-            raise
-        raise ConfigurationError(
-            f"--pipelines={','.join(unknown)}: no pipeline. There are "
-            f"{', '.join(name for name in pipelines if name != '__default__')}."
-        ) from None
 
 
 run = click.Command("run", params=kedro_run.params, callback=_run, help=kedro_run.help)

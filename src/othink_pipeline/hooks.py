@@ -22,6 +22,7 @@ import click
 from kedro.config import OmegaConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
+from kedro.framework.project import pipelines
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
@@ -68,6 +69,7 @@ class PreflightHooks:
         # Paths in parameters are relative to the project, as Kedro makes those in the catalog.
         os.chdir(context.project_path)
         read_grid()  # bad parameters leave no trace in the store
+        _check_names()
         loader = cast(OmegaConfigLoader, context.config_loader)
         loader.config_patterns.setdefault("mlflow", ["mlflow*", "mlflow*/**", "**/mlflow*"])
         settings = loader["mlflow"]
@@ -137,6 +139,22 @@ class PreflightHooks:
     def on_pipeline_error(self) -> None:
         """Make room for runs with other parameters."""
         self._presence.close()
+
+
+def _check_names() -> None:
+    """Refuse pipelines that there are not: Kedro would, but with a store made for nothing.
+
+    What was asked for only the command itself knows; in a notebook there is none.
+    """
+    context = click.get_current_context(silent=True)
+    options = context.params if context else {}
+    asked = [*filter(None, [options.get("pipeline")]), *options.get("pipelines", ())]
+    unknown = [name for name in asked if name not in pipelines]
+    if "pipelines" in options and unknown:
+        raise ConfigurationError(
+            f"--pipelines={','.join(unknown)}: no pipeline. There are "
+            f"{', '.join(name for name in pipelines if name != '__default__')}."
+        )
 
 
 class ScreenHooks:

@@ -2,7 +2,7 @@
 
 Each holds everything that it needs, from the data onwards; ``evaluation`` alone starts from
 checkpoints that are there, and tests them again; ``report`` starts from what all models scored, and
-needs none of them; ``preflight`` makes nothing.
+needs none of them; ``register`` takes one to MLflow's registry; ``preflight`` makes nothing.
 """
 
 from kedro.pipeline import Pipeline
@@ -13,6 +13,7 @@ from othink_pipeline.pipelines import (
     cross_task,
     data_preparation,
     preflight,
+    registration,
     rl,
     same_task_eval,
     sft,
@@ -23,7 +24,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     """Pipelines by name; ``__default__`` is the whole experiment."""
     grid = read_grid()
     tests = same_task_eval.create_pipeline(grid) + cross_task.create_pipeline(grid)
-    report = tests.only_nodes_with_namespaces(["matrix", "report"])
+    report = tests.only_nodes_with_tags(cross_task.REPORT)
     if not grid.trains:  # what another environment has finished must not be trained again
         return {"evaluation": tests, "report": report, "__default__": tests}
     start = data_preparation.create_pipeline(grid) + base_model.create_check(grid)
@@ -44,5 +45,6 @@ def register_pipelines() -> dict[str, Pipeline]:
         "cross_task": whole,
         "evaluation": tests,
         "report": report,
+        "register": registration.create_pipeline(),
         "__default__": whole,
     }

@@ -16,6 +16,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from othink_pipeline.cells.completions import is_due
 from othink_pipeline.cells.evaluate import Tested, evaluate, read_predictions
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.keys import JOURNAL, Settings
@@ -31,11 +32,13 @@ from othink_pipeline.evaluation import predictions
 from othink_pipeline.models import load
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.scoring.strict import score
 from othink_pipeline.tracking import recorder, records, runs
+from othink_pipeline.tracking.journal import Journal, Table
 from othink_pipeline.tracking.recorder import TrackingUnavailableError
 from othink_pipeline.training import loop
 from othink_pipeline.training.health import TrainingFault
-from othink_pipeline.training.parameters import RL, SFT, Lora
+from othink_pipeline.training.parameters import RL, SFT, Health, Lora
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped, shipped_health
 from tests.support import commands
 from tests.support.methods import small_evaluation, small_rl, small_sft
@@ -67,6 +70,7 @@ FOLDERS = Folders(  # relative: a copy of the project is a project of its own
 )
 MODEL = ModelSettings(**shipped("model"))
 COMPUTE = shipped("compute", resume_every_updates=1)
+HEALTH = Health(**shipped("health", completions_every_updates=2))
 STORE = "mlflow.db"
 
 
@@ -166,7 +170,7 @@ def call(method: str = "sft", health: Any = None, **compute: Any) -> Result:
             FOLDERS,
             MODEL,
             Compute(**{**COMPUTE, **compute}),
-            health or shipped_health(),
+            health or HEALTH,
         ),
     )
 
@@ -278,6 +282,7 @@ def test_a_cell_is_trained_and_everything_of_it_is_kept(finished: Path, method: 
 
     steps = history.groupby("metric")["step"].apply(list).to_dict()
     assert steps["train/loss"] == [1, 2, 3, 4]
+    check_completions(tables_of(folder), history)
     for task in TASKS:
         for metric in ("val", "val/think_rate", "val/format_rate"):
             assert steps[f"{metric}/{task}"] == [0, 2, 4]
@@ -414,9 +419,37 @@ def test_a_killed_training_ends_as_one_that_was_not(
     assert without_times(rows(history)) == without_times(uninterrupted)
     run = run_of(manifest)
     assert logged(run) == rows(history), "each value once"
+    assert tables_of(folder) == tables_of(whole_folder)
     assert (run.info.status, run.data.tags["resumed"]) == ("FINISHED", "1")
     assert not (folder / "resume").exists()
     assert not list(folder.glob(".*"))
+
+
+def tables_of(folder: Path) -> list[Table]:
+    return [entry for entry in Journal(folder / JOURNAL).entries if isinstance(entry, Table)]
+
+
+def check_completions(tables: list[Table], history: pd.DataFrame) -> None:
+    """All of both prompts, each beside the question that it answers."""
+    rewards = history[history["metric"] == "train/accuracy_reward"].set_index("step")["value"]
+    assert len(tables) == (2 if len(rewards) else 0), "of RL alone"
+    for update, table in zip((1, 3), tables, strict=False):
+        assert table.file == f"completions/update-{update:06d}.json"
+        assert table.columns == [
+            *("question", "completion", "accuracy_reward", "format_reward", "advantage")
+        ]
+        shown = pd.DataFrame(table.rows, columns=table.columns)
+        assert shown["accuracy_reward"].mean() == pytest.approx(rewards[update], abs=1e-4)
+        golds = shown["question"].str.rpartition("right: ")[2]
+        judged = [score(text, gold) for text, gold in zip(shown["completion"], golds, strict=True)]
+        assert [verdict.correct for verdict in judged] == shown["accuracy_reward"].tolist()
+        groups = shown.groupby("question", sort=False)
+        assert groups["advantage"].mean().tolist() == pytest.approx([0, 0], abs=1e-4)
+
+
+def test_completions_are_shown_where_new_ones_are_sampled() -> None:
+    assert [update for update in range(1, 13) if is_due(update, 4, 1)] == [1, 5, 9]
+    assert [update for update in range(1, 13) if is_due(update, 4, 3)] == [1, 7, 10]
 
 
 def test_adapters_go_on_as_well_and_are_scored_merged_or_not(

@@ -21,6 +21,8 @@ from othink_pipeline.pipelines.cross_task.nodes import (
     collect_training,
     concatenate,
     draw_figures,
+    draw_samples,
+    merge_tests,
     summarize_history,
     write_page,
     write_report,
@@ -115,7 +117,10 @@ def build(
     shuffled = dict(sorted(manifests.items(), reverse=True))  # names alone say what is what
     collected = collect_tests(models=tuple(models), tasks=tasks, **shuffled)
     halves = collected.tests[: len(tasks)], collected.tests[len(tasks) :]
-    return build_transfer_matrix(*(CollectedTests(tests=half) for half in halves), methods=METHODS)
+    first, rest = (CollectedTests(tests=half) for half in halves)
+    return build_transfer_matrix(
+        first, merge_tests(rest, CollectedTests(tests=())), methods=METHODS
+    )
 
 
 @pytest.fixture
@@ -267,7 +272,7 @@ def test_a_method_of_which_nothing_is_left_does_not_stop_the_others(
     assert matrix["method"].tolist() == order
     assert matrix["n"].tolist() == ([2, 0, 2] if left else [2, 0])
     monkeypatch.delenv("OTHINK_PARENT_RUN_ID", raising=False)
-    report, differences = write_report(
+    report, differences, verdict = write_report(
         *(matrix, together, training, failures),
         *(Report(comparisons=(("grpo", "sft"),), equivalence_margin=3.0), KNOWN, NOTHING_PUBLISHED),
         *(examples_of("counting", near_duplicates=1), examples_of("geometry")),
@@ -276,6 +281,8 @@ def test_a_method_of_which_nothing_is_left_does_not_stop_the_others(
     assert "**1 of 2 test items of counting show almost the same picture" in report
     assert "1 scores are missing" in report
     assert differences["method"].tolist() == ["grpo"] * left
+    assert list(verdict.columns) == ["about", "finding"]
+    assert f"- **{verdict['about'][0]}**: {verdict['finding'][0]}." in report
     assert "## What failed" in report
     assert r"| counting | sft | 0 | → counting | RuntimeError: a \| b |" in report
     heat_map, curves = draw_figures(matrix, history, KNOWN, methods=METHODS)
@@ -401,6 +408,32 @@ def test_every_task_has_pictures_as_models_see_them(
     assert [bool(item.picture) for item in items] == [True, False, True, False]
     encoded = base64.b64decode(items[0].picture.partition(",")[2])
     assert decode(encoded).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_the_samples_show_what_was_asked_seen_and_answered(tmp_path: Path, shuffled: bool) -> None:
+    file, row = tmp_path / "test.arrow", dict.fromkeys(("split", "key", "form", "steps"), "")
+    rows = [
+        {**row, "id": name, "task": "counting", "question": f"the {name} one?", "answer": "7"}
+        for name in ("first", "second")
+    ]
+    write_examples([{**row, "image": picture(n)} for n, row in enumerate(rows)], file)
+    seen = {"image_of": ["second", "first"]} if shuffled else {}
+    base = predictions(train_task="none", method="base", seed=pd.NA, correct=False)
+    together = pd.concat([base.assign(**seen), predictions(completion="so: 7").assign(**seen)])
+    examples = with_split(examples_of("counting"), "test", path=str(file), digest="d")
+    figure = draw_samples(together, NOTHING_COMPARED, KNOWN, examples, methods=METHODS)
+    written = [text.get_text() for text in figure.texts]
+    assert written == [
+        "Learnt, counting",
+        *("grpo on counting right, base model wrong (1 of 2", "items)"),
+        *("the first one?", "Right answer: 7"),
+        *("✗ base model", "<think></think><answer>7</answer>"),
+        *("✓ grpo on counting", "so: 7"),
+    ]
+    shown = figure.axes[0].images[0].get_array()
+    assert shown[0, 0, 0] == (20 if shuffled else 0)  # the red of the picture that was shown
+    assert not draw_samples(base, NOTHING_COMPARED, KNOWN, examples, methods=METHODS).axes
 
 
 def test_the_page_shows_the_examples_that_were_tested(

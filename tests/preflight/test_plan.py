@@ -132,7 +132,7 @@ def test_nothing_is_there_yet(raw: dict[str, Any], catalog: DataCatalog) -> None
     assert {(item.state, item.updates, item.done) for item in planned} == {("train", UPDATES, 0)}
     assert all(math.isnan(item.seconds) for item in planned)
     text = describe_plan(planned)
-    assert text.startswith("8 cells: 8 to train, 0 to resume, 0 finished and reused; no earlier")
+    assert text.startswith("8 cells: 8 to train, 0 to resume, 0 finished and reused; how long")
     assert "about" not in text
     assert all(f" {cell.name} " in text for cell in GRID.cells)
 
@@ -369,7 +369,7 @@ def planned_cells(count: int, *seconds: float) -> list[Planned]:
         ([20.0, 40.0], "training takes about 60 s"),
         ([20.0, 100.0, math.nan, math.nan], "training takes about 4 min"),  # all as the mean
         ([3600.0 * 2, 3600.0], "training takes about 3.0 h"),
-        ([math.nan], "no earlier training tells how long it takes"),
+        ([math.nan], "how long it takes is not known yet"),
     ],
 )
 def test_the_whole_time_is_told(seconds: list[float], said: str) -> None:

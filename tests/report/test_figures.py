@@ -64,19 +64,18 @@ def test_heat_map_of_several_seeds_has_their_spread_and_a_name_without_a_label()
 
 def test_training_curves_put_each_series_in_its_panel(history: pd.DataFrame) -> None:
     figure = training_curves(history, METHODS, KNOWN)
-    panels = {
-        (axes.get_subplotspec().rowspan.start, axes.get_title()): axes  # type: ignore[union-attr]
-        for axes in figure.axes
-    }
-    assert [title for row, title in panels if row == 0] == [
-        *("reward", "KL weight", "validation: counting (own task)", "validation: geometry"),
-    ]
-    forgetting = panels[0, "validation: geometry"].lines[0]
+    on_counting, on_geometry = figure.axes[::2], figure.axes[1::2]
+    rows = {axes.get_ylabel(): number for number, axes in enumerate(on_counting)}
+    assert list(rows) == ["reward", "KL weight", "validation:\ncounting", "validation:\ngeometry"]
+    assert on_geometry[0].get_title() == "trained on geometry"
+    forgetting = on_counting[rows["validation:\ngeometry"]].lines[0]
     assert list(forgetting.get_xdata()) == [0, 20]  # type: ignore[arg-type]
     assert list(forgetting.get_ydata()) == [0.4, 0.1]  # type: ignore[arg-type]
-    assert len(panels[0, "reward"].lines) == 2  # a line for each seed
-    assert len(panels[1, "validation: geometry (own task)"].lines) == 1
+    assert len(on_counting[rows["reward"]].lines) == 2  # a line for each seed
+    assert len(on_geometry[rows["validation:\ngeometry"]].lines) == 1
     assert sum(len(axes.lines) for axes in figure.axes) == 6
+    outlined = [axes.spines["top"].get_visible() for axes in figure.axes]
+    assert outlined == [False] * 4 + [True, False, False, True]  # own tasks
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["SFT", "GRPO-D"]
 
 
@@ -86,7 +85,7 @@ def test_colours_follow_the_order_of_the_grid(history: pd.DataFrame) -> None:
         (legend,) = figure.legends
         handles = zip(legend.get_texts(), legend.get_lines(), strict=True)
         found = {text.get_text(): to_hex(line.get_color()).upper() for text, line in handles}
-        reward = next(axes for axes in figure.axes if axes.get_title() == "reward")
+        reward = next(axes for axes in figure.axes if axes.get_ylabel() == "reward")
         assert to_hex(reward.lines[0].get_color()).upper() == found["GRPO-D"]
         return found
 

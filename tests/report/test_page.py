@@ -27,6 +27,7 @@ from tests.support.page import (
     page_of,
     page_predictions,
     picture,
+    with_samples,
 )
 
 
@@ -131,6 +132,18 @@ def test_answers_that_are_missing_are_no_answers() -> None:
     lost = (predictions["method"] == "sft") & (predictions["example_id"] == "counting-3")
     data = unpack(pack_predictions(predictions[~lost], page_items(predictions), KNOWN))
     assert "".join(block["verdicts"] for block in data["answers"]).count("-") == 2
+
+
+def test_samples_stand_beside_the_answer_where_there_are_some() -> None:
+    predictions = page_predictions()
+    assert all(not block["samples"] for block in archive_of(page_of(predictions))["answers"])
+    lost = (predictions["method"] == "sft") & (predictions["example_id"] == "counting-3")
+    sampled = with_samples(predictions)[~lost]
+    data = unpack(pack_predictions(sampled, page_items(predictions), KNOWN))
+    samples = [each for block in data["answers"] for each in block["samples"]]
+    there = [["w", "first"], ["r", HOSTILE], ["w", "third"]]
+    assert [each for each in samples if each != there] == [[], []]  # of SFT on either task
+    assert len(samples) == len(predictions)
 
 
 def test_seeds_are_told_apart() -> None:

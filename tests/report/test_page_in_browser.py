@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.page import page_of, page_predictions
+from tests.support.page import HOSTILE, page_of, page_predictions, with_samples
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -26,7 +26,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, lis
     from playwright.sync_api import sync_playwright
 
     file = tmp_path_factory.mktemp("page") / "report.html"
-    file.write_text(page_of(page_predictions()))
+    file.write_text(page_of(with_samples(page_predictions())))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=False)
         context = browser.new_context(viewport={"width": 1440, "height": 900}, offline=True)
@@ -113,6 +113,15 @@ def test_each_item_has_a_link(page: Page) -> None:
     page.wait_for_function("document.querySelectorAll('#list article').length === 1")
     assert shown(page)[1] == [page.locator("#samples a").first.inner_text()]
     assert page.locator("#list li").count() == 5
+
+
+def test_what_was_sampled_unfolds_below_its_answer(page: Page) -> None:
+    folded = page.locator("#list li details").first
+    assert folded.locator("pre").first.is_hidden()
+    folded.locator("summary").click()
+    assert folded.locator("summary").inner_text() == "3 samples, 1 right"
+    assert folded.locator("pre").all_text_contents() == ["first", HOSTILE, "third"]
+    assert folded.locator(".badge").all_inner_texts() == ["✗ wrong", "✓ right", "✗ wrong"]
 
 
 def test_it_works_in_the_frame_that_mlflow_shows_it_in(page: Page) -> None:

@@ -31,6 +31,16 @@ def page_predictions() -> pd.DataFrame:
     return table
 
 
+def with_samples(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The same where three completions of each example were sampled, too, the second one right."""
+    every = range(len(predictions))
+    return predictions.assign(
+        sampled_completions=[["first", HOSTILE, "third"] for _ in every],
+        sampled_correct=[[False, True, False] for _ in every],
+        sampled_answers=[["1", "7", None] for _ in every],
+    )
+
+
 def page_items(predictions: pd.DataFrame) -> list[Item]:
     """An example for each, in their order, a picture with a colour of its own for each."""
     examples = predictions.drop_duplicates("example_id").sort_values("example_id")

@@ -1,5 +1,6 @@
 """Records reach a real SQLite store once each, whatever its server does on the way."""
 
+import json
 import logging
 import os
 import threading
@@ -25,6 +26,7 @@ from othink_pipeline.tracking.recorder import (
 
 VALIDATION = DatasetRef("counting_validation", digest="ab" * 32, source="data/val", examples=200)
 STEPS = 30
+TABLE = "completions/update-000001.json"
 
 
 class Server:
@@ -71,6 +73,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
     """A store with one experiment; making its tables takes seconds."""
     folder = tmp_path_factory.mktemp("store")
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.create_experiment("tests", artifact_location=str(folder / "artifacts"))
     mlflow.set_experiment("tests")
     yield MlflowClient()
     mlflow.set_tracking_uri(None)
@@ -114,6 +117,7 @@ def recorder(run_id: str, file: Path, base_model_id: str | None = None) -> Recor
 def train(record: Recorder, folder: Path, first: int = 1, last: int = STEPS) -> None:
     """What a cell records, from one update to another."""
     record.dataset(VALIDATION, "validation")
+    record.table(TABLE, ["question", "advantage"], [["two\nlines", 0.5], ["π", None]])
     for step in range(first, last + 1):
         record.metrics(step, {"train/loss": 1 / step, "train/kl": float("nan")})
         if step % 10 == 0:
@@ -146,6 +150,11 @@ def check_delivered(client: MlflowClient, run_id: str, last: int = STEPS) -> lis
     assert sorted(output.step for output in outputs) == scored
     assert len(run.inputs.dataset_inputs) == 1
     assert run.data.tags["ended"] == "well"
+    (table,) = json.loads(run.data.tags["mlflow.loggedArtifacts"])
+    assert table == {"path": TABLE, "type": "table"}
+    shown = mlflow.load_table(TABLE, [run_id])
+    assert shown["question"].tolist() == ["two\nlines", "π"]
+    assert shown["advantage"].fillna(-1).tolist() == [0.5, -1]
     return [model.model_id for model in models]
 
 
@@ -239,7 +248,7 @@ def test_training_goes_on_while_the_server_is_away(
     away, back = caplog.messages
     assert "does not answer" in away and "nothing is lost" in away and str(file) in away
     assert "ada" not in away and "pw@" not in away
-    assert "MLflow is back" in back and "the 38 records" in back
+    assert "MLflow is back" in back and "the 39 records" in back
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
 
 
@@ -254,7 +263,7 @@ def test_a_server_that_stays_away_is_an_error_in_time_and_nothing_is_lost(
     started_s = time.monotonic()
     with (
         monkeypatch.context() as patch,
-        pytest.raises(TrackingUnavailableError, match=r"did not take 38 records within 0 s") as e,
+        pytest.raises(TrackingUnavailableError, match=r"did not take 39 records within 0 s") as e,
         recorder(cell, file) as record,
     ):
         wait_for_at_most(patch, 0.2)
@@ -365,7 +374,7 @@ def test_an_interrupt_does_not_wait_for_a_server_that_is_away(
         server.wait_for_requests(1)
         raise KeyboardInterrupt
     assert time.monotonic() - started_s < recording._LEAVING_S
-    assert "38 records are not in MLflow yet" in caplog.messages[-1]
+    assert "39 records are not in MLflow yet" in caplog.messages[-1]
     server.down.clear()
     with recorder(cell, file):
         pass

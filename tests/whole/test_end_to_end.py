@@ -264,7 +264,7 @@ def test_the_report_and_the_figures_are_there(outcome: Outcome) -> None:
     assert all(method in report for method in METHODS)
     assert "## Beside published figures" in report
     assert "+368.99" in report
-    for name in ("heat_map", "training_curves"):
+    for name in ("heat_map", "training_curves", "samples"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
@@ -453,6 +453,8 @@ def test_the_parent_run_keeps_the_report(outcome: Outcome) -> None:
         "training.csv",
         "heat_map.png",
         "training_curves.png",
+        "samples.png",
+        "verdict.csv",
     }
     means = outcome.parent.data.metrics
     matrix = pd.read_csv(outcome.project / "data/08_reporting/transfer_matrix.csv")

@@ -9,6 +9,7 @@
 - ``failures``: what goes wrong in one cell, told
 - ``train``: a cell trained, once
 - ``job``: what one process of it does
+- ``completions``: what RL samples on its way, to be read
 - ``progress``: a training on the screen
 - ``processes``: several processes for a cell
 - ``accelerate_config``: what an Accelerate configuration says

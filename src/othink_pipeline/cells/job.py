@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     """All weights, where the model does not hold them whole itself."""
 
 logger = logging.getLogger(__name__)
+
+COMPLETIONS = "completions"
+"""The folder, among the artifacts of a run, with tables of what RL has sampled."""
 
 Digests = Mapping[int, str]
 """Update -> digest of the checkpoint after it."""
@@ -113,7 +117,7 @@ def train_job(job: CellJob, records: Records | None) -> tuple[Trained, Digests]:
     from othink_pipeline.training.loop import Job, train
 
     settings = job.settings
-    algorithm = import_module(f"othink_pipeline.training.{job.parameters.algorithm}")
+    algorithm: Any = import_module(f"othink_pipeline.training.{job.parameters.algorithm}")
     check_code(*training_code(job.parameters.algorithm))
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     machines = settings.compute.num_processes // processes_here
@@ -138,11 +142,21 @@ def train_job(job: CellJob, records: Records | None) -> tuple[Trained, Digests]:
         folder=Path(job.folder, RESUME),
         answers=own.answers,
     )
+    every = settings.health.completions_every_updates
+    if records and every and job.parameters.algorithm == "rl":
+        from othink_pipeline.cells.completions import show_completions
+
+        show = partial(_show_table, records.recorder)
+        algorithm = show_completions(algorithm, training, every, show)
     # The main process alone is seen.
     with show_progress(job.cell.name, job.parameters.updates, records is not None) as progress:
         watch = _Watch(job, records, progress)
         trained = train(algorithm, training, watch.log, watch.checkpoint, watch.report)
     return trained, watch.digests
+
+
+def _show_table(recorder: Recorder, update: int, columns: list[str], rows: list[Any]) -> None:
+    recorder.table(f"{COMPLETIONS}/update-{update:06d}.json", columns, rows)
 
 
 def _describe(job: CellJob, trained: Trained, digests: Digests) -> Training:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pandas as pd  # Kedro checks parameters only where all type hints resolve
 from kedro.pipeline import Node
+from kedro.pipeline.preview_contract import TextPreview
 
 from othink_pipeline.cells.evaluate import Tested, evaluate
 from othink_pipeline.cells.grid import Cell, Grid
@@ -41,6 +42,11 @@ class BoundNode(Node):
         copied = super()._copy(**changes)
         copied.__class__ = BoundNode
         return copied
+
+    def preview(self) -> TextPreview:
+        """What goes in and out by its whole name: Kedro-Viz's own list leaves out namespaces."""
+        lines = [f"{name} →" for name in self.inputs if not name.startswith("params:")]
+        return TextPreview("\n".join([*lines, *(f"→ {name}" for name in self.outputs)]))
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def describe_plan(planned: Sequence[Planned]) -> str:
         # Cells of an unknown kind are taken to cost as much as the others on average.
         text += f"; training takes about {describe_seconds(sum(known) / len(known) * len(left))}"
     else:
-        text += "; no earlier training tells how long it takes"
+        text += "; how long it takes is not known yet"
     lines = [
         f"  {item.state:<7} {item.cell.name:<32} {item.left} of {item.updates} "
         f"updates{'' if math.isnan(item.seconds) else f', about {describe_seconds(item.seconds)}'}"

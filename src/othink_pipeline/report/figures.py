@@ -1,5 +1,7 @@
 """The report's figures, for a page (PNG), for Kedro-Viz and for MLflow.
 
+Kedro-Viz stretches a preview to 457 x 300 pixels: what is about as wide can be read there.
+
 Matplotlib is imported inside the functions: this module is cheap to import. It is used through
 ``Figure`` objects only; no global state, no display.
 """
@@ -12,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.matrix import HOLE, sort_methods, tested
 from othink_pipeline.report.parameters import KnownMethods
 
@@ -53,12 +54,12 @@ def heat_map(matrix: pd.DataFrame, known: KnownMethods) -> Figure:
         (str(train_task), str(method)): [tested(group[group["eval_task"] == t]) for t in tasks]
         for (train_task, method), group in matrix.groupby(["train_task", "method"], sort=False)
     }
-    size = (2.6 + 1.7 * len(tasks), 1.1 + 0.55 * len(rows))
+    size = (1.8 + 1.7 * len(tasks), 0.8 + 0.42 * len(rows))
     figure = Figure(figsize=size, dpi=200, layout="constrained")
     axes = figure.add_subplot()
     colors = LinearSegmentedColormap.from_list("accuracy", list(COLOR_SCALE), bad="#eeeeee")
     means = [[100 * entry["accuracy"].mean() for entry in row] for row in rows.values()]
-    image = axes.imshow(means, cmap=colors, vmin=0, vmax=100, aspect="auto")  # NaN: a hole
+    axes.imshow(means, cmap=colors, vmin=0, vmax=100, aspect="auto")  # NaN: a hole
     above = None
     for row, ((train_task, _), entries) in enumerate(rows.items()):
         for column, (task, entry) in enumerate(zip(tasks, entries, strict=True)):
@@ -72,18 +73,14 @@ def heat_map(matrix: pd.DataFrame, known: KnownMethods) -> Figure:
         above = train_task
     for column in range(1, len(tasks)):
         axes.axvline(column - 0.5, color="white", linewidth=1.5)
-    labels = [
-        "base model" if method == BASE else f"{known.label(method)} on {train_task}"
-        for train_task, method in rows
-    ]
-    axes.set_xticks(range(len(tasks)), [f"tested on\n{task}" for task in tasks], size=9)
+    labels = [known.name(train_task, method) for train_task, method in rows]
+    axes.set_xticks(range(len(tasks)), [f"tested on {task}" for task in tasks], size=9)
+    axes.set_xlabel(
+        "accuracy of the tagged answer, %; outlined: the task that was trained on", size=7
+    )
     axes.set_yticks(range(len(rows)), labels, size=9)
     axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
-    colorbar = figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03)
-    colorbar.set_label("accuracy of the tagged answer, %", size=8)
-    colorbar.ax.tick_params(labelsize=7)
-    colorbar.outline.set_visible(False)
     return figure
 
 
@@ -108,13 +105,15 @@ def entry_texts(entry: pd.DataFrame) -> tuple[str, str]:
 def _write_entry(axes: Axes, row: int, column: int, entry: pd.DataFrame) -> None:
     value, spread = entry_texts(entry)
     ink = "white" if 100 * entry["accuracy"].mean() > DARK_ABOVE else "#222222"
-    lift = 0.13 if spread else 0
+    lift = 0.16 if spread else 0
     axes.text(column, row - lift, value, ha="center", va="center", color=ink, size=10)
-    axes.text(column, row + 0.24, spread, ha="center", va="center", color=ink, size=6.5)
+    axes.text(column, row + 0.24, spread, ha="center", va="center", color=ink, size=7)
 
 
 def training_curves(history: pd.DataFrame, methods: Sequence[str], known: KnownMethods) -> Figure:
-    """Reward, KL, KL weight and validation accuracy on every task; one row for each train task.
+    """Reward, KL, KL weight and validation accuracy on every task; a column for each train task.
+
+    The own task is outlined, as in the heat map.
 
     Args:
         history: columns task, method, seed, step, metric, value.
@@ -126,24 +125,24 @@ def training_curves(history: pd.DataFrame, methods: Sequence[str], known: KnownM
 
     tasks, metrics = sorted(history["task"].unique()), _metrics(history)
     colors = colors_of(history["method"], methods)
-    rows, columns = max(1, len(tasks)), max(1, len(metrics))
-    size = (0.6 + 2.4 * columns, 0.7 + 1.9 * rows)
+    rows, columns = max(1, len(metrics)), max(1, len(tasks))
+    size = (1.2 + 2.1 * columns, 0.8 + 0.6 * rows)
     figure = Figure(figsize=size, dpi=200, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharex="row")
-    for row, task in enumerate(tasks):
-        for axes, (metric, title) in zip(panels[row], metrics.items(), strict=True):
-            own = " (own task)" if metric == f"val/{task}" else ""
-            _style_panel(axes, title + own, is_share=metric.startswith("val/"))
-            if row == len(tasks) - 1:
-                axes.set_xlabel("optimizer step", size=8)
-        panels[row, 0].set_ylabel(f"trained on {task}", size=9, weight="bold")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex="col")
+    for column, task in enumerate(tasks):
+        for axes, metric in zip(panels[:, column], metrics, strict=True):
+            _style_panel(axes, is_share=metric.startswith("val/"), is_own=metric == f"val/{task}")
+        panels[0, column].set_title(f"trained on {task}", size=9, weight="bold")
+        panels[-1, column].set_xlabel("optimizer step", size=8)
+    for axes, title in zip(panels[:, 0], metrics.values(), strict=False):
+        axes.set_ylabel(title, size=8, rotation=0, ha="right", va="center")
     handles = []
     for method in sort_methods(history["method"], methods):
         cells = history[history["method"] == method].sort_values("step")
         style = {"color": colors[method], "linewidth": 1.4, "alpha": 0.9, "markersize": 3}
         for (trained_on, _, name), points in cells.groupby(["task", "seed", "metric"]):
             if name in metrics:
-                axes = panels[tasks.index(trained_on), list(metrics).index(name)]
+                axes = panels[list(metrics).index(name), tasks.index(trained_on)]
                 marker = "o" if len(points) < 20 else ""
                 axes.plot(points["step"], points["value"], marker=marker, **style)
         label = known.label(method)
@@ -159,17 +158,17 @@ def _metrics(history: pd.DataFrame) -> dict[str, str]:
     recorded = set(history["metric"])
     metrics = {metric: title for metric, title in TRAIN_METRICS.items() if metric in recorded}
     validation = sorted(m for m in recorded if m.startswith("val/") and m.count("/") == 1)
-    return metrics | {m: f"validation: {m.removeprefix('val/')}" for m in validation}
+    return metrics | {m: f"validation:\n{m.removeprefix('val/')}" for m in validation}
 
 
-def _style_panel(axes: Axes, title: str, is_share: bool) -> None:
+def _style_panel(axes: Axes, is_share: bool, is_own: bool) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    axes.set_title(title, size=8)
     axes.tick_params(labelsize=7)
     axes.grid(color="#e6e6e6", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(is_own)  # outlined, as in the heat map
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(2))
     if is_share:
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

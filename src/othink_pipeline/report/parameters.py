@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from othink_pipeline.core.blocks import Block, Name
+from othink_pipeline.core.blocks import BASE, Block, Name
 
 
 class Report(Block):
@@ -32,6 +32,10 @@ class KnownMethods(Block):
     def label(self, method: str) -> str:
         """What to call a method."""
         return self.labels.get(method, method)
+
+    def name(self, train_task: str, method: str) -> str:
+        """What to call a trained model, or the base model."""
+        return "base model" if method == BASE else f"{self.label(method)} on {train_task}"
 
 
 class Improvement(Block):

@@ -90,6 +90,15 @@ class Dataset(_Entry):
     context: Context
 
 
+class Table(_Entry):
+    """Rows to be read: an artifact of the run, a path ending in ``.json``; None is unknown."""
+
+    kind: Literal["table"] = "table"
+    file: str
+    columns: list[str]
+    rows: list[list[str | float | None]]
+
+
 class Delivered(_Entry):
     """The store has the first `entries` records of this file, under `run_id`.
 
@@ -102,7 +111,7 @@ class Delivered(_Entry):
     models: dict[int, str] = {}
 
 
-Entry = Metrics | Checkpoint | Tag | Dataset
+Entry = Metrics | Checkpoint | Tag | Dataset | Table
 
 _LINE: TypeAdapter[Entry | Delivered] = TypeAdapter(
     Annotated[Entry | Delivered, Field(discriminator="kind")]
@@ -174,8 +183,8 @@ class Journal:
                     )
                 )
 
-    def add(self, entry: Checkpoint | Tag | Dataset) -> None:
-        """Record a checkpoint, a tag or a dataset, unless it says what the latest one said."""
+    def add(self, entry: Checkpoint | Tag | Dataset | Table) -> None:
+        """Record all but metrics, unless it says what the latest one of its subject said."""
         with self._lock:
             if self._latest.get(_subject(entry)) != entry:
                 self._append(entry)
@@ -252,12 +261,14 @@ class Journal:
         self.entries.append(entry)
 
 
-def _subject(entry: Checkpoint | Tag | Dataset) -> tuple[object, ...]:
+def _subject(entry: Checkpoint | Tag | Dataset | Table) -> tuple[object, ...]:
     """What an entry speaks of: a later one of the same subject takes its place."""
     match entry:
         case Checkpoint():
             return entry.kind, entry.checkpoint
         case Tag():
             return entry.kind, entry.key
+        case Table():
+            return entry.kind, entry.file
         case Dataset():
             return entry.kind, entry.dataset.name, entry.dataset.digest, entry.context

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import Any
 
+from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -30,7 +31,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.abstract_store import AbstractStore
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.tracking._tracking_service.utils import _get_store
-from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_MODEL_IS_EXTERNAL
 from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 from sqlalchemy.exc import DBAPIError
@@ -42,6 +43,7 @@ _MAX_METRICS_PER_REQUEST = 1000
 # of the batch for new (`_log_model_metrics`): a larger request cannot be repeated.
 _MAX_MODEL_METRICS_PER_REQUEST = 100
 _MAX_DIGEST_CHARACTERS = 36
+_MAX_TABLES = 100  # that MLflow shows as such, for the tag that lists them holds 8,000 characters
 _CONNECT_S, _READ_S = 5, 60
 _TRY_AGAIN = (408, 425, 429)
 
@@ -172,6 +174,25 @@ def write_dataset(store: AbstractStore, run_id: str, dataset: DatasetRef, contex
         if "IntegrityError" not in str(error):
             raise
         store.log_inputs(run_id, inputs)  # another process has just made the dataset: it is there
+
+
+def write_table(
+    store: AbstractStore,
+    run_id: str,
+    file: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str | float | None]],
+) -> None:
+    """Log a table as an artifact, in the place of one of that name.
+
+    MLflow's own ``log_table`` would add the rows to those that are there.
+    """
+    content = json.dumps({"columns": columns, "data": rows})
+    MlflowClient().log_text(run_id, content, file)
+    tables = json.loads(store.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+    entry = {"path": file, "type": "table"}
+    if entry not in tables and len(tables) < _MAX_TABLES:
+        write_tag(store, run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*tables, entry]))
 
 
 def write_checkpoint(

@@ -29,6 +29,7 @@ from othink_pipeline.tracking.journal import (
     Entry,
     Journal,
     Metrics,
+    Table,
     Tag,
 )
 
@@ -191,6 +192,11 @@ class Recorder:
         self._journal.add(Dataset(dataset=dataset, context=context))
         self._wake()
 
+    def table(self, file: str, columns: list[str], rows: list[list[str | float | None]]) -> None:
+        """Record a table, which becomes the artifact `file` (``….json``); None is unknown."""
+        self._journal.add(Table(file=file, columns=columns, rows=rows))
+        self._wake()
+
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
@@ -317,6 +323,8 @@ class Recorder:
                 mlflow_store.write_tag(store, run_id, key, value)
             case Dataset(dataset=dataset, context=context):
                 mlflow_store.write_dataset(store, run_id, dataset, context)
+            case Table(file=file, columns=columns, rows=rows):
+                mlflow_store.write_table(store, run_id, file, columns, rows)
             case Checkpoint(checkpoint=step, path=path, digest=digest):
                 tags = {"checkpoint": path, "digest": digest}
                 models[step] = mlflow_store.write_checkpoint(store, run_id, self._name, step, tags)

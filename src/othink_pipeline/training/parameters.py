@@ -246,6 +246,9 @@ class Health(Block):
     """Mean format reward that once reached can be lost."""
     format_lost: Share
     """Mean format reward below which it is."""
+    completions_every_updates: Annotated[int, Field(ge=0)]
+    """MLflow shows some of RL's completions (rewards and advantages beside them) every so many
+    updates, the first one's to begin with; 0: never."""
 
     @model_validator(mode="after")
     def _check_format(self) -> Health:

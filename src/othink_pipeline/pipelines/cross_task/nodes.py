@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from othink_pipeline.report.markdown import Results, report_markdown
 from othink_pipeline.report.matrix import KEYS, matrix_text, sort_rows, transfer_matrix
 from othink_pipeline.report.page.items import MAX_PICTURE_BYTES, Item, make_items
 from othink_pipeline.report.page.render import Content, render_page
+from othink_pipeline.report.page.samples import choose_samples
 from othink_pipeline.report.parameters import KnownMethods, Published, Report
+from othink_pipeline.report.sample_figure import Shown, samples_figure
 from othink_pipeline.report.verdict import verdict
 from othink_pipeline.tracking import records, runs, views
 from othink_pipeline.tracking.recorder import told_if_away
@@ -83,13 +85,18 @@ def _log_samples(run_id: str, tests: list[Predictions], manifests: dict[str, Any
     records.log_samples(run_id, sample_answers(tables, examples), file, digest)
 
 
+def merge_tests(*collected: CollectedTests) -> CollectedTests:
+    """All tests of a task's methods, in the methods' order."""
+    return CollectedTests(tests=tuple(test for each in collected for test in each.tests))
+
+
 def build_transfer_matrix(
     *collected: CollectedTests, methods: tuple[str, ...]
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """All predictions in one table, their scores, and what has none.
 
     Args:
-        collected: the tests of the base models and of all methods.
+        collected: the tests of the base models, and of each task.
         methods: their order.
 
     Returns:
@@ -241,8 +248,8 @@ def write_report(
     published: Published,
     *examples: Examples,
     methods: tuple[str, ...],
-) -> tuple[str, pd.DataFrame]:
-    """The report and the tested differences; prints the verdict and the matrix.
+) -> tuple[str, pd.DataFrame, pd.DataFrame]:
+    """The report, the tested differences and the verdict; prints the verdict and the matrix.
 
     As many parameters as datasets: it is what all of them come to.
 
@@ -263,7 +270,8 @@ def write_report(
     tables = transfer_matrix, predictions, training, failures
     near = {each.task: each.near_duplicates or 0 for each in examples}
     results = Results(*tables, compared, differences, findings, near)
-    return report_markdown(results, methods, known_methods, published, lineage), differences
+    text = report_markdown(results, methods, known_methods, published, lineage)
+    return text, differences, pd.DataFrame(findings, columns=["about", "finding"])
 
 
 def write_page(
@@ -294,8 +302,42 @@ def write_page(
     return render_page(content, methods, settings.comparisons, known_methods)
 
 
+def draw_samples(
+    predictions: pd.DataFrame,
+    settings: Report,
+    known_methods: KnownMethods,
+    *examples: Examples,
+    methods: tuple[str, ...],
+) -> Any:
+    """The page's samples, with the pictures that the models saw, as Matplotlib's figure.
+
+    Args:
+        settings: the block ``report``.
+        examples: of each task that was tested.
+
+    Raises:
+        ConfigurationError: the examples are not those that were tested.
+    """
+    of_task = {each.task: each for each in examples}
+    shown = []
+    for sample in choose_samples(sort_rows(predictions, methods), methods, settings.comparisons):
+        each, example = of_task[sample.eval_task], sample.example_id
+        pictured = (_pictures_shown(_check_tested(each, predictions)) or {}).get(example, example)
+        rows = {row["id"]: row for row in _read_rows(each.splits["test"].path, {example, pictured})}
+        asked, picture = rows[example], decode(rows[pictured]["image"])
+        shown.append(Shown(sample, asked["question"], asked["answer"], picture))
+    return samples_figure(shown, known_methods)
+
+
 def _test_items(examples: Examples, predictions: pd.DataFrame, room_bytes: int) -> list[Item]:
     """The test examples of a task, with the pictures that the models saw."""
+    tested = _check_tested(examples, predictions)
+    rows = _read_rows(examples.splits["test"].path)
+    return make_items(rows, decode, _pictures_shown(tested), room_bytes)
+
+
+def _check_tested(examples: Examples, predictions: pd.DataFrame) -> pd.DataFrame:
+    """The predictions on a task, whose examples are there."""
     test = examples.splits["test"]
     tested = predictions[predictions["eval_task"] == examples.task]
     remedy = f"Run the whole grid again: kedro run {SAME_ENV}"
@@ -305,15 +347,22 @@ def _test_items(examples: Examples, predictions: pd.DataFrame, room_bytes: int) 
         )
     if not Path(test.path).is_file():
         raise ConfigurationError(f"{test.path}: missing. {remedy}")
-    shown = None
-    if "image_of" in tested:
-        shown = dict(zip(tested["example_id"], tested["image_of"], strict=True))
-    return make_items(_read_rows(test.path), decode, shown, room_bytes)
+    return tested
 
 
-def _read_rows(path: str) -> Iterator[dict[str, Any]]:
-    """Each example with its picture as it was encoded."""
-    for batch in read_examples(path).with_format("arrow").iter(batch_size=100):
+def _pictures_shown(tested: pd.DataFrame) -> dict[str, str] | None:
+    """By example, the one whose picture the models saw instead of its own; None: its own."""
+    if "image_of" not in tested:
+        return None
+    return dict(zip(tested["example_id"], tested["image_of"], strict=True))
+
+
+def _read_rows(path: str, wanted: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """Each example, or those whose ids are wanted, with its picture as it was encoded."""
+    rows = read_examples(path)
+    if wanted:
+        rows = rows.select([place for place, name in enumerate(rows["id"]) if name in wanted])
+    for batch in rows.with_format("arrow").iter(batch_size=100):
         for row in batch.to_pylist():
             yield {**row, "image": row["image"]["bytes"]}
 

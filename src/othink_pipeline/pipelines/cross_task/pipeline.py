@@ -1,5 +1,8 @@
 """Cross-task evaluation: every checkpoint x every other task -> transfer matrix and report."""
 
+from collections.abc import Callable
+from typing import Any
+
 from kedro.pipeline import Node, Pipeline
 
 from othink_pipeline.cells.evaluate import Tested
@@ -11,11 +14,16 @@ from othink_pipeline.pipelines.cross_task.nodes import (
     collect_training,
     concatenate,
     draw_figures,
+    draw_samples,
+    merge_tests,
     write_page,
     write_report,
 )
 from othink_pipeline.pipelines.cross_task.recording import record_results
 from othink_pipeline.pipelines.wiring import BoundNode, bind, evaluation_node, tested_cell
+
+REPORT = "report"
+"""Tag of all that is made from what the methods' cells have made; most of it is its namespace."""
 
 
 def create_pipeline(grid: Grid) -> Pipeline:
@@ -37,8 +45,10 @@ def create_pipeline(grid: Grid) -> Pipeline:
             ),
             _collect_tests(BASE, bases, grid.tasks),
             *(node for task, method in methods for node in _collect_method(grid, task, method)),
-            *_report(grid, [f"{task}.{method}" for task, method in methods]),
-            _page(grid),
+            *(node for task in grid.tasks for node in _collect_task(task, tuple(grid.algorithms))),
+            *_report(grid.tasks, tuple(grid.algorithms)),
+            *_pictures(grid),
+            _recording(tuple(grid.algorithms)),
         ]
     )
 
@@ -75,24 +85,49 @@ def _collect_method(grid: Grid, task: str, method: str) -> list[Node]:
     ]
 
 
-def _report(grid: Grid, collected: list[str]) -> list[Node]:
-    """What is made of all that was collected, in the order of the grid's methods."""
-    methods = tuple(grid.algorithms)
+def _collect_task(task: str, methods: tuple[str, ...]) -> list[Node]:
+    """All methods of a task: Kedro-Viz unfolds them within it, and not beside everything else."""
+
+    def gather(function: Callable[..., Any], kind: str) -> Node:
+        return Node(
+            function,
+            inputs=[f"{task}.{method}.{kind}" for method in methods],
+            outputs=f"{task}.{kind}",
+            name=f"{function.__name__}_{kind}".removesuffix("_tests"),
+            namespace=task,
+            tags=[REPORT],
+        )
+
+    return [
+        gather(merge_tests, "tests"),
+        gather(concatenate, "history"),
+        gather(concatenate, "training"),
+    ]
+
+
+# Kedro-Viz folds up what a namespace alone makes and reads: what `report` makes and `mlflow` reads,
+# or nobody, stands beside them for all to see.
+
+
+def _report(tasks: tuple[str, ...], methods: tuple[str, ...]) -> list[Node]:
+    """What is made of all that was collected, in the order of ``methods``."""
     return [
         BoundNode(
             bind(build_transfer_matrix, methods=methods),
-            inputs=[f"{namespace}.tests" for namespace in (BASE, *collected)],
+            inputs=[f"{namespace}.tests" for namespace in (BASE, *tasks)],
             outputs=["predictions", "transfer_matrix", "report.failures"],
             name="build_transfer_matrix",
-            namespace="matrix",  # Kedro-Viz folds up what a namespace alone makes and reads
+            namespace=REPORT,
+            tags=[REPORT],
         ),
         *(
             Node(
                 concatenate,
-                inputs=[f"{namespace}.{table}" for namespace in collected],
+                inputs=[f"{task}.{table}" for task in tasks],
                 outputs=f"report.{table}",
                 name=f"concatenate_{table}",
-                namespace="report",
+                namespace=REPORT,
+                tags=[REPORT],
             )
             for table in ("history", "training")
         ),
@@ -101,7 +136,8 @@ def _report(grid: Grid, collected: list[str]) -> list[Node]:
             inputs=["transfer_matrix", "report.history", "params:known_methods"],
             outputs=["heat_map", "training_curves"],
             name="draw_figures",
-            namespace="report",
+            namespace=REPORT,
+            tags=[REPORT],
         ),
         BoundNode(
             bind(write_report, methods=methods),
@@ -113,43 +149,60 @@ def _report(grid: Grid, collected: list[str]) -> list[Node]:
                 "params:report",
                 "params:known_methods",
                 "params:published",
-                *(f"{task}.examples" for task in grid.tasks),
+                *(f"{task}.examples" for task in tasks),
             ],
-            outputs=["report", "differences"],
+            outputs=["report", "differences", "verdict"],
             name="write_report",
-            namespace="report",
-        ),
-        BoundNode(
-            bind(record_results, methods=methods),
-            inputs=[
-                "transfer_matrix",
-                "predictions",
-                "differences",
-                "report.training",
-                "report.failures",
-                "params:known_methods",
-            ],
-            outputs=None,
-            name="record_results",
-            namespace="report",
+            namespace=REPORT,
+            tags=[REPORT],
         ),
     ]
 
 
-def _page(grid: Grid) -> Node:
+def _pictures(grid: Grid) -> list[Node]:
+    """What shows the test examples themselves."""
+    methods, examples = tuple(grid.algorithms), [f"{task}.examples" for task in grid.tasks]
+    return [
+        BoundNode(
+            bind(draw_samples, methods=methods),
+            inputs=["predictions", "params:report", "params:known_methods", *examples],
+            outputs="samples",
+            name="draw_samples",
+            namespace=REPORT,
+            tags=[REPORT],
+        ),
+        BoundNode(
+            bind(write_page, methods=methods),
+            inputs=[
+                "report",
+                "transfer_matrix",
+                "predictions",
+                "differences",
+                "report.history",
+                "params:report",
+                "params:known_methods",
+                *examples,
+            ],
+            outputs="report_page",
+            name="write_page",
+            namespace=REPORT,
+            tags=[REPORT],
+        ),
+    ]
+
+
+def _recording(methods: tuple[str, ...]) -> Node:
     return BoundNode(
-        bind(write_page, methods=tuple(grid.algorithms)),
+        bind(record_results, methods=methods),
         inputs=[
-            "report",
             "transfer_matrix",
             "predictions",
             "differences",
-            "report.history",
-            "params:report",
+            "verdict",
             "params:known_methods",
-            *(f"{task}.examples" for task in grid.tasks),
         ],
-        outputs="report_page",
-        name="write_page",
-        namespace="report",
+        outputs=None,
+        name="record_results",
+        namespace="mlflow",
+        tags=[REPORT],
     )

@@ -10,7 +10,7 @@ from othink_pipeline.report.figures import colors_of
 from othink_pipeline.report.metrics import cell_metrics, grid_metrics, model_metrics
 from othink_pipeline.report.parameters import KnownMethods
 from othink_pipeline.report.scores import matrix_section
-from othink_pipeline.report.verdict import verdict, verdict_section
+from othink_pipeline.report.verdict import Finding, verdict_section
 from othink_pipeline.tracking import records, runs, views
 from othink_pipeline.tracking.recorder import told_if_away
 
@@ -25,13 +25,15 @@ def record_results(
     transfer_matrix: pd.DataFrame,
     predictions: pd.DataFrame,
     differences: pd.DataFrame,
-    training: pd.DataFrame,
-    failures: pd.DataFrame,
+    verdict: pd.DataFrame,
     known_methods: KnownMethods,
     *,
     methods: tuple[str, ...],
 ) -> None:
     """Scores, colours and descriptions for the MLflow runs of this `kedro run` and of its cells.
+
+    Args:
+        verdict: columns about, finding.
 
     Raises:
         TrackingUnavailableError: the MLflow server does not answer.
@@ -43,7 +45,7 @@ def record_results(
         _describe_models(parent, transfer_matrix, predictions, known_methods, methods)
         metrics = grid_metrics(transfer_matrix, differences)
         records.log_scores(parent, _of_stage(metrics, predictions), 0)
-        findings = verdict(differences, training, failures, known_methods)
+        findings = [Finding(*row) for row in verdict.itertuples(index=False, name=None)]
         text = _describe_grid(
             parent, verdict_section(findings), matrix_section(transfer_matrix, predictions)
         )

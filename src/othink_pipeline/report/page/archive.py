@@ -18,6 +18,8 @@ from othink_pipeline.report.parameters import KnownMethods
 
 MAX_CHARS = 4_000
 """Of each part of a completion: what is longer loses its middle."""
+MAX_SAMPLE_CHARS = 1_000
+"""Of a sampled completion: there are several to each answer."""
 _THINKING = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
 MODEL = ["train_task", "method", "seed", "base_model"]
 
@@ -26,9 +28,10 @@ def pack_predictions(predictions: pd.DataFrame, items: Sequence[Item], known: Kn
     """Base64 of gzipped JSON.
 
     The object has ``models`` ({name, trained_on, method, seed}), ``items`` (the fields of ``Item``)
-    and ``answers``: for each model and task {model, first, verdicts, texts}, where item ``first`` +
-    k has the k-th verdict (r right, w wrong, u unreadable, - not there) and the k-th text, thinking
-    and the rest. The items of a task stand together.
+    and ``answers``: for each model and task {model, first, verdicts, texts, samples}, where item
+    ``first`` + k has the k-th verdict (r right, w wrong, u unreadable, - not there), the k-th text,
+    thinking and the rest, and the k-th samples, [verdict, text] each; no list of samples where
+    nothing was sampled. The items of a task stand together.
 
     Args:
         predictions: of all models, in report order.
@@ -56,6 +59,7 @@ def pack_predictions(predictions: pd.DataFrame, items: Sequence[Item], known: Kn
                 "first": first[str(task)],
                 "verdicts": "".join(_verdicts(found)),
                 "texts": [_parts(text) for text in found["completion"]],
+                "samples": _samples(found),
             }
         )
     content = {
@@ -101,11 +105,28 @@ def _parts(completion: Any) -> list[str]:
     return [_shorten(part) for part in split_thinking(completion)]
 
 
-def _shorten(text: str) -> str:
-    if len(text) <= MAX_CHARS:
+def _samples(rows: pd.DataFrame) -> list[list[list[str]]]:
+    if "sampled_completions" not in rows:
+        return []
+    both: Iterable[tuple[Any, Any]] = zip(
+        rows["sampled_completions"].tolist(), rows["sampled_correct"].tolist(), strict=True
+    )
+    return [
+        [
+            ["r" if right else "w", _shorten(text, MAX_SAMPLE_CHARS)]
+            for text, right in zip(texts, verdicts, strict=True)
+        ]
+        if isinstance(texts, Iterable)  # else this model has no answer to it
+        else []
+        for texts, verdicts in both
+    ]
+
+
+def _shorten(text: str, limit: int = MAX_CHARS) -> str:
+    if len(text) <= limit:
         return text
-    half = MAX_CHARS // 2
-    return f"{text[:half]} … [{len(text) - MAX_CHARS:,} characters] … {text[-half:]}"
+    half = limit // 2
+    return f"{text[:half]} … [{len(text) - limit:,} characters] … {text[-half:]}"
 
 
 def _verdicts(rows: pd.DataFrame) -> list[str]:

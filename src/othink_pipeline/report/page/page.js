@@ -24,7 +24,7 @@ async function unpack() {
   return new Response(stream).json();
 }
 
-// answer(model, item): {verdict, thinking, rest}, or undefined where there is none.
+// answer(model, item): {verdict, thinking, rest, samples}, or undefined where there is none.
 function index(data) {
   const blocks = data.models.map(() => []);
   for (const block of data.answers) blocks[block.model].push(block);
@@ -34,7 +34,7 @@ function index(data) {
       const verdict = block.verdicts[place];
       if (verdict !== undefined && verdict !== "-") {
         const [thinking, rest] = block.texts[place];
-        return { verdict, thinking, rest };
+        return { verdict, thinking, rest, samples: block.samples[place] ?? [] };
       }
     }
     return undefined;
@@ -91,15 +91,27 @@ function matches(data, answer, wanted) {
   return found;
 }
 
+function badge(verdict) {
+  const words = { r: "✓ right", w: "✗ wrong", u: "✗ unreadable" };
+  return element("span", `badge ${verdict === "r" ? "right" : "wrong"}`, words[verdict]);
+}
+
 function answerLine(name, given) {
   const line = element("li");
-  const right = given.verdict === "r";
-  const words = { r: "✓ right", w: "✗ wrong", u: "✗ unreadable" };
-  line.append(element("span", `badge ${right ? "right" : "wrong"}`, words[given.verdict]), " ");
-  line.append(element("span", "model", name));
+  line.append(badge(given.verdict), " ", element("span", "model", name));
   if (given.thinking) line.append(element("pre", "thinking", given.thinking));
   line.append(element("pre", "", given.rest));
+  if (given.samples.length) line.append(sampled(given.samples));
   return line;
+}
+
+// What else the model says when it does not take the likeliest word each time.
+function sampled(samples) {
+  const made = element("details");
+  const right = samples.filter(([verdict]) => verdict === "r").length;
+  made.append(element("summary", "", `${plural(samples.length, "sample")}, ${right} right`));
+  for (const [verdict, text] of samples) made.append(badge(verdict), element("pre", "", text));
+  return made;
 }
 
 function card(data, answer, { item, place, models }) {

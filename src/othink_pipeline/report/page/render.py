@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.figures import colors_of, entry_texts
 from othink_pipeline.report.markdown import FORMS, THINKING, TITLE, VERDICT, split_sections
 from othink_pipeline.report.matrix import HOLE, sort_methods, sort_rows, tested
 from othink_pipeline.report.page.archive import model_names, pack_predictions, split_thinking
 from othink_pipeline.report.page.charts import curve_panels, dashes, forest
 from othink_pipeline.report.page.items import Item
-from othink_pipeline.report.page.samples import Role, choose_samples
+from othink_pipeline.report.page.samples import choose_samples
 from othink_pipeline.report.parameters import KnownMethods
 from othink_pipeline.report.scores import form_accuracy
 from othink_pipeline.report.tables import number
@@ -137,7 +136,7 @@ def _heat_map(
             cells = tested(group[group["eval_task"] == task])
             percent = 100 * cells["accuracy"].mean()
             entries.append(Entry(*entry_texts(cells), percent, task == train_task))
-        rows.append((_name((train_task, method), known), entries))
+        rows.append((known.name(str(train_task), str(method)), entries))
     return rows
 
 
@@ -150,7 +149,7 @@ def _forms(
         accuracy = form_accuracy(predictions, task)
         rows = [
             (
-                _name(key, known),
+                known.name(*key),
                 [
                     Entry(HOLE if share != share else f"{100 * share:.1f}", "", 100 * share)
                     for share in shares
@@ -180,7 +179,7 @@ def _samples(
         shown.append(
             {
                 "title": sample.rule.title,
-                "says": f"{_name(sample.right, known)} right, {_name(sample.wrong, known)} wrong",
+                "says": f"{known.name(*sample.right)} right, {known.name(*sample.wrong)} wrong",
                 "found": sample.found,
                 "tested": sample.tested,
                 "eval_task": sample.eval_task,
@@ -206,8 +205,3 @@ def _scores(matrix: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         for row in matrix.astype(object).to_numpy()
     ]
     return list(matrix.columns), rows
-
-
-def _name(role: Role | Any, known: KnownMethods) -> str:
-    train_task, method = role
-    return "base model" if method == BASE else f"{known.label(method)} on {train_task}"

@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from othink_pipeline.reference import parameters_page
 from othink_pipeline.scoring.strict import score
 
 ROOT = Path(__file__).parents[1]
+TRACKING_PAGE = ROOT / "docs/tracking_server.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
 
 
@@ -30,6 +32,16 @@ def test_every_parameter_has_a_description(page: str) -> None:
     assert "| `completions_per_prompt` | integer ≥ 2 | `8` | G: " in page
     assert "| `sample_temperature` | number > 0 | `1.0` | " in page
     assert "### `rl.kl`, `schedule: explore_exploit`" in page
+
+
+def test_a_server_of_ones_own_is_told_of_no_more_runs_than_the_projects() -> None:
+    """The page's block takes the place of that of conf/base as a whole."""
+    found = re.search(r"```yaml\n(server:.*?)```", TRACKING_PAGE.read_text(), re.DOTALL)
+    assert found
+    ours = yaml.safe_load((ROOT / "conf/base/mlflow.yml").read_text())["tracking"]
+    theirs = yaml.safe_load(found[1])["tracking"]
+    assert theirs["disable_tracking"] == ours["disable_tracking"]
+    assert theirs.keys() == ours.keys()
 
 
 def slugs(text: str) -> set[str]:

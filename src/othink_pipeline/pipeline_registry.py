@@ -24,7 +24,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     """Pipelines by name; ``__default__`` is the whole experiment."""
     grid = read_grid()
     tests = same_task_eval.create_pipeline(grid) + cross_task.create_pipeline(grid)
-    report = tests.only_nodes_with_tags(cross_task.REPORT)
+    report = tests.only_nodes_with_tags(cross_task.FROM_CELLS)
     if not grid.trains:  # what another environment has finished must not be trained again
         return {"evaluation": tests, "report": report, "__default__": tests}
     start = data_preparation.create_pipeline(grid) + base_model.create_check(grid)

@@ -51,6 +51,9 @@ class FakeRay:
     def put(self, value: Any) -> Any:
         return value
 
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 1.0}}] * int(self.cores)
+
     def cluster_resources(self) -> dict[str, float]:
         return {"CPU": self.cores}
 
@@ -197,6 +200,21 @@ def test_machines_that_come_give_more_room(ray: FakeRay) -> None:
     assert not tasks.has_room(node("three"))
     assert tasks.wait() is None
     assert tasks.has_room(node("three"))
+
+
+def test_what_was_lost_and_is_waited_for_is_said_once(
+    ray: FakeRay, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = pool(train={"machines": 2, "cpus": 1, "gpus": 0, "custom": {}})
+    tasks.submit(node("cell"), {})
+    nothing: Callable[..., Any] = lambda running, **_: ([], running)  # noqa: E731
+    ray.wait = nothing  # type: ignore[method-assign]
+    assert tasks.wait() is None
+    assert not caplog.messages
+    ray.cores = 1.0
+    assert tasks.wait() is None and tasks.wait() is None
+    (said,) = caplog.messages
+    assert "1 CPU on each of 2 machines. Machines that have it: 1." in said
 
 
 def test_what_does_not_end_when_it_is_interrupted_is_ended(ray: FakeRay) -> None:

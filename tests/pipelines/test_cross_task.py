@@ -116,11 +116,8 @@ def build(
             manifests[f"{task}.examples"] = examples_of(task)
     shuffled = dict(sorted(manifests.items(), reverse=True))  # names alone say what is what
     collected = collect_tests(models=tuple(models), tasks=tasks, **shuffled)
-    halves = collected.tests[: len(tasks)], collected.tests[len(tasks) :]
-    first, rest = (CollectedTests(tests=half) for half in halves)
-    return build_transfer_matrix(
-        first, merge_tests(rest, CollectedTests(tests=())), methods=METHODS
-    )
+    first, *rest = (CollectedTests(tests=(test,)) for test in collected.tests)
+    return build_transfer_matrix(first, merge_tests(*rest), methods=METHODS)
 
 
 @pytest.fixture

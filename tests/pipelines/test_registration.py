@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.files import digest_folder
 from othink_pipeline.pipelines.registration.nodes import register_best_cell
 from othink_pipeline.tracking import runs
 
@@ -44,6 +45,7 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pd.Dat
     shutil.copytree(SHIPPED, "best")
     rows = [("counting", "grpo", 3, "best"), ("counting", "sft", 0, "gone")]
     table = pd.DataFrame(rows, columns=["task", "method", "seed", "path"])
+    table["digest"] = [digest_folder(Path("best")), ""]
     yield table.assign(run_id=[runs.start_run(name, "cell", {}, {}) for name in ("grpo", "sft")])
     mlflow.set_tracking_uri(None)
     os.environ.pop("MLFLOW_EXPERIMENT_ID")
@@ -72,7 +74,9 @@ def test_the_best_cell_is_registered_once_and_answers(
     better = HISTORY.assign(value=HISTORY["value"] + (HISTORY["method"] == "sft"))
     shutil.copytree(SHIPPED, "gone")
     Path("gone/README.md").write_text("another")
-    register_best_cell(better, training)
+    with pytest.raises(ConfigurationError, match=r"counting/sft/s0: .* was changed since"):
+        register_best_cell(better, training)
+    register_best_cell(better, training.assign(digest=digest_folder(Path("gone"))))
     best = client.get_model_version_by_alias("othink-pipeline", "best")
     assert (best.version, best.tags["method"]) == (2, "sft")
 
@@ -80,11 +84,18 @@ def test_the_best_cell_is_registered_once_and_answers(
 def test_what_cannot_be_registered_is_said(tmp_path: Path) -> None:
     rows = [("counting", "grpo", 3, str(tmp_path)), ("counting", "sft", 0, "gone")]
     training = pd.DataFrame(rows, columns=["task", "method", "seed", "path"])
+    (tmp_path / "adapter_config.json").write_text("{}")
+    training = training.assign(run_id="of another store", digest=digest_folder(tmp_path))
     with pytest.raises(ConfigurationError, match="no cell is finished"):
         register_best_cell(HISTORY[:0], training)
     better = HISTORY.assign(value=HISTORY["value"] + (HISTORY["method"] == "sft"))
     with pytest.raises(ConfigurationError, match="counting/sft/s0: its checkpoint gone is gone"):
         register_best_cell(better, training)
-    (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigurationError, match=r"adapters.*training\.lora\.merge: true"):
         register_best_cell(HISTORY, training)
+    (tmp_path / "adapter_config.json").unlink()
+    whole = training.assign(digest=digest_folder(tmp_path))
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(ConfigurationError, match=r"must be in the store of today's mlflow\.yml"):
+        register_best_cell(HISTORY, whole)
+    mlflow.set_tracking_uri(None)

@@ -469,6 +469,7 @@ def gate(raw: Mapping[str, Any], examples: list[Examples]) -> BaseModelCheckpoin
         p.folders,
         p.model,
         p.compute,
+        p.cluster,
         *examples,
         number=0,
     )
@@ -598,7 +599,7 @@ raw, examples = json.load(open("raw.json"))
 p = Parameters.read(raw)
 blocks = [raw[name] for name in ("training", "sft", "rl", "methods")]
 check_base_model(
-    p.base_model, p.experiment, *blocks, p.evaluation, p.folders, p.model, p.compute,
+    p.base_model, p.experiment, *blocks, p.evaluation, p.folders, p.model, p.compute, p.cluster,
     *(Examples.parse(each, "", "") for each in examples), number=0
 )
 print({"torch", "transformers", "datasets", "mlflow"} & set(sys.modules))

@@ -98,7 +98,9 @@ def test_the_larger_tolerance_counts_to_the_digit() -> None:
         ("[b]", "B. 30°", True),
         ("B:", "B. 30°", True),
         ("Option B.", "B", True),
+        ("Option B", "B. 30°", True),
         ("option C", "B", False),
+        ("Option A", "B. Option A", True),  # its text
         ("Option", "B", False),
         ("BB", "B", False),
         ("", "B", False),

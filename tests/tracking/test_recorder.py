@@ -11,6 +11,7 @@ from typing import Any
 
 import mlflow
 import pytest
+import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
@@ -169,6 +170,52 @@ def test_all_that_is_recorded_is_delivered(
     assert model.name == "counting-grpo-s0-step10"
     assert model.tags["checkpoint"] == (file.parent / "update-10").as_uri()
     assert model.tags["digest"] == "beef"
+
+
+def refused_by_a_proxy(status: int) -> Exception:
+    response = requests.Response()
+    response.status_code = status
+    return requests.HTTPError(f"{status}", response=response)
+
+
+@pytest.mark.parametrize("error", [refused_by_a_proxy(403), PermissionError("not yours")])
+def test_a_table_that_is_refused_keeps_no_curve_back(
+    client: MlflowClient,
+    cell: str,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(MlflowClient, "log_text", refuse)
+    with recorder(cell, file) as record:
+        record.table(TABLE, ["question"], [["?"]])
+        record.metrics(1, {"train/loss": 0.5})
+    assert [m.value for m in client.get_metric_history(cell, "train/loss")] == [0.5]
+    assert f"{TABLE} is left out, artifacts are refused ({error})" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error", [refused_by_a_proxy(503), refused_by_a_proxy(429), requests.ConnectionError("away")]
+)
+def test_a_table_waits_for_a_store_that_is_away(
+    client: MlflowClient, cell: str, file: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    fails, log_text = [error], MlflowClient.log_text
+
+    def fail_once(*arguments: Any) -> None:
+        if fails:
+            raise fails.pop()
+        log_text(*arguments)
+
+    monkeypatch.setattr(MlflowClient, "log_text", fail_once)
+    monkeypatch.setattr(recording, "_FIRST_PAUSE_S", 0.01)
+    with recorder(cell, file) as record:
+        record.table(TABLE, ["question"], [["?"]])
+    assert mlflow.load_table(TABLE, [cell])["question"].tolist() == ["?"]
 
 
 def test_records_are_batched(client: MlflowClient, server: Server, cell: str, file: Path) -> None:

@@ -192,19 +192,21 @@ def test_a_server_that_is_killed_and_started_again_misses_nothing(
 
 @pytest.mark.slow
 def test_workers_that_write_at_once_miss_nothing_on_postgresql(
-    postgresql: str, tmp_path: Path
+    postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = Server(tmp_path, postgresql, workers=2)
+    server, before = Server(tmp_path, postgresql, workers=2), mlflow.get_tracking_uri()
     server.start()
     try:
         mlflow.set_tracking_uri(server.uri)
-        os.environ["MLFLOW_EXPERIMENT_ID"] = mlflow.set_experiment("many").experiment_id
+        experiment = MlflowClient().create_experiment("many")
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
         folders = [tmp_path / f"cell_{number}" for number in range(4)]
         with multiprocessing.get_context("spawn").Pool(len(folders)) as pool:
             run_ids = pool.starmap(record_a_cell, [(server.uri, folder) for folder in folders])
         for run_id in run_ids:
             check_delivered(run_id)
     finally:
+        mlflow.set_tracking_uri(before)
         server.kill()
 
 

@@ -176,26 +176,31 @@ def on_two_machines(what: str) -> Iterator[None]:
     def train_together(job: CellJob, run_id: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-        share = (job, run_id, processes.Share(2, 1, endpoint), mlflow.get_tracking_uri())
+        second = processes.Share(2, 1, endpoint=endpoint)
+        share = (job, run_id, second, mlflow.get_tracking_uri())
         other = commands.processes.Process(target=be_second_machine, args=share)
         other.start()
         try:
-            processes.train_here(job, run_id, processes.Share(2, 0, endpoint))
+            processes.train_here(job, run_id, processes.Share(2, 0, endpoint=endpoint))
         except processes.ProcessFailedError:
-            other.join()
+            other.join(60)
             if other.exitcode == -signal.SIGKILL:
                 raise processes.MachineLostError from None
             raise
-        other.join()
+        finally:
+            other.join(60)
+            other.kill()
         assert other.exitcode == 0
 
     token = processes.train_on.set(train_together)
-    with pytest.MonkeyPatch.context() as patch:
-        write_what(what)
-        patch.setattr(processes, "START_METHOD", "forkserver")
-        patch.setattr(processes, "work", work)
-        yield
-    processes.train_on.reset(token)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            write_what(what)
+            patch.setattr(processes, "START_METHOD", "forkserver")
+            patch.setattr(processes, "work", work)
+            yield
+    finally:
+        processes.train_on.reset(token)
 
 
 def be_second_machine(job: CellJob, run_id: str, share: processes.Share, tracking_uri: str) -> None:
@@ -349,6 +354,18 @@ def test_a_failure_is_told_as_the_process_told_it(
     assert not workers_of(project)
 
 
+def test_a_machine_that_is_told_to_gives_up_though_nothing_has_begun(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(*_: Any) -> Callable[..., None]:
+        return lambda *_: os.kill(os.getpid(), processes.GIVE_UP)
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", launch)
+    with pytest.raises(processes.MachineLostError):
+        call()
+    assert signal.getsignal(processes.GIVE_UP) is signal.SIG_DFL
+
+
 # --- What is launched
 
 
@@ -475,6 +492,14 @@ def test_processes_and_gpus_must_go_together(
     compute = Compute(**{**COMPUTE, "num_processes": count, "launcher": file})
     fault = find_device_fault(compute, gpus)
     assert (fault is None) if message is None else (fault is not None and message in fault[0])
+
+
+def test_gpus_are_counted_on_each_machine() -> None:
+    compute = Compute(**{**COMPUTE, "num_processes": 16})
+    assert find_device_fault(compute, 8, machines=2) is None
+    told = find_device_fault(compute, 4, machines=2)
+    assert told is not None and "num_processes: 8" in told[1]
+    assert find_device_fault(compute, 8) is not None
 
 
 # --- As a process

@@ -39,7 +39,7 @@ MAX_SEEDS = 1000
 MAX_SAMPLES = 8
 """majority@k goes through all subsets of the samples: 70 of them at most."""
 
-RESERVED = ("base", "data", "none", "report")
+RESERVED = ("base", "data", "mlflow", "none", "report")
 """Namespaces and rows of the transfer matrix: no task or method has such a name."""
 
 

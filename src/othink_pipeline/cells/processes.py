@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from multiprocessing import active_children, parent_process
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -71,7 +71,9 @@ class Share(NamedTuple):
 
     machines: int = 1
     number: int = 0
-    """Of this one; 0 has the main process."""
+    """Of this one."""
+    address: str = "127.0.0.1"
+    """By which the others reach this one."""
     endpoint: str = "127.0.0.1:0"
     """Address and port, of machine 0, where all find each other."""
 
@@ -89,6 +91,7 @@ def train_here(job: CellJob, run_id: str, share: Share | None = None) -> None:
         ProcessFailedError: one of them failed otherwise, or one of this machine was killed.
         MachineLostError: somebody has sent ``GIVE_UP``.
     """
+    signal.signal(GIVE_UP, _give_up)  # elastic takes it when the processes begin
     import mlflow
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -109,7 +112,7 @@ def train_here(job: CellJob, run_id: str, share: Share | None = None) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint=share.endpoint,
         rdzv_configs={"is_host": share.number == 0, "join_timeout": JOIN_S},
-        local_addr=None if share.number else share.endpoint.rpartition(":")[0],
+        local_addr=share.address,
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # else it leaves folders in /tmp
         max_restarts=0,
         start_method=START_METHOD,
@@ -117,11 +120,10 @@ def train_here(job: CellJob, run_id: str, share: Share | None = None) -> None:
         signals_to_handle=GIVE_UP.name,
     )
     others = active_children()
-    signal.signal(GIVE_UP, _give_up)  # elastic takes it when the processes begin
     try:
         elastic_launch(config, work)(job, run_id, mlflow.get_tracking_uri())
     except ChildFailedError as error:
-        raise _reason(read_json(Path(job.folder, FAILURE)), error, count) from None
+        raise _reason(job, error, count) from None
     except SignalException:
         raise MachineLostError(job.name) from None
     finally:
@@ -234,8 +236,23 @@ def _end_with_run() -> None:
         os.killpg(0, signal.SIGKILL)
 
 
-def _reason(said: Any, error: ChildFailedError, count: int) -> click.ClickException:
+def first_failure(job: CellJob) -> click.ClickException | None:
+    """What the first process to fail said, on whichever machine; None where none said anything."""
+    said = read_json(Path(job.folder, FAILURE))
+    if said is None:
+        return None
+    for kind in _TOLD:
+        if said["kind"] == kind.__name__:
+            return kind(said["message"])
+    count = job.settings.compute.num_processes
+    return ProcessFailedError(
+        f"process {said['rank']} of {count}: {said['kind']}: {said['message']}"
+    )
+
+
+def _reason(job: CellJob, error: ChildFailedError, count: int) -> click.ClickException:
     """Why a training failed: what its first process to fail said, or which signal ended one."""
+    said = first_failure(job)
     rank, failure = error.get_first_failure()
     code = failure.exitcode
     # A process whose partner has failed may abort.
@@ -243,11 +260,4 @@ def _reason(said: Any, error: ChildFailedError, count: int) -> click.ClickExcept
         hint = " (is the memory full?)" if code == -signal.SIGKILL else ""
         name = signal.Signals(-code).name
         return ProcessKilledError(f"process {rank} of {count} was ended by {name}{hint}")
-    if said is None:
-        return ProcessFailedError(f"process {rank} of {count} ended with exit code {code}")
-    for kind in _TOLD:
-        if said["kind"] == kind.__name__:
-            return kind(said["message"])
-    return ProcessFailedError(
-        f"process {said['rank']} of {count}: {said['kind']}: {said['message']}"
-    )
+    return said or ProcessFailedError(f"process {rank} of {count} ended with exit code {code}")

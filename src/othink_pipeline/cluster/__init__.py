@@ -9,4 +9,5 @@
 - ``surroundings``: folder, environment, code and libraries that every process must have
 - ``worker``: what Ray's processes do
 - ``machines``: a cell's training on several machines
+- ``share``: what the others of them do
 """

@@ -94,8 +94,8 @@ def find_faults(cluster: Cluster, machines: Sequence[Mapping[str, float]]) -> li
         if found < asked:
             on = f" on each of {asked} machines" if asked > 1 else ""
             faults.append(
-                f"cluster.{kind} asks for {_describe(demand.resources, demand.resources)}{on}, and "
-                f"{found or 'no'} machine has that. There are: "
+                f"cluster.{kind} asks for {_describe(demand.resources, demand.resources)}{on}. "
+                f"Machines that have it: {found}. There are: "
                 f"{'; '.join(_describe(machine, demand.resources) for machine in machines)}. "
                 "Ask for less, or start a machine that has it."
             )

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import Thread
 from typing import Any
-
-import click
 
 from othink_pipeline.cells.job import CellJob
 from othink_pipeline.cells.processes import (
@@ -22,10 +19,11 @@ from othink_pipeline.cells.processes import (
     ProcessFailedError,
     ProcessKilledError,
     Share,
+    first_failure,
     train_here,
     train_on,
 )
-from othink_pipeline.cluster.surroundings import compute_with, enter
+from othink_pipeline.cluster.share import BadEnd, run_share
 
 END_S = 4.0 * GRACE_S
 """How long the other machines have to end once the first one's processes have."""
@@ -60,7 +58,7 @@ def _train_together(
 
     with socket.create_server((ray.util.get_node_ip_address(), 0)) as free:
         address, port = free.getsockname()
-    shares = [Share(machines, number, f"{address}:{port}") for number in range(machines)]
+    shares = [Share(machines, n, address, f"{address}:{port}") for n in range(machines)]
     assigned = dict(ray.get_runtime_context().get_assigned_resources())
     cpus, gpus = assigned.pop("CPU", 0), assigned.pop("GPU", 0)
     remote, group = ray.remote(run_share), get_current_placement_group()
@@ -88,42 +86,25 @@ def _train_together(
     finally:
         for other in others:  # that has not ended; it has to, where this task is interrupted
             ray.cancel(other)
-    if failed:
-        killed = watch.killed and ProcessKilledError(watch.killed)
-        raise watch.error or killed or failed
-
-
-def run_share(share: bytes, surroundings: bytes, threads: int) -> str | None:
-    """Run the processes of another machine than the first.
-
-    Args:
-        share: the pickled job, the id of its MLflow run and this machine's ``Share``.
-        surroundings, threads: as of ``worker.run_node``.
-
-    Returns:
-        Which of its processes was killed, if one was.
-    """
-    # Below `ray start` in the background of a shell it is ignored; to cancel is to send it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    enter(surroundings)
-    compute_with(threads)
-    try:
-        train_here(*pickle.loads(share))
-    except ProcessKilledError as error:
-        return error.message
-    except click.ClickException:  # in words that the first machine finds in the cell's folder
-        return None
-    return None
+    if failed is None:
+        return
+    if watch.error:
+        raise watch.error
+    if watch.bad_end and watch.bad_end.killed:
+        raise ProcessKilledError(watch.bad_end.message)
+    if watch.bad_end and isinstance(failed, MachineLostError):  # this one has given up for it
+        raise first_failure(job) or ProcessFailedError(watch.bad_end.message)
+    raise failed
 
 
 class _Watch(Thread):
-    """Waits for the other machines, and lets this one give up where one is gone."""
+    """Waits for the other machines, and lets this one give up where one is gone or has failed."""
 
     def __init__(self, others: Sequence[Any]) -> None:
         super().__init__(daemon=True, name="other machines")
         self._others = list(others)
-        self.killed: str | None = None
-        """Which process was."""
+        self.bad_end: BadEnd | None = None
+        """How a share failed."""
         self.error: Exception | None = None
         """What became of a machine."""
 
@@ -133,11 +114,11 @@ class _Watch(Thread):
         while self._others:
             (done,), self._others = ray.wait(self._others)
             try:
-                self.killed = ray.get(done) or self.killed
+                self.bad_end = ray.get(done)
             except ray.exceptions.RayTaskError as error:  # before its processes began
                 self.error = ProcessFailedError(f"another machine: {error.cause}")
             except ray.exceptions.RayError as error:
                 self.error = MachineLostError(f"another machine: {type(error).__name__}")
-            if self.error:
+            if self.error or self.bad_end:
                 os.kill(os.getpid(), GIVE_UP)
                 return

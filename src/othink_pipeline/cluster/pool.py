@@ -13,6 +13,7 @@ import click
 from othink_pipeline.cells.parameters import Cluster, Demand
 from othink_pipeline.cells.processes import MachineLostError
 from othink_pipeline.cluster import worker
+from othink_pipeline.cluster.connection import find_faults
 from othink_pipeline.cluster.surroundings import Surroundings
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class RayPool:
         self._surroundings = ray.put(pickle.dumps(surroundings))
         self._flying: dict[Any, _Task] = {}
         self._used: Counter[str] = Counter()
+        self._said: set[str] = set()
         self._there: Mapping[str, float] = ray.cluster_resources()
 
     @property
@@ -113,6 +115,7 @@ class RayPool:
         done, _ = self._ray.wait(list(self._flying), timeout=LOOK_S)
         self._there = self._ray.cluster_resources()
         if not done:
+            self._say_what_is_not_there()
             return None
         task = self._flying.pop(done[0])
         self._used.subtract(task.resources)
@@ -134,6 +137,14 @@ class RayPool:
         logger.warning("%s: %s; given again (%d of %d)", name, said, deaths, retries)
         self._give(task._replace(deaths=deaths))
         return None
+
+    def _say_what_is_not_there(self) -> None:
+        """Once: what was lost on the way and is waited for."""
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        for fault in find_faults(self._cluster, machines):
+            if fault not in self._said:
+                self._said.add(fault)
+                logger.warning("%s It is waited for.", fault)
 
     def cancel(self) -> None:
         """Interrupt all tasks as Ctrl-C would; after a while, end what is left of them."""

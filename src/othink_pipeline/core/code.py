@@ -116,7 +116,12 @@ def _sources(modules: tuple[str, ...], package: Path) -> dict[str, bytes]:
         if above:
             waiting.append((above, f"above {module}"))
         home = module if file.name == "__init__.py" else above
-        for node in _imports(source):
+        try:
+            imports = _imports(source)
+        except SyntaxError as error:
+            error.filename = str(file)
+            raise
+        for node in imports:
             why = f"imported by {module}, line {node.lineno}"
             waiting += [(name, why) for name in _imported(node, home, package)]
     return sources

@@ -156,7 +156,8 @@ def _option_text(answer: Any, options: Mapping[str, str]) -> str:
         meant += [letter for letter in letters if letter == plain]
         meant += [letter for letter, option in options.items() if option == text]
         meant = list(dict.fromkeys(meant))
-        hint = "; a place, counted from 0, is a number and no text" * plain.isdecimal()
+        if not meant and not is_number and plain.isdecimal():
+            hint = "; a place, counted from 0, is a number and no text"
     if len(meant) != 1:
         what = "none of the options" if not meant else f"options {' and '.join(meant)}"
         where = f"{letters[0]} to {letters[-1]}{hint}"

@@ -114,6 +114,7 @@ def check_model(
     evaluation: Evaluation,
     settings: ModelSettings,
     compute: Compute,
+    machines: int = 1,
 ) -> tuple[list[Row], Lengths | None]:
     """Check that a base model loads, reads the tasks' examples and fits context and memory.
 
@@ -125,11 +126,12 @@ def check_model(
         methods: what the grid trains it by.
         settings: how it is loaded.
         compute: how it is trained.
+        machines: that train a cell together.
 
     Returns:
         A row for each check, and what is longest in the examples; None where a check failed before.
     """
-    if fault := find_device_fault(compute, torch.cuda.device_count()):
+    if fault := find_device_fault(compute, torch.cuda.device_count(), machines):
         return [Row("device", "FAILED", *fault)], None
     name = f"model {path}"
     device = find_device()

@@ -120,6 +120,8 @@ def conclusion(row: Difference) -> str:
     if row.baseline != BASE and row.unit == "items":
         return f"{UNDECIDED}, one seed"
     equivalent = f"equivalent within {row.margin:g} points"
+    if row.unit == "items":
+        return f"{'different' if _is_different(row) else UNDECIDED} over items, one seed"
     if not _is_equivalent(row):
         return "different" if _is_different(row) else UNDECIDED
     return f"different, yet {equivalent}" if _is_different(row) else equivalent

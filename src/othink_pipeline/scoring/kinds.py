@@ -52,9 +52,10 @@ _DRESSED = re.compile(
     r"([+\-\u2212]?)[$€£¥]?\s*([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.))(\.[0-9]+)?(e[+-]?[0-9]{1,2})?"
     r"\s*(%|percent|per cent)?"
 )
+# Beyond what exact answers may be: "B)", "[b]", "B:"; "Option B" may also be an option's text.
+_LETTER = re.compile(r"[(\[]?([a-z])[)\]]?[.:]?")
+_NAMED_LETTER = re.compile(r"(?:option|choice) ([a-z])")
 # A letter that is no article, so that "B. or C" does not pass for B.
-# Beyond what exact answers may be: "B)", "[b]", "B:", "Option B".
-_LETTER = re.compile(r"(?:(?:option|choice)\s+)?[(\[]?([a-z])[)\]]?[.:]?")
 _OTHER_LETTER = re.compile(r"\b[b-hj-z]\b|\b[ai]\b(?!\s+\w)")
 
 
@@ -205,9 +206,12 @@ class Choice(_Kind):
         """See ``_Kind.is_right``."""
         if given.letter and gold.letter and given.letter != gold.letter:
             return False
-        if given.words and gold.words:
-            return given.words.means(gold.words)
-        if not given.letter or not gold.letter:
+        if given.words and gold.words and given.words.means(gold.words):
+            return True
+        if given.words and not given.letter and gold.letter:
+            named = _NAMED_LETTER.fullmatch(given.words.text)
+            return named is not None and named[1].upper() == gold.letter
+        if (given.words and gold.words) or not given.letter or not gold.letter:
             return False
         return not given.words or not _OTHER_LETTER.search(given.words.text)
 

@@ -9,6 +9,7 @@ It imports MLflow: import it inside functions (`kedro registry list` imports the
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import Any
@@ -34,9 +35,12 @@ from mlflow.tracking._tracking_service.utils import _get_store
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_MODEL_IS_EXTERNAL
 from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request, verify_rest_response
+from requests import RequestException
 from sqlalchemy.exc import DBAPIError
 
 from othink_pipeline.tracking.journal import Context, DatasetRef
+
+logger = logging.getLogger(__name__)
 
 _MAX_METRICS_PER_REQUEST = 1000
 # The SQL store looks for repeats of a model's metrics in batches of 100 and takes those outside
@@ -98,6 +102,14 @@ def is_refusal(error: Exception) -> bool:
         status: int = error.get_http_status_code()
         return 400 <= status < 500 and status not in _TRY_AGAIN
     return not isinstance(error, OSError | DBAPIError)
+
+
+def _refuses_artifacts(error: Exception) -> bool:
+    """As ``is_refusal``, of a store of artifacts: behind a server's proxy, or a folder."""
+    if isinstance(error, RequestException):
+        status = 500 if error.response is None else error.response.status_code
+        return 400 <= status < 500 and status not in _TRY_AGAIN
+    return isinstance(error, OSError) or is_refusal(error)
 
 
 def is_unknown(error: Exception) -> bool:
@@ -185,10 +197,17 @@ def write_table(
 ) -> None:
     """Log a table as an artifact, in the place of one of that name.
 
-    MLflow's own ``log_table`` would add the rows to those that are there.
+    MLflow's own ``log_table`` would add the rows to those that are there. Where artifacts are
+    refused, curves are worth more than tables: it is left out with a warning.
     """
     content = json.dumps({"columns": columns, "data": rows})
-    MlflowClient().log_text(run_id, content, file)
+    try:
+        MlflowClient().log_text(run_id, content, file)
+    except (MlflowException, OSError) as error:
+        if not _refuses_artifacts(error):
+            raise
+        logger.warning("run %s: %s is left out, artifacts are refused (%s)", run_id, file, error)
+        return
     tables = json.loads(store.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
     entry = {"path": file, "type": "table"}
     if entry not in tables and len(tables) < _MAX_TABLES:

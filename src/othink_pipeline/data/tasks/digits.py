@@ -35,7 +35,7 @@ FORM_WEIGHTS = {"total": 3, "line": 1, "difference": 1, "count": 1, "weighted": 
 
 
 class Scan(NamedTuple):
-    """One digit that somebody wrote: 8 x 8 bytes, row by row, 0 where it is black."""
+    """One digit that somebody wrote: 8 x 8 bytes, row by row, from 15 (ink) to 255 (paper)."""
 
     number: int
     digit: int

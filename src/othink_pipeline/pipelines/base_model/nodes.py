@@ -11,7 +11,7 @@ from typing import Any
 
 from othink_pipeline.cells.keys import SAME_ENV, arithmetic
 from othink_pipeline.cells.methods import distinct_sizes, resolve_methods
-from othink_pipeline.cells.parameters import Evaluation, Experiment, Folders
+from othink_pipeline.cells.parameters import Cluster, Evaluation, Experiment, Folders
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest, code_tags, library_versions
 from othink_pipeline.core.files import content_key, publish
@@ -53,6 +53,7 @@ def check_base_model(
     folders: Folders,
     model: ModelSettings,
     compute: Compute,
+    cluster: Cluster,
     *examples: Examples,
     number: int,
 ) -> BaseModelCheckpoint:
@@ -77,7 +78,9 @@ def check_base_model(
     blocks = {"training": training, "sft": sft, "rl": rl, "methods": methods}
     resolved = distinct_sizes(resolve_methods(blocks, experiment.tasks, experiment.methods))
     home = Path(folders.checkpoints) / "base" / f"b{number}" / found.digest[:16]
-    _check_fit(found, resolved, evaluation, model, compute, examples, home / CHECKED)
+    machines = cluster.train.machines
+    fit = found, resolved, evaluation, model, compute, machines
+    _check_fit(*fit, examples, home / CHECKED)
     return _open_run(found, number, home)
 
 
@@ -106,6 +109,7 @@ def _check_fit(
     evaluation: Evaluation,
     model: ModelSettings,
     compute: Compute,
+    machines: int,
     examples: tuple[Examples, ...],
     checked: Path,
 ) -> None:
@@ -115,6 +119,7 @@ def _check_fit(
             "base_model": base_model.digest,
             "model": model.model_dump(),
             "compute": compute.model_dump() | arithmetic(compute),
+            "machines": machines,
             "methods": {name: method.model_dump() for name, method in methods.items()},
             "evaluation": evaluation.model_dump(),
             "examples": [each.to_json() for each in examples],
@@ -143,7 +148,9 @@ def _check_fit(
     ]
     rows += compatibility.check_overlap(tasks)
     refuse(rows)  # the model is run on sound examples only
-    rows, _ = compatibility.check_model(base_model.path, tasks, methods, evaluation, model, compute)
+    rows, _ = compatibility.check_model(
+        base_model.path, tasks, methods, evaluation, model, compute, machines
+    )
     refuse(rows)
     for row in rows:
         if row.outcome == "note":

@@ -58,6 +58,7 @@ def create_check(grid: Grid) -> Pipeline:
                     "params:folders",
                     "params:model",
                     "params:compute",
+                    "params:cluster",
                     *(f"{task}.examples" for task in grid.tasks),
                 ],
                 outputs=f"base.b{number}.checkpoint",

@@ -38,7 +38,8 @@ from othink_pipeline.tracking.recorder import told_if_away
 logger = logging.getLogger(__name__)
 
 COST_COLUMNS = (
-    *("updates", "prompts", "completion_tokens", "seconds", "weights_changed", "run_id", "path"),
+    *("updates", "prompts", "completion_tokens", "seconds", "weights_changed"),
+    *("run_id", "path", "digest"),
 )
 
 

@@ -22,8 +22,8 @@ from othink_pipeline.pipelines.cross_task.nodes import (
 from othink_pipeline.pipelines.cross_task.recording import record_results
 from othink_pipeline.pipelines.wiring import BoundNode, bind, evaluation_node, tested_cell
 
-REPORT = "report"
-"""Tag of all that is made from what the methods' cells have made; most of it is its namespace."""
+FROM_CELLS = "from_cells"
+"""Tag of all that is made from what the cells have made: matrix, report, MLflow's records."""
 
 
 def create_pipeline(grid: Grid) -> Pipeline:
@@ -95,7 +95,7 @@ def _collect_task(task: str, methods: tuple[str, ...]) -> list[Node]:
             outputs=f"{task}.{kind}",
             name=f"{function.__name__}_{kind}".removesuffix("_tests"),
             namespace=task,
-            tags=[REPORT],
+            tags=[FROM_CELLS],
         )
 
     return [
@@ -117,8 +117,8 @@ def _report(tasks: tuple[str, ...], methods: tuple[str, ...]) -> list[Node]:
             inputs=[f"{namespace}.tests" for namespace in (BASE, *tasks)],
             outputs=["predictions", "transfer_matrix", "report.failures"],
             name="build_transfer_matrix",
-            namespace=REPORT,
-            tags=[REPORT],
+            namespace="report",
+            tags=[FROM_CELLS],
         ),
         *(
             Node(
@@ -126,8 +126,8 @@ def _report(tasks: tuple[str, ...], methods: tuple[str, ...]) -> list[Node]:
                 inputs=[f"{task}.{table}" for task in tasks],
                 outputs=f"report.{table}",
                 name=f"concatenate_{table}",
-                namespace=REPORT,
-                tags=[REPORT],
+                namespace="report",
+                tags=[FROM_CELLS],
             )
             for table in ("history", "training")
         ),
@@ -136,8 +136,8 @@ def _report(tasks: tuple[str, ...], methods: tuple[str, ...]) -> list[Node]:
             inputs=["transfer_matrix", "report.history", "params:known_methods"],
             outputs=["heat_map", "training_curves"],
             name="draw_figures",
-            namespace=REPORT,
-            tags=[REPORT],
+            namespace="report",
+            tags=[FROM_CELLS],
         ),
         BoundNode(
             bind(write_report, methods=methods),
@@ -153,8 +153,8 @@ def _report(tasks: tuple[str, ...], methods: tuple[str, ...]) -> list[Node]:
             ],
             outputs=["report", "differences", "verdict"],
             name="write_report",
-            namespace=REPORT,
-            tags=[REPORT],
+            namespace="report",
+            tags=[FROM_CELLS],
         ),
     ]
 
@@ -168,8 +168,8 @@ def _pictures(grid: Grid) -> list[Node]:
             inputs=["predictions", "params:report", "params:known_methods", *examples],
             outputs="samples",
             name="draw_samples",
-            namespace=REPORT,
-            tags=[REPORT],
+            namespace="report",
+            tags=[FROM_CELLS],
         ),
         BoundNode(
             bind(write_page, methods=methods),
@@ -185,8 +185,8 @@ def _pictures(grid: Grid) -> list[Node]:
             ],
             outputs="report_page",
             name="write_page",
-            namespace=REPORT,
-            tags=[REPORT],
+            namespace="report",
+            tags=[FROM_CELLS],
         ),
     ]
 
@@ -204,5 +204,5 @@ def _recording(methods: tuple[str, ...]) -> Node:
         outputs=None,
         name="record_results",
         namespace="mlflow",
-        tags=[REPORT],
+        tags=[FROM_CELLS],
     )

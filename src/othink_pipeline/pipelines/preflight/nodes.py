@@ -101,7 +101,8 @@ def check_fit(parameters: dict[str, Any]) -> Fit:
         found, model = _find_model(blocks.base_model, number)
         if model is not None:
             found, longest = compatibility.check_model(
-                model.path, tasks, methods, blocks.evaluation, blocks.model, blocks.compute
+                *(model.path, tasks, methods, blocks.evaluation, blocks.model, blocks.compute),
+                blocks.cluster.train.machines,
             )
             if longest and not failed(found):
                 lengths[model.path] = longest

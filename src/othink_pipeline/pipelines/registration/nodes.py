@@ -27,20 +27,25 @@ def register_best_cell(history: pd.DataFrame, training: pd.DataFrame) -> None:
 
     Args:
         history: columns task, method, seed, step, metric, value.
-        training: a row for each cell, with its run_id and the path of its last checkpoint.
+        training: a row for each cell: run_id, path and digest of its last checkpoint.
 
     Raises:
-        ConfigurationError: no cell is finished; the best one's checkpoint is gone, or adapters.
+        ConfigurationError: no cell is finished; the best one's checkpoint is gone, was changed, or
+            is adapters; MLflow refuses it.
         TrackingUnavailableError: the MLflow server does not answer.
     """
+    from mlflow.exceptions import MlflowException
+
     scores = validation_accuracy(history)
     if scores.empty:
         raise ConfigurationError("no cell is finished: there is nothing to register. Run the grid.")
     task, method, seed = best = scores.index[int(scores.argmax())]
     accuracy, cell = scores.max(), training.set_index(CELL).to_dict("index")[best]
     name, folder = f"{task}/{method}/s{seed}", Path(cell["path"])
-    if not folder.is_dir():
-        raise ConfigurationError(f"{name}: its checkpoint {folder} is gone. Run the grid again.")
+    if not folder.is_dir() or digest_folder(folder) != cell["digest"]:
+        raise ConfigurationError(
+            f"{name}: its checkpoint {folder} is gone, or was changed since. Run the grid again."
+        )
     if (folder / ADAPTERS).exists():
         raise ConfigurationError(
             f"{name}: its checkpoint {folder} is adapters, which do not load by themselves. Set "
@@ -50,11 +55,19 @@ def register_best_cell(history: pd.DataFrame, training: pd.DataFrame) -> None:
         "task": task,
         "method": method,
         "seed": str(seed),
+        "validated_on": ", ".join(sorted(training["task"].unique())),
         "validation_accuracy": f"{accuracy:.4f}",
-        "digest": digest_folder(folder),
+        "digest": cell["digest"],
     }
-    with told_if_away():
-        uri = registry.register(cell["run_id"], folder, ALIAS, about)
+    try:
+        with told_if_away():
+            uri = registry.register(cell["run_id"], folder, ALIAS, about)
+    except (MlflowException, OSError) as error:
+        raise ConfigurationError(
+            f"{name}: MLflow does not register it ({error}). Its run {cell['run_id']} must be in "
+            "the store of today's mlflow.yml, artifacts must be taken there, and the experiment's "
+            "name, which the model gets, may hold neither / nor :."
+        ) from None
     logger.info("%s: %.1f %% right on validation, registered: %s", name, 100 * accuracy, uri)
 
 

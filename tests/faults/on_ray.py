@@ -40,16 +40,28 @@ def list_scenarios(undisturbed: Undisturbed) -> dict[str, Callable[[Path], Found
 
 
 @contextmanager
-def two_machines() -> Iterator[tuple[str, int]]:
-    """A Ray of two machines with a core each: how a run is told of it, and the second's raylet."""
+def two_machines() -> Iterator[Any]:
+    """A Ray of two machines with a core each."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
-        (raylet,) = cluster.add_node(num_cpus=1).all_processes["raylet"]
-        yield f"--params=cluster.address={cluster.address}", raylet.process.pid
+        cluster.add_node(num_cpus=1)
+        yield cluster
     finally:
         cluster.shutdown()
+
+
+def raylet_pid(cluster: Any) -> int:
+    """Of the second machine: without it nothing runs there."""
+    (raylet,) = next(iter(cluster.worker_nodes)).all_processes["raylet"]
+    return int(raylet.process.pid)
+
+
+def at(cluster: Any, **parameters: Any) -> str:
+    """How a run is told of a Ray, and of what else is other."""
+    parameters = {"cluster.address": cluster.address, **parameters}
+    return "--params=" + ",".join(f"{key}={value}" for key, value in parameters.items())
 
 
 def lose_worker(project: Path, wound: dict[str, Any], undisturbed: Undisturbed) -> Found:
@@ -60,8 +72,9 @@ def lose_worker(project: Path, wound: dict[str, Any], undisturbed: Undisturbed) 
 
 def lose_machine(project: Path, undisturbed: Undisturbed) -> Found:
     """Of two machines with a core each one loses its Ray; the run goes on with the other."""
-    with two_machines() as (there, raylet):
-        code = run(project, _once(project, {**MIDDLE, "pid": raylet}), ON_RAY, there)
+    with two_machines() as cluster:
+        wound = _once(project, {**MIDDLE, "pid": raylet_pid(cluster)})
+        code = run(project, wound, ON_RAY, at(cluster))
     return _hurt(project, compare(project, [code], "", undisturbed))
 
 

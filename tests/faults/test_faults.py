@@ -3,15 +3,25 @@
 And one is run on Ray, which loses a worker: cells side by side come to the same, too.
 """
 
+import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import MiniModel
-from tests.faults.on_ray import two_machines
-from tests.faults.project import ON_RAY, leftovers, make_project, read_outcome, run, steps_taken
+from tests.faults.on_ray import at, raylet_pid, two_machines
+from tests.faults.project import (
+    ON_RAY,
+    leftovers,
+    make_project,
+    read_outcome,
+    run,
+    start,
+    steps_taken,
+)
 from tests.faults.scenarios import DAMAGES, Undisturbed, run_undisturbed
 
 WOUNDS: list[dict[str, Any]] = [
@@ -51,8 +61,8 @@ def test_a_run_on_ray_that_loses_a_worker_comes_to_the_same(
     """Two cells on two machines, each with as many threads as the undisturbed run had."""
     project = make_project(tmp_path / "project", mini_model.path)
     third = {"point": "optimizer step", "call": 3, "after": False, "signal": signal.SIGKILL}
-    with two_machines() as (there, _):
-        code = run(project, {**third, "once": str(project / "struck")}, ON_RAY, there)
+    with two_machines() as cluster:
+        code = run(project, {**third, "once": str(project / "struck")}, ON_RAY, at(cluster))
     log = (project / "log.txt").read_text()
     assert code == 0, log
     assert log.count("given again (1 of 3)") == 1
@@ -60,3 +70,30 @@ def test_a_run_on_ray_that_loses_a_worker_comes_to_the_same(
     assert leftovers(project) == []
     # The update that was under way is all that was lost: there was a state of the one before.
     assert steps_taken(project) == undisturbed.steps
+
+
+@pytest.mark.slow
+def test_a_cell_on_two_machines_that_loses_one_goes_on_with_another(
+    mini_model: MiniModel, tmp_path: Path
+) -> None:
+    """And comes to what two processes of one machine come to."""
+    together = {"compute.num_processes": 2, "training.prompts_per_update": 4}
+    alone, project = (
+        make_project(tmp_path / name, mini_model.path) for name in ("alone", "project")
+    )
+    assert run(alone, None, "--params=" + ",".join(f"{k}={v}" for k, v in together.items())) == 0
+    with two_machines() as cluster:
+        machines = {**together, "cluster.train.machines": 2}
+        command = start(project, None, ON_RAY, at(cluster, **machines))
+        while not any(project.glob("data/06_models/*/*/s0/*/resume/checkpoint-*")):
+            assert command.is_alive(), (project / "log.txt").read_text()
+            time.sleep(0.05)
+        lost = raylet_pid(cluster)  # of a machine that the cell is on
+        cluster.add_node(num_cpus=1)
+        os.kill(lost, signal.SIGKILL)
+        code = command.wait(1200)
+    log = (project / "log.txt").read_text()
+    assert code == 0, log
+    assert log.count("given again (1 of 3)") == 1
+    assert read_outcome(project) == read_outcome(alone)
+    assert leftovers(project) == []

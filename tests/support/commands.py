@@ -44,6 +44,10 @@ class Command:
         self._process = processes.Process(target=_work, args=arguments)
         self._process.start()
 
+    def is_alive(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.is_alive()
+
     def send(self, number: int) -> None:
         """Send it a signal."""
         assert self._process.pid is not None

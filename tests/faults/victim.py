@@ -25,6 +25,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from othink_pipeline.cluster.surroundings import enter
 from othink_pipeline.cluster.worker import run_node
 
 WOUND, STEPS = "OTHINK_TEST_WOUND", "OTHINK_TEST_STEPS"
@@ -69,6 +70,7 @@ def main(wound: dict[str, Any], steps: Path, options: list[str]) -> None:
 
 def run_hurt_node(*arguments: Any) -> Any:
     """What Ray's workers do in a run that is hurt."""
+    enter(arguments[1])  # the environment, among others
     _wrap_points_once()
     return run_node(*arguments)
 

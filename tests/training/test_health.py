@@ -54,6 +54,7 @@ def health(**changes: Any) -> Health:
         "endless_share": 0.9,
         "format_learnt": 0.8,
         "format_lost": 0.4,
+        "completions_every_updates": 0,
     }
     return Health(**{**dict.fromkeys(FAULTS, "go_on"), **blocks, **changes})
 

@@ -217,7 +217,7 @@ def test_report_adjusts_for_all_its_tests(
     # GRPO-D beats the base on 6 items and loses on 1: p = 2 * (1 + 7) / 2^7, times 6 tests.
     smallest = [row for row in rows if row.startswith("| grpo_d minus base | same-task")]
     assert [row.split(" | ")[-6:] for row in smallest] == [
-        ["0.125", "?", "0.750", "—", "—", "undecided |"]
+        ["0.125", "?", "0.750", "—", "—", "undecided, one seed |"]
     ]
     assert rows[0].endswith(" | ? | ? | undecided, one seed |")
     assert sum(row.split(" | ")[-4] == "1.000" for row in rows) == 5

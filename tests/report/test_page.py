@@ -264,7 +264,7 @@ def test_a_forest_has_one_axis_and_says_what_its_tests_are_over() -> None:
     ]
     assert [whisker.margin for whisker in drawn.whiskers] == [(30, 20), None, (30, 20)]
     assert [whisker.conclusion for whisker in drawn.whiskers] == [
-        *("undecided, one seed", "undecided"),
+        *("undecided, one seed", "undecided, one seed"),
         "equivalent within 5 points",
     ]
 

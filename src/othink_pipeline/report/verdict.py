@@ -117,11 +117,10 @@ def conclusion(row: Difference) -> str:
     tests after Holm is below 5 %. A small difference can be shown to be one and to be small.
     Neither is ever told of two methods with one seed each: what another seed would do is unknown.
     """
-    if row.baseline != BASE and row.unit == "items":
-        return f"{UNDECIDED}, one seed"
-    equivalent = f"equivalent within {row.margin:g} points"
     if row.unit == "items":
-        return f"{'different' if _is_different(row) else UNDECIDED} over items, one seed"
+        is_told = row.baseline == BASE and _is_different(row)
+        return f"{'different over items' if is_told else UNDECIDED}, one seed"
+    equivalent = f"equivalent within {row.margin:g} points"
     if not _is_equivalent(row):
         return "different" if _is_different(row) else UNDECIDED
     return f"different, yet {equivalent}" if _is_different(row) else equivalent

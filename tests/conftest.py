@@ -111,8 +111,9 @@ def mini_model(
 
     rebuild = tiny_rebuild()
     base = {task: tables["base"] for task, tables in splits.items()}
-    model, processor, facts = pretrain(base, PROMPT, rebuild, lambda *_: None)
-    folder = tmp_path_factory.mktemp("mini_model") / "model"
+    home = tmp_path_factory.mktemp("mini_model")
+    model, processor, facts = pretrain(base, PROMPT, rebuild, lambda *_: None, home / "state.pt")
+    folder = home / "model"
     save_model(model, processor, folder)
     return MiniModel(folder, digest_folder(folder), facts, rebuild)
 

@@ -56,7 +56,9 @@ def make_model(folder: Path) -> Path:
         file = folder / f"{task}.arrow"
         write_examples(list(draw_examples(task, {"base": 300}, seed=0)), file)
         base[task] = read_examples(file)
-    model, processor, _ = pretrain(base, PROMPT, tiny_rebuild(), lambda *_: None)
+    model, processor, _ = pretrain(
+        base, PROMPT, tiny_rebuild(), lambda *_: None, folder / "state.pt"
+    )
     path = folder / "model"
     save_model(model, processor, path)
     return path

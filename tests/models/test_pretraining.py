@@ -2,12 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 import torch
 
+from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.models.load import load_model
 from othink_pipeline.models.pretraining import IGNORED, _draw_rows, _encode, _rate, pretrain
 from othink_pipeline.models.prompts import render_prompt
@@ -97,7 +100,7 @@ def test_tasks_take_turns_and_each_pass_shows_every_example_once() -> None:
 
 
 def test_the_last_phase_shows_its_own_share(
-    splits: Splits, monkeypatch: pytest.MonkeyPatch
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares = []
 
@@ -106,19 +109,58 @@ def test_the_last_phase_shows_its_own_share(
         return _encode(processor, rows, prompt, share, rng)
 
     monkeypatch.setattr("othink_pipeline.models.pretraining._encode", record)
-    base = {task: splits[task]["base"] for task in TASKS}
-    rebuild = tiny_rebuild(
-        updates=3, batch_size=2, worked_rate=0.9, last_phase_updates=1, last_phase_worked_rate=0.3
-    )
     logged: dict[int, float] = {}
     model, _, facts = pretrain(
-        base,
+        base_of(splits),
         PROMPT,
-        rebuild,
+        three_updates(),
         lambda update, metrics: logged.update({update: metrics["train/loss"]}),
+        tmp_path / "state.pt",
     )
     assert shares == [0.9, 0.9, 0.3]
     assert list(logged) == [1, 2, 3]
     assert facts["final_loss"] == pytest.approx(sum(logged.values()) / 3, abs=1e-3)
     assert facts["updates"] == 3
     assert not model.training
+
+
+def test_one_that_was_stopped_goes_on_to_the_same_end(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("othink_pipeline.models.pretraining.SAVED_EVERY", 2)
+    trained = {}
+    updates: dict[str, list[int]] = {"at once": [], "in parts": []}
+
+    def log(update: int, _: Any) -> None:
+        updates[name].append(update)
+        if name == "in parts" and updates[name] == [1, 2, 3]:
+            raise KeyboardInterrupt
+
+    for name in ("at once", "in parts", "in parts"):
+        with suppress(KeyboardInterrupt):
+            state = tmp_path / name
+            trained[name] = pretrain(base_of(splits), PROMPT, three_updates(), log, state)
+    assert updates == {"at once": [1, 2, 3], "in parts": [1, 2, 3, 3]}
+    (whole, _, facts), (model, _, facts_in_parts) = trained.values()
+    assert facts["final_loss"] == facts_in_parts["final_loss"]
+    weights = model.state_dict()
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, weights[key]), key
+
+
+def test_one_too_large_to_ship_is_refused_before_it_is_trained(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("othink_pipeline.models.pretraining.LIMIT_MB", 0.1)
+    with pytest.raises(ConfigurationError, match=r"over the limit of 0\.1 MB"):
+        pretrain(base_of(splits), PROMPT, three_updates(), pytest.fail, tmp_path / "state.pt")
+
+
+def base_of(splits: Splits) -> Any:
+    return {task: splits[task]["base"] for task in TASKS}
+
+
+def three_updates() -> Any:
+    return tiny_rebuild(
+        updates=3, batch_size=2, worked_rate=0.9, last_phase_updates=1, last_phase_worked_rate=0.3
+    )

@@ -11,6 +11,8 @@ class MadeModel(FolderManifest):
 
     made_by: str
     """The command."""
+    key: str | None = None
+    """Of all that it was made of; None of one that was made before there were such keys."""
     code: dict[str, str]
     rebuild: MiniModel
     facts: dict[str, int | float]

@@ -6,18 +6,19 @@ import json
 import logging
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
-from othink_pipeline.cells.keys import SAME_ENV, arithmetic
+from othink_pipeline.cells.keys import JOURNAL, SAME_ENV, arithmetic
 from othink_pipeline.cells.methods import distinct_sizes, resolve_methods
 from othink_pipeline.cells.parameters import Cluster, Evaluation, Experiment, Folders
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest, code_tags, library_versions
-from othink_pipeline.core.files import content_key, publish
+from othink_pipeline.core.files import MANIFEST, content_key, publish, read_json
 from othink_pipeline.core.locks import lock
 from othink_pipeline.data.examples import read_examples
-from othink_pipeline.data.manifests import Examples
+from othink_pipeline.data.manifests import Examples, Split
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.data.preparation import prepare_splits
 from othink_pipeline.models.base_models import find_base_model
@@ -31,6 +32,8 @@ from othink_pipeline.models.parameters import (
 )
 from othink_pipeline.preflight.rows import refuse
 from othink_pipeline.tracking import records, runs
+from othink_pipeline.tracking.journal import Journal
+from othink_pipeline.tracking.recorder import Recorder
 from othink_pipeline.training.parameters import RL, SFT
 
 logger = logging.getLogger(__name__)
@@ -38,8 +41,8 @@ logger = logging.getLogger(__name__)
 CHECKED = "checked.json"
 """Holds the content key of the last checks that a base model passed: they are not repeated."""
 
-LIMIT_MB = 8
-"""A shipped model, everything in its folder, is at most this large."""
+STATE = "state.pt"
+"""All of a base model's training that was begun, beside its run and its journal."""
 
 
 def check_base_model(
@@ -175,6 +178,8 @@ def train_base_model(
 ) -> MadeModel:
     """Make the mini base model and measure it on the validation splits, mode by mode.
 
+    One that was made of the same is taken as it is, one that was begun is gone on with.
+
     Args:
         examples: the base split of every task, then of every task its train, validation and test
             splits; the test splits are not read.
@@ -182,53 +187,98 @@ def train_base_model(
     Returns:
         How the model in ``rebuild.path`` was made, and of each task its accuracy when it is free
         to think or not, and forced to either.
+
+    Raises:
+        ConfigurationError: the model is too large to be shipped.
+        TrackingUnavailableError, TrackingRefusedError: as of ``Recorder``.
     """
-    from othink_pipeline.models.load import save_model
-    from othink_pipeline.models.pretraining import pretrain
     from othink_pipeline.preflight.device import emulates_bfloat16
 
-    if rebuild.bf16 and emulates_bfloat16():
-        logger.warning(
-            "rebuild.bf16 = True: this CPU has no bfloat16 of its own, and what stands in for it "
-            "is ten times slower than float32. --params=rebuild.bf16=false"
-        )
     tasks = len(examples) // 2
     base = {each.task: each.splits["base"] for each in examples[:tasks]}
-    prompt = next(iter(base.values())).prompt
-    settings = {**rebuild.model_dump(), "prompt": prompt}
-    run_id = runs.start_run("base", "base_model", {"method": "base"}, settings)
-    with runs.ending(run_id):
-
-        def log(update: int, metrics: dict[str, float]) -> None:
-            records.log_metrics(run_id, metrics, update)
-
-        rows = {task: read_examples(split.path) for task, split in base.items()}
-        model, processor, facts = pretrain(rows, prompt, rebuild, log)
-        measured = {
-            each.task: _measure(model, processor, each, evaluation) for each in examples[tasks:]
+    settings = MiniModel(**rebuild.model_dump(exclude={"path"}))
+    key = content_key(
+        {
+            "settings": settings.model_dump(),
+            "prompt": next(iter(base.values())).prompt,
+            "base": {task: split.digest for task, split in base.items()},
+            "measured": [each.to_json() for each in examples[tasks:]],
+            "evaluation": evaluation.generation,
+            "code": code_digest("othink_pipeline.models.pretraining"),
+            "versions": library_versions(),
         }
-        for task, figures in measured.items():
-            log(rebuild.updates, {f"val/{name}/{task}": v for name, v in figures.items()})
+    )
     folder = Path(rebuild.path)
+    begun = folder.with_name(f".{folder.name}.begun")
+    with lock(folder.with_name(f"{folder.name}.lock"), _say_busy):
+        made = _find_made(folder, key)
+        if made is None:
+            if rebuild.bf16 and emulates_bfloat16():
+                logger.warning(
+                    "rebuild.bf16 = True: this CPU has no bfloat16 of its own, and what stands in "
+                    "for it is ten times slower than float32. --params=rebuild.bf16=false"
+                )
+            made = _make(base, examples[tasks:], settings, evaluation, folder, begun / key)
+        shutil.rmtree(begun, ignore_errors=True)
+    logger.info("base model -> %s. To start the grid from it, set base_model.path.", folder)
+    return made
+
+
+def _say_busy(holder: str) -> None:
+    logger.info("base model: another run makes it (%s); waiting until it is done", holder)
+
+
+def _find_made(folder: Path, key: str) -> MadeModel | None:
+    """The model in ``folder``, if it is whole and was made of the same."""
+    if (read_json(folder / MANIFEST) or {}).get("key") != key:
+        return None
+    try:
+        made = MadeModel.read_folder(folder, "It is made anew.")
+    except ConfigurationError as error:
+        logger.warning("%s", error.message)
+        return None
+    logger.info("base model: made before of the same, reused; without its folder it is made anew")
+    return made
+
+
+def _make(
+    base: dict[str, Split],
+    examples: tuple[Examples, ...],
+    settings: MiniModel,
+    evaluation: Evaluation,
+    folder: Path,
+    begun: Path,
+) -> MadeModel:
+    """Train, measure and publish; what is done of it stands in ``begun``, named by its key."""
+    from othink_pipeline.models.load import save_model
+    from othink_pipeline.models.pretraining import pretrain
+
+    prompt = next(iter(base.values())).prompt
+    logged = {**settings.model_dump(), "path": str(folder), "prompt": prompt}
+    run_id = runs.open_run(begun / runs.FILE, "base", "base_model", {"method": "base"}, logged)
+    with (
+        runs.ending(run_id),
+        Recorder(run_id, "base model", Journal(begun / JOURNAL)) as recorder,
+    ):
+        rows = {task: read_examples(split.path) for task, split in base.items()}
+        state = begun / STATE
+        model, processor, facts = pretrain(rows, prompt, settings, recorder.metrics, state)
+        measured = {each.task: _measure(model, processor, each, evaluation) for each in examples}
+        for task, figures in measured.items():
+            values = {f"val/{name}/{task}": value for name, value in figures.items()}
+            recorder.metrics(settings.updates, values)
     with publish(folder) as scratch:
         save_model(model, processor, scratch)
-        size_mb = sum(file.stat().st_size for file in scratch.iterdir()) / 1e6
-        if size_mb > LIMIT_MB:
-            raise ConfigurationError(
-                f"the base model is {size_mb:.1f} MB, over the limit of {LIMIT_MB} MB: make "
-                "rebuild.hidden_size or .layers smaller"
-            )
-        made = MadeModel.write_folder(
+        return MadeModel.write_folder(
             scratch,
             made_by="kedro run --pipelines=base_model",
+            key=begun.name,
             code=code_tags(Path.cwd()),
-            rebuild=MiniModel(**rebuild.model_dump(exclude={"path"})),
+            rebuild=settings,
             facts=facts,
             data={task: split.digest for task, split in base.items()},
             measured=measured,
         )
-    logger.info("base model -> %s. To start the grid from it, set base_model.path.", folder)
-    return made
 
 
 def _measure(

@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
@@ -361,9 +363,20 @@ def test_a_machine_that_is_told_to_gives_up_though_nothing_has_begun(
         return lambda *_: os.kill(os.getpid(), processes.GIVE_UP)
 
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", launch)
-    with pytest.raises(processes.MachineLostError):
-        call()
+    one_of_two = partial(processes.train_here, share=processes.Share(machines=2))
+    token = processes.train_on.set(one_of_two)
+    try:
+        with pytest.raises(processes.MachineLostError):
+            call()
+    finally:
+        processes.train_on.reset(token)
     assert signal.getsignal(processes.GIVE_UP) is signal.SIG_DFL
+
+
+def test_a_thread_starts_processes_too(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: lambda *_: None)
+    with ThreadPoolExecutor() as pool:
+        assert "left no manifest" in pool.submit(call).result()[0].failed
 
 
 # --- What is launched

@@ -126,6 +126,7 @@ def train_job(job: CellJob, records: Records | None) -> tuple[Trained, Digests]:
     own = examples_of(job.cell.task, job.examples)
     if records:
         records.recorder.tag("threads", str(torch.get_num_threads()))  # by them sums are rounded
+        records.recorder.tag("machines", str(machines))
         records.recorder.dataset(dataset_ref(own, "train"), "train")
         for examples in job.examples:
             records.recorder.dataset(dataset_ref(examples, "validation"), "validation")

@@ -91,7 +91,9 @@ def train_here(job: CellJob, run_id: str, share: Share | None = None) -> None:
         ProcessFailedError: one of them failed otherwise, or one of this machine was killed.
         MachineLostError: somebody has sent ``GIVE_UP``.
     """
-    signal.signal(GIVE_UP, _give_up)  # elastic takes it when the processes begin
+    share = share or Share()
+    if several := share.machines > 1:  # a thread (Kedro's ThreadRunner) may not, and need not
+        signal.signal(GIVE_UP, _give_up)  # elastic takes it when the processes begin
     import mlflow
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -99,7 +101,6 @@ def train_here(job: CellJob, run_id: str, share: Share | None = None) -> None:
 
     from othink_pipeline.models.load import release_memory
 
-    share = share or Share()
     count = job.settings.compute.num_processes
     release_memory()
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):  # say it in more words
@@ -127,7 +128,8 @@ def train_here(job: CellJob, run_id: str, share: Share | None = None) -> None:
     except SignalException:
         raise MachineLostError(job.name) from None
     finally:
-        signal.signal(GIVE_UP, signal.SIG_DFL)
+        if several:
+            signal.signal(GIVE_UP, signal.SIG_DFL)
         for process in active_children():  # after an interrupt at their start, or a second one
             if process not in others:
                 process.kill()

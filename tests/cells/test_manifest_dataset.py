@@ -70,11 +70,11 @@ def test_a_figure_that_is_not_known_stays_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"version": 1, "path": "p"', "no JSON object"),
+        ('{"version": 2, "path": "p"', "no JSON object"),
         ("[]", "no JSON object"),
         ("null", "no JSON object"),
-        ('{"path": "p", "digest": "d"}', "a manifest of version None; this code reads version 1"),
-        ('{"version": 1, "train_task": "counting"}', "method: Field required"),
+        ('{"path": "p", "digest": "d"}', "a manifest of version None; this code reads version 2"),
+        ('{"version": 2, "train_task": "counting"}', "method: Field required"),
     ],
 )
 def test_a_file_that_is_none_is_told_with_the_command(

@@ -30,7 +30,7 @@ def test_a_manifest_comes_back_as_written(folder: Path) -> None:
     written = Made.write_folder(folder, seed=3, rates=(0.5, 1.0))
     assert written == Made(seed=3, rates=(0.5, 1.0), digest=digest_folder(folder))
     assert Made.read_folder(folder, "") == written
-    assert json.loads((folder / MANIFEST).read_text())["version"] == 1
+    assert json.loads((folder / MANIFEST).read_text())["version"] == 2
 
 
 def test_a_missing_manifest_is_told_with_the_remedy(folder: Path) -> None:
@@ -67,11 +67,11 @@ def test_the_key_at_fault_is_named(folder: Path, change: dict[str, Any], key: st
     assert error.value.message.startswith(f"{folder / MANIFEST}: {key}: ")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, "2", None])
 def test_another_version_is_refused_by_name(folder: Path, version: Any) -> None:
     content = Made.write_folder(folder, seed=3).to_json() | {"version": version}
     (folder / MANIFEST).write_text(json.dumps(content))
-    with pytest.raises(OtherVersionError, match=r"reads version 1\. Make it again\.$") as error:
+    with pytest.raises(OtherVersionError, match=r"reads version 2\. Make it again\.$") as error:
         Made.read_folder(folder, "Make it again.")
     assert f"{folder / MANIFEST}: a manifest of version {version};" in error.value.message
 

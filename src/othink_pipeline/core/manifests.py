@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
 from othink_pipeline.core.blocks import Block, ConfigurationError
 from othink_pipeline.core.files import MANIFEST, digest_folder, read_json, write_json
 
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 """Of all manifests. To be raised when a key changes its meaning, goes, or comes without a default:
 what was made before is then refused by name."""
 
@@ -37,7 +37,7 @@ class OtherVersionError(ConfigurationError):
 class Manifest(Block):
     """A block that is kept beside what it speaks of."""
 
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
 
     def to_json(self) -> dict[str, Any]:
         """What a JSON file holds of it."""

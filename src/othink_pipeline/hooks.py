@@ -26,6 +26,7 @@ from kedro.framework.project import pipelines
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
+from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
 from othink_pipeline.cells.manifests import FailedCell, FailedTest
@@ -329,8 +330,6 @@ class FailureHooks:
 
 
 def _views(parent: str) -> list[str]:
-    from mlflow.exceptions import MlflowException
-
     try:
         views.save_views(parent)
         links = views.view_links(parent)

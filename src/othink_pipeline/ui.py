@@ -15,6 +15,7 @@ from typing import cast
 from urllib.parse import urlsplit
 
 import click
+import mlflow
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.utils import find_kedro_project
@@ -35,7 +36,7 @@ def main(env: str | None) -> None:
         # kedro-mlflow makes the store of its mlflow.yml the current one.
         cast(KedroSession, session).load_context()
     links = views.latest_links()
-    if _store().startswith("http"):
+    if mlflow.get_tracking_uri().startswith("http"):
         _show(links, views.server_address())
         return
     port = _find_port(urlsplit(views.server_address()).port or 0)
@@ -51,12 +52,6 @@ def main(env: str | None) -> None:
     finally:
         server.terminate()
         server.wait()
-
-
-def _store() -> str:
-    import mlflow
-
-    return mlflow.get_tracking_uri()
 
 
 def _show(links: dict[str, str], otherwise: str) -> None:
@@ -80,8 +75,8 @@ def _find_port(usual: int) -> int:
 
 
 def _start_server(port: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", _store()]
-    return subprocess.Popen([*command, "--port", str(port)])
+    command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port)]
+    return subprocess.Popen([*command, "--backend-store-uri", mlflow.get_tracking_uri()])
 
 
 def _wait_for(page: str) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from othink_pipeline.cells.failures import explain
 from othink_pipeline.cells.keys import (
@@ -30,9 +32,6 @@ from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.tracking import records, runs
 from othink_pipeline.tracking.recorder import told_if_away
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -202,8 +201,6 @@ def _check_checkpoint(checkpoint: Checkpoint | BaseModelCheckpoint, tested: Test
 
 def _read(file: Path) -> pd.DataFrame | None:
     """The table in a file; None where there is none, or a damaged one."""
-    import pandas as pd
-
     try:
         return pd.read_parquet(file, page_checksum_verification=True)
     except FileNotFoundError:

@@ -1,20 +1,16 @@
-"""A few answers of a model beside what was asked, to be read: in every cell to the same examples.
-
-The data's libraries are imported inside the functions: the registry imports this module.
-"""
+"""A few answers of a model beside what was asked, to be read: the same examples in every cell."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+from PIL import Image, ImageOps
 
 from othink_pipeline.data.examples import read_examples
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.pictures import decode
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from PIL.Image import Image
 
 SAMPLES = 48
 """Of all tasks together."""
@@ -36,8 +32,6 @@ def sample_answers(
         Columns question (with the example's id and the right answer), answer (with its verdict),
         picture, task, form, tokens.
     """
-    import pandas as pd
-
     each = SAMPLES // len(predictions)
     tables = [
         _sample(table, examples[task], each).assign(task=task)
@@ -49,8 +43,7 @@ def sample_answers(
 
 
 def _sample(predictions: pd.DataFrame, examples: Examples, size: int) -> pd.DataFrame:
-    import datasets
-    import pandas as pd
+    import datasets  # seconds, and `kedro registry list` comes by here
 
     in_turn = predictions.groupby("form").cumcount().sort_values(kind="stable").index[:size]
     chosen = predictions.loc[in_turn].reset_index(drop=True)
@@ -72,7 +65,5 @@ def _sample(predictions: pd.DataFrame, examples: Examples, size: int) -> pd.Data
     )
 
 
-def _small(picture: bytes) -> Image:
-    from PIL import ImageOps
-
+def _small(picture: bytes) -> Image.Image:
     return ImageOps.contain(decode(picture), (PICTURE_PIXELS, PICTURE_PIXELS))

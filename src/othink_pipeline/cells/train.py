@@ -12,7 +12,9 @@ import os
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from othink_pipeline.cells.accelerate_config import check_launcher
 from othink_pipeline.cells.failures import explain
@@ -40,9 +42,6 @@ from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.tracking import runs
 from othink_pipeline.tracking.journal import HISTORY_COLUMNS, Journal
 from othink_pipeline.training.parameters import RL, SFT
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +96,6 @@ def train_cell(
 
 def _known_history(folder: Path) -> pd.DataFrame:
     """What a training that failed has recorded; nothing where its journal cannot be read."""
-    import pandas as pd
-
     if (folder / JOURNAL).exists():
         try:
             return Journal(folder / JOURNAL).history()

@@ -12,6 +12,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
@@ -202,8 +203,6 @@ def stand_in(
     Returns:
         What it stands for, by dataset; the error itself where nothing can.
     """
-    import pandas as pd
-
     bound = getattr(node, "identity", {})
     if cell := bound.get("cell"):
         checkpoint, history = node.outputs

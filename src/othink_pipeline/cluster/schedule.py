@@ -6,8 +6,9 @@ of what they do.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from graphlib import TopologicalSorter
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -26,18 +27,13 @@ class Schedule:
             lane_of: the lane of a node, 0 to ``lanes - 1``.
         """
         parents = pipeline.node_dependencies
-        self._waits_for = {node: len(before) for node, before in parents.items()}
-        self._feeds: dict[Node, list[Node]] = defaultdict(list)
-        for node in pipeline.nodes:
-            for before in parents[node]:
-                self._feeds[before].append(node)
+        self._order = TopologicalSorter({node: parents[node] for node in pipeline.nodes})
+        self._order.prepare()
         self._uses = Counter(chain.from_iterable(node.inputs for node in pipeline.nodes))
         self._kept = pipeline.inputs() | pipeline.outputs()
         self._lane_of = lane_of
         self._lanes: Sequence[deque[Node]] = [deque() for _ in range(lanes)]
-        for node in pipeline.nodes:
-            if not self._waits_for[node]:
-                self._lanes[lane_of(node)].append(node)
+        self._queue_ready()
 
     def pop(self, has_room: Callable[[Node], bool]) -> Node | None:
         """The next node of the first lane for whose next node there is room."""
@@ -48,10 +44,12 @@ class Schedule:
 
     def finish(self, node: Node) -> list[str]:
         """Take note that a node is done; the names of the datasets that nobody reads any more."""
-        for child in self._feeds[node]:
-            self._waits_for[child] -= 1
-            if not self._waits_for[child]:
-                self._lanes[self._lane_of(child)].append(child)
+        self._order.done(node)
+        self._queue_ready()
         self._uses.subtract(node.inputs)
         names = dict.fromkeys((*node.inputs, *node.outputs))
         return [name for name in names if self._uses[name] < 1 and name not in self._kept]
+
+    def _queue_ready(self) -> None:
+        for node in self._order.get_ready():
+            self._lanes[self._lane_of(node)].append(node)

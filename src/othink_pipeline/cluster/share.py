@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pickle
-import signal
 from typing import NamedTuple
 
-from othink_pipeline.cluster.surroundings import compute_with, enter
+from othink_pipeline.cluster.surroundings import begin_task
 
 
 class BadEnd(NamedTuple):
@@ -27,10 +26,7 @@ def run_share(share: bytes, surroundings: bytes, threads: int) -> BadEnd | None:
     Returns:
         How they failed, if they did.
     """
-    # Below `ray start` in the background of a shell it is ignored; to cancel is to send it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    enter(surroundings)
-    compute_with(threads)
+    begin_task(surroundings, threads)
     import click
     import ray
 

@@ -10,6 +10,7 @@ import logging
 import logging.config
 import os
 import pickle
+import signal
 import socket
 import sys
 import tempfile
@@ -150,8 +151,11 @@ def enter(surroundings: bytes) -> None:
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 
-def compute_with(threads: int) -> None:
-    """Let torch compute with so many threads, whether it is loaded or not."""
+def begin_task(surroundings: bytes, threads: int) -> None:
+    """``enter``, to compute with so many threads until this task is done or cancelled."""
+    # Below `ray start` in the background of a shell it is ignored; to cancel is to send it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    enter(surroundings)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if torch := sys.modules.get("torch"):  # it has read the number of an earlier task
         torch.set_num_threads(threads)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import pickle
-import signal
 from contextlib import nullcontext
 from typing import Any
 
 import click
 
-from othink_pipeline.cluster.surroundings import compute_with, enter
+from othink_pipeline.cluster.surroundings import begin_task
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +32,8 @@ def run_node(task: bytes, surroundings: bytes, threads: int, machines: int = 1) 
         NodeFailedError: the node raised something. No exception crosses as it is: not every one
             can be pickled, and Ray would take ``sys.exit`` for a crash.
     """
-    # Below `ray start` in the background of a shell it is ignored; to cancel is to send it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        enter(surroundings)
-        compute_with(threads)
+        begin_task(surroundings, threads)
         from othink_pipeline.cluster.machines import several_machines
 
         node, inputs = pickle.loads(task)

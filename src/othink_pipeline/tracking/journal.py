@@ -11,14 +11,12 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from othink_pipeline.core.blocks import ConfigurationError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 HISTORY_COLUMNS = ["step", "metric", "value"]
 
@@ -215,8 +213,6 @@ class Journal:
 
     def history(self) -> pd.DataFrame:
         """All values in logging order: step, metric, value."""
-        import pandas as pd
-
         rows = [
             (entry.step, name, value)
             for entry in self.entries

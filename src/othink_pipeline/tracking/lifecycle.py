@@ -2,15 +2,16 @@
 
 MLflow calls a run FINISHED when Ctrl-C stops the process and leaves it RUNNING for ever when the
 process is killed; what is here says KILLED in both cases.
-
-MLflow is imported inside the functions: `kedro registry list` imports this module.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run, RunTag
 
 from othink_pipeline.core.processes import lives
 from othink_pipeline.tracking.runs import (
@@ -22,19 +23,13 @@ from othink_pipeline.tracking.runs import (
     end_run,
     grid_tag,
     last_words,
-    mlflow_client,
     process_tags,
 )
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 
 def name_parent(run_id: str, name: str, tags: Mapping[str, str]) -> None:
     """Rename the run that kedro-mlflow opened and tag it so that `reap_dead_runs` knows it."""
-    from mlflow.entities import RunTag
-
-    client = mlflow_client()
+    client = MlflowClient()
     client.update_run(run_id, name=name)
     tags = {"kind": "grid", **process_tags(), **tags}
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -42,8 +37,6 @@ def name_parent(run_id: str, name: str, tags: Mapping[str, str]) -> None:
 
 def active_run_id() -> str | None:
     """Id of the run that is active in this thread: after kedro-mlflow's hook, the parent."""
-    import mlflow
-
     run = mlflow.active_run()
     return None if run is None else str(run.info.run_id)
 
@@ -56,15 +49,13 @@ def end_children(parent_id: str, status: Status) -> list[str]:
     ended: list[str] = []
     with last_words(parent_id):
         for run in _running_beside(parent_id, f"tags.`{grid_tag(parent_id)}` != 'reused'"):
-            mlflow_client().set_terminated(run.info.run_id, status)
+            MlflowClient().set_terminated(run.info.run_id, status)
             ended.append(run.info.run_id)
     return ended
 
 
 def end_parent(parent_id: str, status: Status) -> None:
     """End a parent and its children, and make MLflow forget that it was active."""
-    import mlflow
-
     end_children(parent_id, status)
     # MLflow's own exit handler ends whatever is active as FINISHED: leave nothing to it.
     while (active := mlflow.active_run()) is not None:
@@ -79,7 +70,7 @@ def reap_dead_runs(parent_id: str) -> list[str]:
     A process ended by SIGKILL or a power cut cannot say so; its runs stay RUNNING for ever. Only
     the experiment of `parent_id` is looked at. Their tag ``ended_by`` says who ended them.
     """
-    client = mlflow_client()
+    client = MlflowClient()
     runs = _running_beside(parent_id, f"tags.`{HOST}` = '{socket.gethostname()}'")
     dead = [run for run in runs if not _process_lives(run)]
     for run in dead:
@@ -90,7 +81,7 @@ def reap_dead_runs(parent_id: str) -> list[str]:
 
 def _running_beside(parent_id: str, condition: str) -> list[Run]:
     """The runs of the parent's experiment that are RUNNING and meet a condition."""
-    client = mlflow_client()
+    client = MlflowClient()
     experiment_id = client.get_run(parent_id).info.experiment_id
     condition = f"{condition} and attributes.status = 'RUNNING'"
     return list(client.search_runs([experiment_id], condition))

@@ -1,7 +1,4 @@
-"""MLflow's store as records need it: writes that may be repeated, requests that fail quickly.
-
-It imports MLflow: import it inside functions (`kedro registry list` imports their modules).
-"""
+"""MLflow's store as records need it: writes that may be repeated, requests that fail quickly."""
 
 # MLflow's own functions are not all annotated.
 # mypy: allow-untyped-calls
@@ -36,7 +33,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_MODEL_IS_EX
 from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request, verify_rest_response
 from requests import RequestException
-from sqlalchemy.exc import DBAPIError
 
 from othink_pipeline.tracking.journal import Context, DatasetRef
 
@@ -101,6 +97,8 @@ def is_refusal(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         status: int = error.get_http_status_code()
         return 400 <= status < 500 and status not in _TRY_AGAIN
+    from sqlalchemy.exc import DBAPIError  # half a second, and `kedro registry list` comes by here
+
     return not isinstance(error, OSError | DBAPIError)
 
 

@@ -19,8 +19,11 @@ from types import TracebackType
 from typing import Self
 
 import click
+import mlflow
+from mlflow.exceptions import MlflowException
 
 from othink_pipeline.core.redaction import failure, redact_uri
+from othink_pipeline.tracking import mlflow_store
 from othink_pipeline.tracking.journal import (
     Checkpoint,
     Context,
@@ -62,11 +65,7 @@ def raise_if_away(error: Exception) -> None:
     Raises:
         TrackingUnavailableError: it does.
     """
-    from mlflow.exceptions import MlflowException
-
-    from othink_pipeline.tracking.mlflow_store import is_refusal
-
-    if isinstance(error, MlflowException) and not is_refusal(error):
+    if isinstance(error, MlflowException) and not mlflow_store.is_refusal(error):
         raise TrackingUnavailableError(
             f"MLflow at {_address()} does not answer ({_brief(error)}). Nothing is lost: what is "
             "finished is kept. Start the server, then run the same command again."
@@ -250,8 +249,6 @@ class Recorder:
     # The thread's own.
 
     def _deliver(self) -> None:
-        from othink_pipeline.tracking.mlflow_store import is_refusal
-
         failures = refusals = 0
         away: tuple[float, int] | None = None  # since when, and how many were delivered
         try:
@@ -264,7 +261,7 @@ class Recorder:
                         return
                     self._error = error
                     failures += 1
-                    refusals += is_refusal(error)
+                    refusals += mlflow_store.is_refusal(error)
                     told = self._name, _address(), _brief(error), self._journal.path
                     if refusals == _REFUSALS:
                         logger.error(
@@ -314,8 +311,6 @@ class Recorder:
         return batch
 
     def _send(self, batch: list[Entry]) -> None:
-        from othink_pipeline.tracking import mlflow_store
-
         store, run_id = mlflow_store.quick_store(), self._run_id
         models: dict[int, str] = {}
         match batch[0]:
@@ -350,9 +345,8 @@ class Recorder:
     @cached_property
     def _base_model(self) -> str | None:
         """Id of the base model, if the store has it."""
-        from othink_pipeline.tracking.mlflow_store import has_model, quick_store
-
-        if self._base_model_id is None or has_model(quick_store(), self._base_model_id):
+        store = mlflow_store.quick_store()
+        if self._base_model_id is None or mlflow_store.has_model(store, self._base_model_id):
             return self._base_model_id
         logger.warning(
             "%s: MLflow has no base model %s: its scores stand on the run only",
@@ -376,8 +370,6 @@ class Recorder:
 
 
 def _address() -> str:
-    import mlflow
-
     return redact_uri(mlflow.get_tracking_uri())
 
 

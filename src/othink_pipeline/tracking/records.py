@@ -2,8 +2,6 @@
 
 A training says nothing to MLflow directly but through `recorder.py`, so that it neither waits for
 a server nor dies of it.
-
-MLflow is imported inside the functions: `kedro registry list` imports this module.
 """
 
 from __future__ import annotations
@@ -12,14 +10,22 @@ import time
 from collections.abc import Mapping
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import RunTag
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from othink_pipeline.core.locks import lock
 from othink_pipeline.tracking.journal import Context, DatasetRef
-from othink_pipeline.tracking.runs import HIDDEN, mlflow_client
-
-if TYPE_CHECKING:
-    import pandas as pd
+from othink_pipeline.tracking.mlflow_store import (
+    metric_entities,
+    patient_store,
+    write_checkpoint,
+    write_dataset,
+    write_metrics,
+)
+from othink_pipeline.tracking.runs import HIDDEN
 
 STORE_LOCK = "mlflow.db.lock"
 """Held, in the project's folder, by who does to the store what two must not do at a time."""
@@ -47,8 +53,6 @@ def log_metrics(
             on that logged model as well.
         dataset: what it was scored on.
     """
-    from othink_pipeline.tracking.mlflow_store import metric_entities, patient_store, write_metrics
-
     now_ms = int(time.time() * 1000)
     entities = metric_entities(run_id, metrics, step, now_ms, model_id, dataset)
     write_metrics(patient_store(), run_id, entities)
@@ -64,7 +68,7 @@ def log_scores(
 ) -> None:
     """Log those of ``scores`` whose latest value on the run is another: repeats leave no trace."""
     with lock(Path(STORE_LOCK)):  # else two `kedro run`s could both find it missing
-        known = mlflow_client().get_run(run_id).data.metrics
+        known = MlflowClient().get_run(run_id).data.metrics
         new = {
             name: float(value)
             for name, value in scores.items()
@@ -77,8 +81,6 @@ def log_scores(
 
 def log_dataset(run_id: str, dataset: DatasetRef, context: Context) -> None:
     """Log which examples a run used, and for what."""
-    from othink_pipeline.tracking.mlflow_store import patient_store, write_dataset
-
     write_dataset(patient_store(), run_id, dataset, context)
 
 
@@ -96,8 +98,6 @@ def log_checkpoint(run_id: str, name: str, step: int, path: Path, tags: Mapping[
         path: the checkpoint's directory.
         tags: e.g. the manifest's digest.
     """
-    from othink_pipeline.tracking.mlflow_store import patient_store, write_checkpoint
-
     tags = {"checkpoint": path.resolve().as_uri(), **tags}
     return write_checkpoint(patient_store(), run_id, name, step, tags)
 
@@ -110,9 +110,7 @@ def log_samples(run_id: str, samples: pd.DataFrame, file: str, digest: str) -> N
         file: ``samples.json``.
         digest: of what is in it.
     """
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    client, tag = mlflow_client(), f"{HIDDEN}{file}"
+    client, tag = MlflowClient(), f"{HIDDEN}{file}"
     with lock(Path(STORE_LOCK)):  # else two `kedro run`s could both find it missing
         run = client.get_run(run_id)
         if run.data.tags.get(tag) == digest:
@@ -133,16 +131,14 @@ def describe(run_id: str, text: str, color: str | None = None) -> None:
         text: in Markdown; what is above 8,000 characters is cut.
         color: ``#RRGGBB``; None: MLflow's own choice.
     """
-    from mlflow.entities import RunTag
-
     tags = {"mlflow.note.content": text[:_MAX_NOTE_CHARACTERS]}
     if color is not None:
         tags["mlflow.runColor"] = color
-    mlflow_client().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    MlflowClient().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def describe_experiment(run_id: str, text: str) -> None:
     """Say on the page of a run's experiment what it is about; text as of `describe`."""
-    client = mlflow_client()
+    client = MlflowClient()
     experiment_id = client.get_run(run_id).info.experiment_id
     client.set_experiment_tag(experiment_id, "mlflow.note.content", text[:_MAX_NOTE_CHARACTERS])

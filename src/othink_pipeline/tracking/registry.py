@@ -1,14 +1,14 @@
-"""MLflow's model registry: checkpoints that are to be found by a name, ``models:/NAME@ALIAS``.
-
-MLflow is imported inside the functions: `kedro registry list` imports this module.
-"""
+"""MLflow's model registry: checkpoints that are to be found by a name, ``models:/NAME@ALIAS``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from othink_pipeline.tracking.runs import mlflow_client
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from othink_pipeline.tracking.mlflow_store import is_unknown
 
 ARTIFACT = "model"
 """The folder, among a run's artifacts, that a registered checkpoint is copied to."""
@@ -27,11 +27,7 @@ def register(run_id: str, folder: Path, alias: str, tags: Mapping[str, str]) -> 
     Returns:
         The URI that it is loaded by, ``models:/othink-pipeline@best``.
     """
-    from mlflow.exceptions import MlflowException
-
-    from othink_pipeline.tracking.mlflow_store import is_unknown
-
-    client = mlflow_client()
+    client = MlflowClient()
     run = client.get_run(run_id)
     name = client.get_experiment(run.info.experiment_id).name
     uri = f"models:/{name}@{alias}"

@@ -4,8 +4,6 @@ One `kedro run` is one parent run (kedro-mlflow opens it, `hooks.py` hands its i
 and the base model is one run, the child of the `kedro run` that started it. A later `kedro run`
 reopens it, or uses it as it is, and joins it to its own by a tag. Every call names its run by id:
 MLflow's "active run" belongs to a thread, and in a worker process it would silently be another.
-
-MLflow is imported inside the functions: `kedro registry list` imports this module.
 """
 
 from __future__ import annotations
@@ -17,17 +15,19 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_tags
 from othink_pipeline.core.files import write_json
 from othink_pipeline.core.processes import process_space, process_start
 from othink_pipeline.core.redaction import failure
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+from othink_pipeline.tracking.mlflow_store import is_unknown, patient_store, write_running
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +57,7 @@ _INHERITED_TAGS = (
     "code_version",
     "env",
 )
-# Limits of one MLflow request (mlflow/utils/validation.py).
-_MAX_PARAMETER_CHARACTERS = 6000
-_MAX_PARAMETERS_PER_BATCH = 100
+_MAX_PARAMETER_CHARACTERS = 6000  # limit of MLflow's (mlflow/utils/validation.py)
 
 
 def parent_run_id() -> str | None:
@@ -75,13 +73,6 @@ def set_parent(run_id: str | None) -> None:
         os.environ[PARENT_VARIABLE] = run_id
 
 
-def mlflow_client() -> MlflowClient:
-    """A client of the current store: mlflow caches the store itself, clients are cheap."""
-    from mlflow import MlflowClient
-
-    return MlflowClient()
-
-
 def grid_tag(parent_id: str) -> str:
     """Name of the tag that a run carries for each `kedro run` that it is a part of."""
     return f"{HIDDEN}grid.{parent_id}"
@@ -89,10 +80,8 @@ def grid_tag(parent_id: str) -> str:
 
 def grid_runs(parent_id: str) -> list[Run]:
     """The runs of cells and base models that are part of a `kedro run`, by name."""
-    import mlflow
-
     found: list[Run] = mlflow.search_runs(
-        [mlflow_client().get_run(parent_id).info.experiment_id],
+        [MlflowClient().get_run(parent_id).info.experiment_id],
         f"tags.`{grid_tag(parent_id)}` != ''",
         order_by=["attributes.run_name"],
         output_format="list",
@@ -122,7 +111,7 @@ def start_run(
         parameters: nested; logged flat with dots. A value above MLflow's 6000 characters is
             logged cut, and all parameters are then kept whole in the artifact parameters.json.
     """
-    client = mlflow_client()
+    client = MlflowClient()
     parent = parent_run_id()
     if parent is None:
         experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")  # set by set_experiment
@@ -165,7 +154,7 @@ def open_run(
     run_id = start_run(name, kind, tags, {})
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {"run_id": run_id})  # before all else: killed after it, the run is not lost
-    _log_parameters(mlflow_client(), run_id, parameters)
+    _log_parameters(MlflowClient(), run_id, parameters)
     return run_id
 
 
@@ -178,14 +167,14 @@ def finished_run(file: Path) -> str | None:
 
 def join_grid(run_id: str, how: Part) -> None:
     """Make a run part of this `kedro run`'s comparison, if it is not; without a parent none is."""
-    parent, client = parent_run_id(), mlflow_client()
+    parent, client = parent_run_id(), MlflowClient()
     if parent is not None and grid_tag(parent) not in client.get_run(run_id).data.tags:
         client.set_tag(run_id, grid_tag(parent), how)
 
 
 def finish_run(run_id: str) -> None:
     """End a run as FINISHED."""
-    mlflow_client().set_terminated(run_id, "FINISHED")
+    MlflowClient().set_terminated(run_id, "FINISHED")
 
 
 @contextmanager
@@ -208,7 +197,7 @@ def ending(run_id: str) -> Iterator[None]:
 def end_run(run_id: str, status: Status, reason: str | None = None) -> None:
     """End a run that failed or was stopped; a server that is away is not waited for."""
     with last_words(run_id):
-        client = mlflow_client()
+        client = MlflowClient()
         if reason is not None:
             client.set_tag(run_id, _FAILED_TAG, reason)
         client.set_terminated(run_id, status)
@@ -220,8 +209,6 @@ def last_words(run_id: str) -> Iterator[None]:
 
     Whoever presses Ctrl-C must not wait the minutes for which MLflow repeats a request.
     """
-    from mlflow.exceptions import MlflowException
-
     quick = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
     before = {name: os.environ.get(name) for name in quick}
     os.environ.update(quick)
@@ -251,12 +238,8 @@ def _read_run_id(file: Path) -> str | None:
 
 
 def _find_run(run_id: str) -> Run | None:
-    from mlflow.exceptions import MlflowException
-
-    from othink_pipeline.tracking.mlflow_store import is_unknown
-
     try:
-        run = mlflow_client().get_run(run_id)
+        run = MlflowClient().get_run(run_id)
     except MlflowException as error:
         if is_unknown(error):
             return None
@@ -265,11 +248,7 @@ def _find_run(run_id: str) -> Run | None:
 
 
 def _reopen(run: Run, parameters: Mapping[str, object]) -> None:
-    from mlflow.entities import RunTag
-
-    from othink_pipeline.tracking.mlflow_store import patient_store, write_running
-
-    client, run_id = mlflow_client(), run.info.run_id
+    client, run_id = MlflowClient(), run.info.run_id
     resumed = int(run.data.tags.get("resumed", 0)) + 1
     tags = {**process_tags(), "resumed": str(resumed)}
     # Whose it is comes first: RUNNING with the tags of a dead process, it would be reaped.
@@ -289,12 +268,9 @@ def _log_parameters(
     known: Mapping[str, str] | None = None,
 ) -> None:
     """Log the parameters that the run does not have yet: MLflow refuses to change one."""
-    from mlflow.entities import Param
-
     flat = _flatten(parameters)
     new = [Param(key, _cut(value)) for key, value in flat.items() if key not in (known or {})]
-    for start in range(0, len(new), _MAX_PARAMETERS_PER_BATCH):
-        client.log_batch(run_id, params=new[start : start + _MAX_PARAMETERS_PER_BATCH])
+    client.log_batch(run_id, params=new)
     if new and any(len(str(value)) > _MAX_PARAMETER_CHARACTERS for value in flat.values()):
         client.log_text(run_id, json.dumps(parameters, indent=2, default=str), "parameters.json")
 

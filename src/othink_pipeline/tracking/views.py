@@ -3,8 +3,6 @@
 A view is a tag of the experiment, ``mlflow.sharedViewState.<key>``, which MLflow's pages write and
 read (3.17: nothing documents it). One that a page does not understand is told there, and the page
 opens as it always does.
-
-MLflow is imported inside the functions: `kedro registry list` imports this module.
 """
 
 from __future__ import annotations
@@ -18,8 +16,11 @@ from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlencode
 
+import mlflow
+from mlflow import MlflowClient
+
 from othink_pipeline.core.redaction import redact_uri
-from othink_pipeline.tracking.runs import grid_runs, grid_tag, mlflow_client
+from othink_pipeline.tracking.runs import grid_runs, grid_tag
 
 VIEW_TAG = "mlflow.sharedViewState."
 SAMPLES = "samples.json"
@@ -89,8 +90,6 @@ def latest_links() -> dict[str, str]:
 
     A run saves them when it ends well. Of those before the latest hundred none is looked for.
     """
-    import mlflow
-
     newest_first = mlflow.search_runs(
         search_all_experiments=True,
         filter_string="tags.kind = 'grid'",
@@ -99,7 +98,7 @@ def latest_links() -> dict[str, str]:
         output_format="list",
     )
     for run in newest_first:
-        experiment = mlflow_client().get_experiment(run.info.experiment_id)
+        experiment = MlflowClient().get_experiment(run.info.experiment_id)
         if VIEW_TAG + _key(run.info.run_id, VIEWS[0]) in experiment.tags:
             return view_links(run.info.run_id)
     return {}
@@ -112,8 +111,6 @@ def run_link(run_id: str) -> str:
 
 def server_address() -> str:
     """Where MLflow's pages are, without credentials."""
-    import mlflow
-
     uri = mlflow.get_tracking_uri()
     if not uri.startswith("http"):
         return "http://127.0.0.1:5000"
@@ -122,7 +119,7 @@ def server_address() -> str:
 
 def save_views(parent_id: str) -> None:
     """Save the views of a `kedro run`, with a chart for each metric that its runs have by now."""
-    client = mlflow_client()
+    client = MlflowClient()
     parent = client.get_run(parent_id)
     metrics = {name for run in grid_runs(parent_id) for name in run.data.metrics}
     now_ms = int(time.time() * 1000)
@@ -142,7 +139,7 @@ def _key(parent_id: str, view: View) -> str:
 
 
 def _experiment_of(run_id: str) -> str:
-    return str(mlflow_client().get_run(run_id).info.experiment_id)
+    return str(MlflowClient().get_run(run_id).info.experiment_id)
 
 
 def _pack(state: dict[str, Any]) -> str:

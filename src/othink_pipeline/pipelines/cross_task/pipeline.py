@@ -47,8 +47,6 @@ def create_pipeline(grid: Grid) -> Pipeline:
             *(node for task, method in methods for node in _collect_method(grid, task, method)),
             *(node for task in grid.tasks for node in _collect_task(task, tuple(grid.algorithms))),
             *_report(grid.tasks, tuple(grid.algorithms)),
-            *_pictures(grid),
-            _recording(tuple(grid.algorithms)),
         ]
     )
 
@@ -111,14 +109,28 @@ def _collect_task(task: str, methods: tuple[str, ...]) -> list[Node]:
 
 def _report(tasks: tuple[str, ...], methods: tuple[str, ...]) -> list[Node]:
     """What is made of all that was collected, in the order of ``methods``."""
-    return [
-        BoundNode(
-            bind(build_transfer_matrix, methods=methods),
-            inputs=[f"{namespace}.tests" for namespace in (BASE, *tasks)],
-            outputs=["predictions", "transfer_matrix", "report.failures"],
-            name="build_transfer_matrix",
-            namespace="report",
+    examples = [f"{task}.examples" for task in tasks]
+
+    def make(
+        function: Callable[..., Any],
+        inputs: list[str],
+        outputs: str | list[str] | None,
+        namespace: str = "report",
+    ) -> Node:
+        return BoundNode(
+            bind(function, methods=methods),
+            inputs=inputs,
+            outputs=outputs,
+            name=function.__name__,
+            namespace=namespace,
             tags=[FROM_CELLS],
+        )
+
+    return [
+        make(
+            build_transfer_matrix,
+            [f"{namespace}.tests" for namespace in (BASE, *tasks)],
+            ["predictions", "transfer_matrix", "report.failures"],
         ),
         *(
             Node(
@@ -131,78 +143,36 @@ def _report(tasks: tuple[str, ...], methods: tuple[str, ...]) -> list[Node]:
             )
             for table in ("history", "training")
         ),
-        BoundNode(
-            bind(draw_figures, methods=methods),
-            inputs=["transfer_matrix", "report.history", "params:known_methods"],
-            outputs=["heat_map", "training_curves"],
-            name="draw_figures",
-            namespace="report",
-            tags=[FROM_CELLS],
+        make(
+            draw_figures,
+            ["transfer_matrix", "report.history", "params:known_methods"],
+            ["heat_map", "training_curves"],
         ),
-        BoundNode(
-            bind(write_report, methods=methods),
-            inputs=[
-                "transfer_matrix",
-                "predictions",
-                "report.training",
-                "report.failures",
-                "params:report",
-                "params:known_methods",
-                "params:published",
-                *(f"{task}.examples" for task in tasks),
+        make(
+            write_report,
+            [
+                *("transfer_matrix", "predictions", "report.training", "report.failures"),
+                *("params:report", "params:known_methods", "params:published", *examples),
             ],
-            outputs=["report", "differences", "verdict"],
-            name="write_report",
-            namespace="report",
-            tags=[FROM_CELLS],
+            ["report", "differences", "verdict"],
+        ),
+        make(
+            draw_samples,
+            ["predictions", "params:report", "params:known_methods", *examples],
+            "samples",
+        ),
+        make(
+            write_page,
+            [
+                *("report", "transfer_matrix", "predictions", "differences", "report.history"),
+                *("params:report", "params:known_methods", *examples),
+            ],
+            "report_page",
+        ),
+        make(
+            record_results,
+            ["transfer_matrix", "predictions", "differences", "verdict", "params:known_methods"],
+            None,
+            namespace="mlflow",
         ),
     ]
-
-
-def _pictures(grid: Grid) -> list[Node]:
-    """What shows the test examples themselves."""
-    methods, examples = tuple(grid.algorithms), [f"{task}.examples" for task in grid.tasks]
-    return [
-        BoundNode(
-            bind(draw_samples, methods=methods),
-            inputs=["predictions", "params:report", "params:known_methods", *examples],
-            outputs="samples",
-            name="draw_samples",
-            namespace="report",
-            tags=[FROM_CELLS],
-        ),
-        BoundNode(
-            bind(write_page, methods=methods),
-            inputs=[
-                "report",
-                "transfer_matrix",
-                "predictions",
-                "differences",
-                "report.history",
-                "params:report",
-                "params:known_methods",
-                *examples,
-            ],
-            outputs="report_page",
-            name="write_page",
-            namespace="report",
-            tags=[FROM_CELLS],
-        ),
-    ]
-
-
-def _recording(methods: tuple[str, ...]) -> Node:
-    return BoundNode(
-        bind(record_results, methods=methods),
-        inputs=[
-            "transfer_matrix",
-            "predictions",
-            "differences",
-            "verdict",
-            "params:known_methods",
-        ],
-        outputs=None,
-        name="record_results",
-        namespace="mlflow",
-        tags=[FROM_CELLS],
-    )

@@ -8,6 +8,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+import mlflow
 
 from othink_pipeline.cells.methods import distinct_sizes
 from othink_pipeline.cells.parameters import Parameters
@@ -54,12 +55,10 @@ class Fit(NamedTuple):
 
 def check_places(parameters: dict[str, Any]) -> list[Row]:
     """Check what a run writes to, and count what it does."""
-    from mlflow import get_tracking_uri
-
     blocks = Parameters.read(parameters)
     rows = _count_work(blocks)
     try:
-        check_store(get_tracking_uri(), None, Path.cwd())
+        check_store(mlflow.get_tracking_uri(), None, Path.cwd())
     except ConfigurationError as error:
         rows.append(Row("MLflow store", "FAILED", error.message))
     else:

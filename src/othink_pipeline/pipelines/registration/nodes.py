@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import digest_folder
@@ -34,8 +35,6 @@ def register_best_cell(history: pd.DataFrame, training: pd.DataFrame) -> None:
             is adapters; MLflow refuses it.
         TrackingUnavailableError: the MLflow server does not answer.
     """
-    from mlflow.exceptions import MlflowException
-
     scores = validation_accuracy(history)
     if scores.empty:
         raise ConfigurationError("no cell is finished: there is nothing to register. Run the grid.")

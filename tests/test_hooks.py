@@ -191,6 +191,24 @@ def test_a_misspelt_pipeline_is_refused_before_there_is_a_store(
     assert refused.value.message == "--pipelines=slf: no pipeline. There are sft, rl."
 
 
+def test_so_is_a_misspelt_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("counting.grpo.s0", "counting.sft.s0")
+    nodes = [Node(print, None, name, name="train", namespace=name) for name in names]
+    monkeypatch.setattr("othink_pipeline.hooks.read_grid", lambda: None)
+    monkeypatch.setattr("othink_pipeline.hooks.pipelines", {"__default__": Pipeline(nodes)})
+    context = context_of(tmp_path, tmp_path)
+    asked = "counting.grpo,counting.sft.s0,counting.gr,counting.sft.s0.x"
+    with (
+        cli.run.make_context("run", [f"--namespaces={asked}"]),
+        pytest.raises(ConfigurationError) as refused,
+    ):
+        PreflightHooks().after_context_created(context)
+    assert refused.value.message.startswith(
+        "--namespaces=counting.gr,counting.sft.s0.x: nothing of that name. There are counting.grpo,"
+        " counting.sft;"
+    )
+
+
 # --- The files that a pipeline starts from, and the disk
 
 

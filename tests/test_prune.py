@@ -144,6 +144,14 @@ def test_without_delete_all_is_listed_and_nothing_changes(data: Path) -> None:
     assert {path: path.lstat().st_mtime for path in data.rglob("*")} == before
 
 
+def test_what_another_environment_starts_from_stays(data: Path) -> None:
+    base_model = data / "seeds/06_models/base/b0.json"
+    base_model.parent.mkdir()
+    unused_one = min(TRAININGS, key=len)
+    base_model.write_text(json.dumps({"path": f"data/{unused_one}/update-000048"}))
+    assert unused(data) == (TRAININGS | INTERRUPTED | PREDICTIONS) - set(TRAININGS)
+
+
 def test_sizes_add_up(data: Path) -> None:
     for found in find_unused(data):
         inside = [path for path in found.path.rglob("*") if path.is_file()]

@@ -190,6 +190,13 @@ def test_a_kind_of_answer_may_be_asked_for(tmp_path: Path) -> None:
     assert "--answer text: R1-V knew no such kind" in result.stderr
 
 
+def test_several_golds_are_read_under_the_strict_rule_alone(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [record(["4", "5"], "<think>a</think><answer>5</answer>")])
+    assert figures(source, "--task", "counting")["correct"] == 1
+    result = run(source, "--task", "counting", "--rule", "r1v")
+    assert "rule r1v knows one gold" in result.stderr
+
+
 def test_hostile_outputs_are_counted(tmp_path: Path) -> None:
     outputs = ["<answer>" * 9999, "\ud800", "\0", "", "9" * 100_000, "<answer>9**9**9</answer>"]
     source = write(tmp_path / "a.jsonl", [record(4, output) for output in outputs])

@@ -143,7 +143,7 @@ class PreflightHooks:
 
 
 def _check_names() -> None:
-    """Refuse pipelines that there are not: Kedro would, but with a store made for nothing.
+    """Refuse what is not there to be run: Kedro would, but with a store made for nothing.
 
     What was asked for only the command itself knows; in a notebook there is none.
     """
@@ -155,6 +155,23 @@ def _check_names() -> None:
         raise ConfigurationError(
             f"--pipelines={','.join(unknown)}: no pipeline. There are "
             f"{', '.join(name for name in pipelines if name != '__default__')}."
+        )
+    spaces = {
+        node.namespace
+        for name in asked or ["__default__"]
+        for node in pipelines[name].nodes
+        if node.namespace
+    }
+    unknown = [
+        name
+        for name in options.get("namespaces") or ()
+        if not any(f"{space}.".startswith(f"{name}.") for space in spaces)
+    ]
+    if unknown:
+        there = sorted({".".join(space.split(".")[:2]) for space in spaces})
+        raise ConfigurationError(
+            f"--namespaces={','.join(unknown)}: nothing of that name. There are "
+            f"{', '.join(there)}; a cell is task.method.s0."
         )
 
 
@@ -212,7 +229,8 @@ class StoreHooks:
                 raise ConfigurationError(
                     f"mlflow.yml: MLflow cannot open the store: {failure(error)}. Follow its "
                     "advice, move the store away, or name another (server.mlflow_tracking_uri; "
-                    "conf/local/mlflow.yml overrides conf/base)."
+                    "conf/local/mlflow.yml, or with --env that of the environment, overrides "
+                    "conf/base)."
                 ) from error
 
     def _say_busy(self, holder: str) -> None:

@@ -22,7 +22,7 @@ from stat import S_ISDIR
 
 import click
 
-from othink_pipeline.core.files import MANIFEST
+from othink_pipeline.core.files import MANIFEST, read_json
 from othink_pipeline.core.locks import is_locked, lock
 from othink_pipeline.core.units import describe_bytes
 
@@ -100,6 +100,7 @@ def main(data: Path, delete: bool, unfinished: bool) -> None:
 
 def find_unused(data: Path) -> Iterator[Unused]:
     """What stands below ``data`` and nothing uses; says why the doubtful stays."""
+    bases = {part for file in data.rglob(f"{MODELS}/base/b*.json") for part in _named(file)}
     for place, subfolders, _ in os.walk(data):
         folder = Path(place)
         for name in sorted({MODELS, OUTPUT} & set(subfolders)):
@@ -114,7 +115,7 @@ def find_unused(data: Path) -> Iterator[Unused]:
                     continue
                 if _PRUNED.fullmatch(path.name):
                     yield _describe(path, f"{maker}, half deleted")
-                elif _KEY.fullmatch(path.name) and not _in_use(path):
+                elif _KEY.fullmatch(path.name) and path.name not in bases and not _in_use(path):
                     if reason := _why_keep(path):
                         click.echo(f"{path} is kept: {reason}")
                     else:
@@ -167,6 +168,11 @@ def _subfolders(folder: Path) -> list[Path]:
     if folder.is_symlink() or not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def _named(base_model: Path) -> tuple[str, ...]:
+    """The parts of the path of a base model, which may be a training of another environment."""
+    return Path(str((read_json(base_model) or {}).get("path", ""))).parts
 
 
 def _in_use(path: Path) -> bool:

@@ -1,5 +1,6 @@
-"""What would open every command and says nothing to its user is not said."""
+"""What would open every command and says nothing to its user is not said, nor told to others."""
 
+import os
 import warnings
 
 
@@ -8,5 +9,6 @@ def import_quietly() -> None:
 
     No filter helps: MLflow sets one of its own around the warning.
     """
+    os.environ.setdefault("DO_NOT_TRACK", "true")  # MLflow would report home
     with warnings.catch_warnings(record=True):
         import kedro_mlflow.mlflow  # noqa: F401

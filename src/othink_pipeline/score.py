@@ -204,6 +204,8 @@ def _read_record(
         if key not in record:
             raise ValueError(f"no key {key!r}; it has {', '.join(map(repr, record)) or 'none':.80}")
     value, output = record[gold_key], record[output_key]
+    if kind is None and isinstance(value, list):
+        raise ValueError(f"{gold_key} is a list, {value!r:.80}: rule r1v knows one gold")
     gold = None if isinstance(value, bool) and kind in (None, EXACT) else answer_text(value)
     if not isinstance(gold, str):
         raise ValueError(f"{gold_key} must be text or a number, got {value!r:.80}")

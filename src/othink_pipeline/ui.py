@@ -6,6 +6,7 @@ on this machine, for as long as the command lasts.
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def main(env: str | None) -> None:
     address = f"http://127.0.0.1:{port}"
     server = _start_server(port)
     try:
-        _wait_for(f"{address}/health")
+        _wait_for(f"{address}/health", server)
         _show({title: _at(link, address) for title, link in links.items()}, address)
         click.echo("Ctrl-C ends it.")
         server.wait()
@@ -76,15 +77,28 @@ def _find_port(usual: int) -> int:
 
 def _start_server(port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port)]
-    return subprocess.Popen([*command, "--backend-store-uri", mlflow.get_tracking_uri()])
+    # Not as an argument, which everybody on the machine can read: it may hold a password.
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": mlflow.get_tracking_uri()}
+    return subprocess.Popen(command, env=environment)
 
 
-def _wait_for(page: str) -> None:
-    """Until it answers, for a minute at most: a cold start imports much."""
-    from urllib3 import PoolManager, Retry
+def _wait_for(page: str, server: subprocess.Popen[bytes]) -> None:
+    """Until it answers, for a minute at most: a cold start imports much.
 
-    patience = Retry(total=None, connect=60, backoff_factor=0.1, backoff_max=1)
-    PoolManager().request("GET", page, retries=patience)
+    Raises:
+        ConfigurationError: it does not, or its server has ended.
+    """
+    from urllib3 import PoolManager
+    from urllib3.exceptions import HTTPError
+
+    for _ in range(60):
+        with suppress(HTTPError):
+            PoolManager().request("GET", page, retries=False, timeout=1)
+            return
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(1)
+            break
+    raise ConfigurationError(f"{page}: MLflow's server does not answer; above it says why.")
 
 
 if __name__ == "__main__":

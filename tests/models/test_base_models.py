@@ -54,6 +54,21 @@ def test_a_folder_with_a_manifest_is_verified_but_to_plan(folder: Path) -> None:
     assert locate_base_model(base_model, 0) == expected
 
 
+def test_the_same_model_twice_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Else tests would count one base model as two."""
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    base_model = in_folders(folder, copy)
+    assert find_base_model(base_model, 0, "").path == str(folder)
+    with pytest.raises(ConfigurationError, match=r"are the same model.*rebuild\.seed=1"):
+        find_base_model(base_model, 1, "")
+    (copy / "config.json").write_text("{ }")
+    assert find_base_model(base_model, 1, "").path == str(copy)
+    for each in (folder, copy):  # trained with one seed, rounded otherwise
+        make_model(each)
+    with pytest.raises(ConfigurationError, match="are the same model"):
+        find_base_model(base_model, 1, "")
+
+
 def test_a_folder_without_a_manifest_has_a_digest(folder: Path) -> None:
     base_model = in_folders(folder.with_name("none"), folder)
     expected = FoundModel(path=str(folder), digest=digest_folder(folder))

@@ -16,6 +16,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from othink_pipeline.cells.methods import resolve_method
+from othink_pipeline.cells.parameters import Cluster
 from othink_pipeline.data.examples import find_fault
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.models.load import load_model
@@ -288,6 +289,18 @@ def test_what_is_not_installed_stops_before_the_model_is_read(
     monkeypatch.setattr("othink_pipeline.preflight.optional_libraries.find_spec", lambda _: None)
     message = faults(check({"sft": method("sft", optimizer="adamw_8bit")}))
     assert "training.optimizer = 'adamw_8bit' (methods.sft): bitsandbytes is not" in message
+
+
+@pytest.mark.parametrize(("gpus", "told"), [(0, True), (0.5, False), (1, False)])
+def test_a_task_of_ray_sees_no_more_gpus_than_are_set_aside_for_it(
+    gpus: float, told: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    (folder / "model.safetensors").unlink()  # so that all ends with the next check
+    blocks = shipped("model", ModelSettings), shipped("compute", Compute)
+    train = shipped("cluster", Cluster).train.model_copy(update={"gpus": gpus})
+    (row,), _ = compatibility.check_model(str(folder), {}, {}, EVALUATION, *blocks, train)
+    assert (row.detail.startswith("8 GPUs can be seen")) is told
 
 
 def test_the_longest_examples_come_with_the_checks_that_passed(

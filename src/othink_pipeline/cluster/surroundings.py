@@ -141,7 +141,7 @@ def enter(surroundings: bytes) -> None:
         raise ConfigurationError(
             f"mlflow.yml: server.mlflow_tracking_uri is a SQLite file of {wanted.host}, and {here} "
             "would write to it over the network, which spoils it. Start `mlflow server` and name "
-            "its address in conf/local/mlflow.yml."
+            "its address in conf/local/mlflow.yml, or with --env in that of the environment."
         )
     drop_launcher_variables()  # of whatever `ray start` ran below
     os.environ.update(wanted.variables)

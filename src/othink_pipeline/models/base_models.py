@@ -26,8 +26,8 @@ def find_base_model(base_model: BaseModel, number: int, remedy: str) -> FoundMod
         remedy: what to do where there is none; ends the error message.
 
     Raises:
-        ConfigurationError: no model there, or files that differ from their manifest's digest; or
-            as ``fetch_model``.
+        ConfigurationError: no model there, files that differ from their manifest's digest, or the
+            same model as one before it; or as ``fetch_model``.
     """
     if base_model.hub is not None:
         return _describe_snapshot(base_model.hub, *fetch_model(**base_model.hub.model_dump()))
@@ -36,10 +36,32 @@ def find_base_model(base_model: BaseModel, number: int, remedy: str) -> FoundMod
     folder = Path(path)
     if (folder / MANIFEST).is_file():
         made = MadeModel.read_folder(folder, f"{remedy.removesuffix('.')}. {OTHER_MANIFEST}")
-        return FoundModel(path=path, digest=made.digest, made=made)
-    if not (folder / "config.json").is_file():
+        found = FoundModel(path=path, digest=made.digest, made=made)
+    elif (folder / "config.json").is_file():
+        found = FoundModel(path=path, digest=digest_folder(folder))
+    else:
         raise ConfigurationError(f"base_model.path: {path}: no model there. {remedy}")
-    return FoundModel(path=path, digest=digest_folder(folder))
+    for earlier in range(number):
+        other = locate_base_model(base_model, earlier)
+        if other is not None and _are_one(other, found):
+            raise ConfigurationError(
+                f"base_model.path: {other.path} and {path} are the same model, made with the same "
+                "seed: tests would count it twice. Make the second one with a seed of its own: "
+                f"kedro run --pipelines=base_model --params=rebuild.seed={number},"
+                f"rebuild.path={path}"
+            )
+    return found
+
+
+def _are_one(a: FoundModel, b: FoundModel) -> bool:
+    """Whether two models are one, or would be but for how sums are rounded."""
+    made_alike = (
+        a.made is not None
+        and b.made is not None
+        and a.made.data == b.made.data
+        and a.made.rebuild == b.made.rebuild.model_copy(update={"bf16": a.made.rebuild.bf16})
+    )
+    return made_alike or a.digest == b.digest
 
 
 def locate_base_model(base_model: BaseModel, number: int) -> FoundModel | None:

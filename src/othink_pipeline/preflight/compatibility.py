@@ -6,6 +6,7 @@ inside functions: it imports torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from datasets import Dataset, Features, Image, Value
 
 from othink_pipeline.cells.accelerate_config import find_device_fault, read_sharing
-from othink_pipeline.cells.parameters import Evaluation
+from othink_pipeline.cells.parameters import Evaluation, TrainDemand
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.safetensors import read_weights
 from othink_pipeline.core.units import describe_bytes
@@ -114,7 +115,7 @@ def check_model(
     evaluation: Evaluation,
     settings: ModelSettings,
     compute: Compute,
-    machines: int = 1,
+    train: TrainDemand | None = None,
 ) -> tuple[list[Row], Lengths | None]:
     """Check that a base model loads, reads the tasks' examples and fits context and memory.
 
@@ -126,12 +127,15 @@ def check_model(
         methods: what the grid trains it by.
         settings: how it is loaded.
         compute: how it is trained.
-        machines: that train a cell together.
+        train: what Ray sets aside for it, if Ray is to run it.
 
     Returns:
         A row for each check, and what is longest in the examples; None where a check failed before.
     """
-    if fault := find_device_fault(compute, torch.cuda.device_count(), machines):
+    gpus = torch.cuda.device_count()
+    if train and train.gpus:  # a task sees no more
+        gpus = min(gpus, math.ceil(train.gpus))
+    if fault := find_device_fault(compute, gpus, train.machines if train else 1):
         return [Row("device", "FAILED", *fault)], None
     name = f"model {path}"
     device = find_device()

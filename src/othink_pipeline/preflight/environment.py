@@ -31,7 +31,10 @@ logger = logging.getLogger(__name__)
 _SQLITE = "sqlite:///"
 _URI_KEY = "mlflow.yml: server.mlflow_tracking_uri"
 _ARTIFACTS_KEY = "mlflow.yml: tracking.experiment.create_experiment_kwargs.artifact_location"
-_OR_ELSEWHERE = "or name another place (conf/local/mlflow.yml overrides conf/base)."
+_OR_ELSEWHERE = (
+    "or name another place (conf/local/mlflow.yml, or with --env that of the environment, "
+    "overrides conf/base)."
+)
 
 
 def check_folders(places: Mapping[str, Path]) -> list[Row]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from othink_pipeline.cells.keys import JOURNAL, SAME_ENV, arithmetic
 from othink_pipeline.cells.methods import distinct_sizes, resolve_methods
-from othink_pipeline.cells.parameters import Cluster, Evaluation, Experiment, Folders
+from othink_pipeline.cells.parameters import Cluster, Evaluation, Experiment, Folders, TrainDemand
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest, code_tags, library_versions
 from othink_pipeline.core.files import MANIFEST, content_key, publish, read_json
@@ -76,13 +76,13 @@ def check_base_model(
         base_model,
         number,
         "Set base_model.path to a model folder, restore the shipped one (git checkout), or make "
-        f"one: kedro run --pipelines=base_model --params=rebuild.path=FOLDER {SAME_ENV}",
+        f"one: kedro run --pipelines=base_model --params=rebuild.seed={number},"
+        f"rebuild.path=FOLDER {SAME_ENV}",
     )
     blocks = {"training": training, "sft": sft, "rl": rl, "methods": methods}
     resolved = distinct_sizes(resolve_methods(blocks, experiment.tasks, experiment.methods))
     home = Path(folders.checkpoints) / "base" / f"b{number}" / found.digest[:16]
-    machines = cluster.train.machines
-    fit = found, resolved, evaluation, model, compute, machines
+    fit = found, resolved, evaluation, model, compute, cluster.train
     _check_fit(*fit, examples, home / CHECKED)
     return _open_run(found, number, home)
 
@@ -112,7 +112,7 @@ def _check_fit(
     evaluation: Evaluation,
     model: ModelSettings,
     compute: Compute,
-    machines: int,
+    train: TrainDemand,
     examples: tuple[Examples, ...],
     checked: Path,
 ) -> None:
@@ -122,7 +122,7 @@ def _check_fit(
             "base_model": base_model.digest,
             "model": model.model_dump(),
             "compute": compute.model_dump() | arithmetic(compute),
-            "machines": machines,
+            "train": train.model_dump(),
             "methods": {name: method.model_dump() for name, method in methods.items()},
             "evaluation": evaluation.model_dump(),
             "examples": [each.to_json() for each in examples],
@@ -152,7 +152,7 @@ def _check_fit(
     rows += compatibility.check_overlap(tasks)
     refuse(rows)  # the model is run on sound examples only
     rows, _ = compatibility.check_model(
-        base_model.path, tasks, methods, evaluation, model, compute, machines
+        base_model.path, tasks, methods, evaluation, model, compute, train
     )
     refuse(rows)
     for row in rows:

@@ -101,7 +101,7 @@ def check_fit(parameters: dict[str, Any]) -> Fit:
         if model is not None:
             found, longest = compatibility.check_model(
                 *(model.path, tasks, methods, blocks.evaluation, blocks.model, blocks.compute),
-                blocks.cluster.train.machines,
+                blocks.cluster.train,
             )
             if longest and not failed(found):
                 lengths[model.path] = longest

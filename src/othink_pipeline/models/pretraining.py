@@ -119,6 +119,9 @@ def pretrain(
 class _Training:
     """All that an update depends on and changes."""
 
+    _STATEFUL = ("model", "optimizer", "scheduler")
+    _PLAIN = ("orders", "losses", "seconds")
+
     def __init__(self, model: Any, rebuild: MiniModel, tasks: list[str]) -> None:
         self.model = model
         self.optimizer = torch.optim.AdamW(
@@ -138,21 +141,20 @@ class _Training:
         return len(self.losses)
 
     def save(self, file: Path) -> None:
-        saved = {name: getattr(self, name).state_dict() for name in self._TENSORS}
-        saved |= {name: getattr(self, name) for name in self._VALUES}
+        """Write all of it, as plain values and tensors."""
+        saved = {name: getattr(self, name).state_dict() for name in self._STATEFUL}
+        saved |= {name: getattr(self, name) for name in self._PLAIN}
         with publish_file(file) as scratch:
             torch.save({**saved, "rng": self.rng.getstate()}, scratch)
 
     def restore(self, file: Path) -> None:
+        """Go on from what was saved."""
         saved = torch.load(file, weights_only=True)
-        for name in self._TENSORS:
+        for name in self._STATEFUL:
             getattr(self, name).load_state_dict(saved[name])
-        for name in self._VALUES:
+        for name in self._PLAIN:
             setattr(self, name, saved[name])
         self.rng.setstate(saved["rng"])
-
-    _TENSORS = ("model", "optimizer", "scheduler")
-    _VALUES = ("orders", "losses", "seconds")
 
 
 def _latest(losses: list[float]) -> float:

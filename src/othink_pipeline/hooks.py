@@ -35,7 +35,7 @@ from othink_pipeline.config_loader import GridConfigLoader, read_grid
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_tags
 from othink_pipeline.core.files import content_key
-from othink_pipeline.core.locks import lock
+from othink_pipeline.core.locks import lock, say_busy
 from othink_pipeline.core.presence import at_work
 from othink_pipeline.core.redaction import failure, redact_uri
 from othink_pipeline.core.stopping import stop_as_before, stop_in_order
@@ -203,7 +203,8 @@ class StoreHooks:
     @hook_impl(wrapper=True)
     def after_context_created(self, context: KedroContext) -> Generator[None, Any, Any]:
         """Around kedro-mlflow, which makes the store and the experiment if need be."""
-        with lock(Path(context.project_path) / records.STORE_LOCK, self._say_busy):
+        busy = say_busy("another run is opening the MLflow store")
+        with lock(Path(context.project_path) / records.STORE_LOCK, busy):
             try:
                 return (yield)
             except (click.ClickException, OSError):
@@ -214,9 +215,6 @@ class StoreHooks:
                     "advice, move the store away, or name another (server.mlflow_tracking_uri; "
                     "conf/local/mlflow.yml overrides conf/base)."
                 ) from error
-
-    def _say_busy(self, holder: str) -> None:
-        logger.info("another run is opening the MLflow store (%s); waiting", holder)
 
 
 class TrackingHooks:

@@ -136,10 +136,7 @@ class PreflightHooks:
         """Make room for runs with other parameters."""
         self._presence.close()
 
-    @hook_impl
-    def on_pipeline_error(self) -> None:
-        """Make room for runs with other parameters."""
-        self._presence.close()
+    on_pipeline_error = after_pipeline_run
 
 
 def _check_names() -> None:
@@ -273,7 +270,7 @@ class TrackingHooks:
 
     def _end_interrupted(self) -> None:
         if parent := self._release():
-            lifecycle.end_parent(parent, "KILLED")
+            lifecycle.kill_parent(parent)
 
     def _release(self) -> str | None:
         parent, self._parent = self._parent, None

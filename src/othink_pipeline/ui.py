@@ -19,6 +19,7 @@ import mlflow
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.utils import find_kedro_project
+from urllib3 import PoolManager, Retry
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.tracking import views
@@ -81,8 +82,6 @@ def _start_server(port: int) -> subprocess.Popen[bytes]:
 
 def _wait_for(page: str) -> None:
     """Until it answers, for a minute at most: a cold start imports much."""
-    from urllib3 import PoolManager, Retry
-
     patience = Retry(total=None, connect=60, backoff_factor=0.1, backoff_max=1)
     PoolManager().request("GET", page, retries=patience)
 

@@ -73,11 +73,7 @@ def draw_splits(task: str, settings: DataPreparation) -> dict[str, Dataset]:
 
 
 def check_examples(task: str, splits: Splits, answers: AnswerKind = EXACT) -> list[Row]:
-    """Check columns, one whole example and every answer of each split: a row a split.
-
-    Args:
-        answers: how they are judged.
-    """
+    """Check columns, one whole example and every answer of each split: a row a split."""
     rows = []
     remedy = (
         "Make them again: kedro run --pipelines=data_preparation; or mend their source: "
@@ -121,11 +117,7 @@ def check_model(
     Of the memory it is what a training holds all the time: to find out the rest see ``measure``.
 
     Args:
-        path: the model's folder.
         tasks: every one's examples, sound ones alone: see ``check_examples``.
-        methods: what the grid trains it by.
-        settings: how it is loaded.
-        compute: how it is trained.
         machines: that train a cell together.
 
     Returns:

@@ -35,7 +35,7 @@ from othink_pipeline.config_loader import GridConfigLoader, read_grid
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_tags
 from othink_pipeline.core.files import content_key
-from othink_pipeline.core.locks import lock
+from othink_pipeline.core.locks import lock, say_busy
 from othink_pipeline.core.presence import at_work
 from othink_pipeline.core.redaction import failure, redact_uri
 from othink_pipeline.core.stopping import stop_as_before, stop_in_order
@@ -136,10 +136,7 @@ class PreflightHooks:
         """Make room for runs with other parameters."""
         self._presence.close()
 
-    @hook_impl
-    def on_pipeline_error(self) -> None:
-        """Make room for runs with other parameters."""
-        self._presence.close()
+    on_pipeline_error = after_pipeline_run
 
 
 def _check_names() -> None:
@@ -220,7 +217,8 @@ class StoreHooks:
     @hook_impl(wrapper=True)
     def after_context_created(self, context: KedroContext) -> Generator[None, Any, Any]:
         """Around kedro-mlflow, which makes the store and the experiment if need be."""
-        with lock(Path(context.project_path) / records.STORE_LOCK, self._say_busy):
+        busy = say_busy("another run is opening the MLflow store")
+        with lock(Path(context.project_path) / records.STORE_LOCK, busy):
             try:
                 return (yield)
             except (click.ClickException, OSError):
@@ -232,9 +230,6 @@ class StoreHooks:
                     "conf/local/mlflow.yml, or with --env that of the environment, overrides "
                     "conf/base)."
                 ) from error
-
-    def _say_busy(self, holder: str) -> None:
-        logger.info("another run is opening the MLflow store (%s); waiting", holder)
 
 
 class TrackingHooks:
@@ -293,7 +288,7 @@ class TrackingHooks:
 
     def _end_interrupted(self) -> None:
         if parent := self._release():
-            lifecycle.end_parent(parent, "KILLED")
+            lifecycle.kill_parent(parent)
 
     def _release(self) -> str | None:
         parent, self._parent = self._parent, None

@@ -14,9 +14,8 @@ from othink_pipeline.pipelines import (
     data_preparation,
     preflight,
     registration,
-    rl,
     same_task_eval,
-    sft,
+    training,
 )
 
 
@@ -28,8 +27,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     if not grid.trains:  # what another environment has finished must not be trained again
         return {"evaluation": tests, "report": report, "__default__": tests}
     start = data_preparation.create_pipeline(grid) + base_model.create_check(grid)
-    sft_cells = sft.create_pipeline(grid)
-    rl_cells = rl.create_pipeline(grid)
+    sft_cells, rl_cells = (training.create_pipeline(grid, each) for each in ("sft", "rl"))
     cells = start + sft_cells + rl_cells
     same_task = cells + same_task_eval.create_pipeline(grid) + same_task_eval.create_table(grid)
     whole = cells + tests

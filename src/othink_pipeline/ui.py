@@ -20,6 +20,8 @@ import mlflow
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.utils import find_kedro_project
+from urllib3 import PoolManager
+from urllib3.exceptions import HTTPError
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.tracking import views
@@ -88,9 +90,6 @@ def _wait_for(page: str, server: subprocess.Popen[bytes]) -> None:
     Raises:
         ConfigurationError: it does not, or its server has ended.
     """
-    from urllib3 import PoolManager
-    from urllib3.exceptions import HTTPError
-
     for _ in range(60):
         with suppress(HTTPError):
             PoolManager().request("GET", page, retries=False, timeout=1)

@@ -247,12 +247,15 @@ def test_loading_and_saving_in_threads_is_refused() -> None:
 
 def test_nodes_that_compute_run_elsewhere_and_only_those() -> None:
     from othink_pipeline.cells.grid import Grid
-    from othink_pipeline.pipelines import base_model, cross_task, data_preparation, rl, sft
+    from othink_pipeline.pipelines import base_model, cross_task, data_preparation, training
 
     made = Grid(("counting", "geometry"), {"sft": "sft", "grpo": "rl"}, (0,))
     whole = sum(
-        (each.create_pipeline(made) for each in (data_preparation, sft, rl, cross_task)),
-        base_model.create_check(made),
+        (training.create_pipeline(made, algorithm) for algorithm in ("sft", "rl")),
+        sum(
+            (each.create_pipeline(made) for each in (data_preparation, cross_task)),
+            base_model.create_check(made),
+        ),
     )
     kinds = {node.name.rpartition(".")[2]: kind_of(node) for node in whole.nodes}
     here = {name for name, kind in kinds.items() if kind is None}

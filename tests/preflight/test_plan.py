@@ -26,7 +26,7 @@ from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.models import base_models
 from othink_pipeline.models.base_models import find_base_model
 from othink_pipeline.models.manifests import FoundModel
-from othink_pipeline.pipelines.wiring import training_nodes
+from othink_pipeline.pipelines import training
 from othink_pipeline.preflight.plan import Planned, check_room, describe_plan, plan_cells, plan_grid
 from tests.conftest import PROMPT, TASKS
 from tests.preflight.test_memory import method
@@ -65,7 +65,11 @@ def examples_for(raw: dict[str, Any], task: str) -> Examples:
 
 
 def nodes() -> list[Node]:
-    return training_nodes(GRID, "sft") + training_nodes(GRID, "rl")
+    return [
+        node
+        for algorithm in ("sft", "rl")
+        for node in training.create_pipeline(GRID, algorithm).nodes
+    ]
 
 
 def plan(
@@ -163,7 +167,7 @@ def test_a_plan_without_work_is_one_line(raw: dict[str, Any], catalog: DataCatal
 
 def test_only_what_a_pipeline_trains_is_planned(raw: dict[str, Any], catalog: DataCatalog) -> None:
     other = Node(lambda manifest: manifest, "counting.examples", "x", name="other")
-    pipeline = Pipeline([*training_nodes(GRID, "rl"), other])
+    pipeline = Pipeline([*training.create_pipeline(GRID, "rl").nodes, other])
     planned = plan(raw, catalog, pipeline)
     assert {item.cell for item in planned} == {cell for cell in GRID.cells if cell.method == "grpo"}
     assert plan(raw, catalog, Pipeline([other])) == []
@@ -247,7 +251,7 @@ def test_a_model_of_the_hub_is_known_once_it_is_downloaded(
     raw["base_model"] = {"path": None, "hub": {"id": "own/mini", "revision": "main"}}
     grid = Grid(TASKS, {"sft": "sft"}, (0, 1))
     made = Node(lambda: {}, None, "base.b0.checkpoint", name="check_base_model")
-    pipeline = Pipeline([made, *training_nodes(grid, "sft")])
+    pipeline = Pipeline([made, *training.create_pipeline(grid, "sft").nodes])
     assert {item.state for item in plan(raw, catalog, pipeline)} == {"train"}
     check_room(plan(raw, catalog, pipeline), Parameters.read(raw))
     assert hub.requests == []

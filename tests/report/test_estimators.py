@@ -149,7 +149,7 @@ def test_shapes_must_match() -> None:
     with pytest.raises(ValueError, match="clusters must label 2 seeds"):
         over_seeds([[1], [0]], [[1], [1]], 0, clusters=[0])
     with pytest.raises(ValueError, match="one shape"):
-        difference_where([[1, 0]], [[1, 0]], [[True]], 0)
+        difference_where([[1, 0]], [[1, 0]], [[True]])
 
 
 def test_relative_improvement_by_hand() -> None:
@@ -258,18 +258,18 @@ def test_relative_improvement_over_seeds() -> None:
 
 def test_mean_score_of_one_seed_is_over_items_and_of_several_over_seeds() -> None:
     answers = (np.arange(100) < 30).astype(float)
-    one = mean_score([answers], seed=0)
+    one = mean_score([answers])
     assert one == over_items(answers, 0 * answers, seed=0)
-    several = mean_score([answers, 1 - answers], seed=0)
+    several = mean_score([answers, 1 - answers])
     assert several.value == 0.5
     assert (several.low, several.high) == pytest.approx((0.3, 0.7), abs=0.1)
-    assert mean_score([answers, 1 - answers], 0, clusters=[0, 0]) == several
+    assert mean_score([answers, 1 - answers], clusters=[0, 0]) == several
 
 
 def test_a_gain_splits_into_format_and_ability_by_hand() -> None:
     parsed, right = np.arange(10) < 8, np.arange(10) < 6  # 0.8, and 0.75 of these
     base_parsed, base_right = np.arange(10) >= 5, np.arange(10) >= 8  # 0.5, and 0.4 of these
-    split = split_gain(*(np.tile(x, (1, 30)) for x in (right, parsed, base_right, base_parsed)), 0)
+    split = split_gain(*(np.tile(x, (1, 30)) for x in (right, parsed, base_right, base_parsed)))
     assert split.total.value == pytest.approx(0.4)
     assert split.format.value == pytest.approx(0.3 * (0.75 + 0.4) / 2)
     assert split.ability.value == pytest.approx(0.35 * (0.8 + 0.5) / 2)
@@ -280,36 +280,36 @@ def test_a_gain_splits_into_format_and_ability_by_hand() -> None:
 
 def test_a_gain_of_one_kind_is_all_of_that_kind() -> None:
     half, all_of_them = [[1, 0] * 20], [[1, 1] * 20]
-    only_format = split_gain([[1, 1, 0, 0] * 10], all_of_them, [[1, 0, 0, 0] * 10], half, 0)
+    only_format = split_gain([[1, 1, 0, 0] * 10], all_of_them, [[1, 0, 0, 0] * 10], half)
     assert (only_format.format.value, only_format.ability.value) == pytest.approx((0.25, 0))
-    only_ability = split_gain([[1, 1, 0, 0] * 10], all_of_them, [[1, 0, 0, 0] * 10], all_of_them, 0)
+    only_ability = split_gain([[1, 1, 0, 0] * 10], all_of_them, [[1, 0, 0, 0] * 10], all_of_them)
     assert (only_ability.format.value, only_ability.ability.value) == pytest.approx((0, 0.25))
     assert only_ability.format.low == only_ability.format.high == 0
 
 
 def test_a_split_without_parsed_answers_is_unknown() -> None:
     never, always = np.zeros((1, 20)), np.ones((1, 20))
-    split = split_gain(always, always, never, never, 0)
+    split = split_gain(always, always, never, never)
     assert (split.total.value, split.total.low) == (1, 1)
     for part in (split.format, split.ability):
         assert math.isnan(part.value)
         assert is_unknown(part)
     once = np.arange(20)[None] == 0  # one answer parses: some resamples have none
-    rarely = split_gain(always, always, once, once, 0)
+    rarely = split_gain(always, always, once, once)
     assert rarely.ability.value == pytest.approx(0)
     assert is_unknown(rarely.ability)
     with pytest.raises(ValueError, match="right that does not parse"):
-        split_gain(always, never, never, never, 0)
+        split_gain(always, never, never, never)
     with pytest.raises(ValueError, match="right that does not parse"):
-        split_gain(never, never, always, never, 0)
+        split_gain(never, never, always, never)
 
 
 def test_seeds_widen_a_split() -> None:
     parsed = np.ones((4, 100))
     right = np.stack([np.arange(100) < n for n in (20, 40, 60, 80)]).astype(float)
     same = np.stack([np.arange(100) < 50] * 4).astype(float)
-    wide = split_gain(right, parsed, 0 * parsed, parsed, 0).ability
-    narrow = split_gain(same, parsed, 0 * parsed, parsed, 0).ability
+    wide = split_gain(right, parsed, 0 * parsed, parsed).ability
+    narrow = split_gain(same, parsed, 0 * parsed, parsed).ability
     assert wide.value == narrow.value == pytest.approx(0.5)
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
 
@@ -317,11 +317,11 @@ def test_seeds_widen_a_split() -> None:
 def test_a_difference_where_it_counts_by_hand() -> None:
     a, b = [[1, 1, 1, 0] * 10], [[0, 1, 0, 1] * 10]
     chosen = [[True, True, True, False] * 10]
-    estimate = difference_where(a, b, chosen, 0)
+    estimate = difference_where(a, b, chosen)
     assert estimate.value == pytest.approx(2 / 3)
     assert 0.4 < estimate.low < 2 / 3 < estimate.high < 0.95
-    assert difference_where(a, b, np.logical_not(chosen), 0).value == -1
-    nothing = difference_where(a, b, np.zeros((1, 40)), 0)
+    assert difference_where(a, b, np.logical_not(chosen)).value == -1
+    nothing = difference_where(a, b, np.zeros((1, 40)))
     assert math.isnan(nothing.value)
 
 

@@ -200,9 +200,6 @@ def check_launcher(compute: Compute, health: Health, methods: Iterable[SFT | RL]
 
     How many processes there are is for ``compute.num_processes`` alone to say.
 
-    Args:
-        methods: what is trained.
-
     Raises:
         ConfigurationError: with each key of the file that is wrong, its value and the remedy.
     """

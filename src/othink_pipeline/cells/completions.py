@@ -34,18 +34,9 @@ def show_completions(algorithm: Algorithm, job: Job, every: int, record: Record)
     """
     watch = _Watch(job, every, record)
 
-    def build_trainer(
-        model: Any,
-        processor: Any,
-        rows: Any,
-        job: Job,
-        adapters: Any,
-        report: Any,
-        callbacks: list[TrainerCallback],
-    ) -> Any:
-        watch.trainer = algorithm.build_trainer(
-            model, processor, rows, job, adapters, report, [*callbacks, watch]
-        )
+    def build_trainer(*given: Any) -> Any:
+        *most, callbacks = given
+        watch.trainer = algorithm.build_trainer(*most, [*callbacks, watch])
         return watch.trainer
 
     return SimpleNamespace(

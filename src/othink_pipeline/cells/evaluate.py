@@ -6,7 +6,6 @@ torch is imported inside the functions: the registry imports this module.
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from othink_pipeline.cells.parameters import Evaluation, Folders
 from othink_pipeline.core.blocks import BASE, ConfigurationError
 from othink_pipeline.core.code import code_digest, library_versions
 from othink_pipeline.core.files import content_key, publish_file
-from othink_pipeline.core.locks import lock
+from othink_pipeline.core.locks import lock, say_busy
 from othink_pipeline.data.examples import read_examples
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.manifests import BaseModelCheckpoint
@@ -96,7 +95,7 @@ def evaluate(
     file = Path(folders.predictions) / tested.place / examples.task / f"{key}.parquet"
     file.parent.mkdir(parents=True, exist_ok=True)
     what = f"{tested.name} -> {examples.task}"
-    with lock(file.with_suffix(".lock"), partial(_say_busy, what)):
+    with lock(file.with_suffix(".lock"), say_busy(f"{what}: another run is at it")):
         predictions = None if compute.fresh else _read(file)
         said = "" if predictions is None else ", scored before"
         if predictions is None:
@@ -179,10 +178,6 @@ def _settings(evaluation: Evaluation, model: ModelSettings) -> dict[str, Any]:
         if not evaluation.shuffle_images:
             del settings["seed"]
     return settings
-
-
-def _say_busy(what: str, holder: str) -> None:
-    logger.info("%s: another run is at it (%s): waiting", what, holder)
 
 
 def _check_checkpoint(checkpoint: Checkpoint | BaseModelCheckpoint, tested: Tested) -> None:

@@ -72,13 +72,6 @@ class CellJob(NamedTuple):
         return f"{self.cell.task}/{self.cell.method}/s{self.cell.seed}"
 
 
-class Records(NamedTuple):
-    """Where a training writes: its main process alone has them."""
-
-    journal: Journal
-    recorder: Recorder
-
-
 def record_job(job: CellJob, run_id: str, journal: Journal, finished: Training | None) -> Training:
     """Train a cell, unless it is finished, and deliver its records to its MLflow run.
 
@@ -90,7 +83,7 @@ def record_job(job: CellJob, run_id: str, journal: Journal, finished: Training |
         recorder.tag("health", json.dumps(job.settings.health.model_dump()))
         if finished:
             return finished
-        trained, digests = train_job(job, Records(journal, recorder))
+        trained, digests = train_job(job, recorder)
         costs = {f"cost/{name}": value for name, value in trained._asdict().items()}
         del costs["cost/faults"]  # they are tags
         recorder.metrics(trained.updates, costs)
@@ -99,11 +92,11 @@ def record_job(job: CellJob, run_id: str, journal: Journal, finished: Training |
     return training
 
 
-def train_job(job: CellJob, records: Records | None) -> tuple[Trained, Digests]:
+def train_job(job: CellJob, recorder: Recorder | None) -> tuple[Trained, Digests]:
     """Train a cell in its folder, from where it was left.
 
     Args:
-        records: None on all processes of a training but the main one.
+        recorder: None on all processes of a training but the main one.
 
     Returns:
         What it came to, and the digests of its checkpoints, which the main process alone writes.
@@ -124,12 +117,18 @@ def train_job(job: CellJob, records: Records | None) -> tuple[Trained, Digests]:
     if fault := find_device_fault(settings.compute, torch.cuda.device_count(), machines):
         raise ConfigurationError(". ".join(fault))
     own = examples_of(job.cell.task, job.examples)
+<<<<<<< HEAD
     if records:
         records.recorder.tag("threads", str(torch.get_num_threads()))  # by them sums are rounded
         records.recorder.tag("machines", str(machines))
         records.recorder.dataset(dataset_ref(own, "train"), "train")
+=======
+    if recorder:
+        recorder.tag("threads", str(torch.get_num_threads()))  # by them sums are rounded
+        recorder.dataset(dataset_ref(own, "train"), "train")
+>>>>>>> lighter
         for examples in job.examples:
-            records.recorder.dataset(dataset_ref(examples, "validation"), "validation")
+            recorder.dataset(dataset_ref(examples, "validation"), "validation")
     training = Job(
         name=job.cell.name,
         model_path=job.base_model.path,
@@ -144,14 +143,14 @@ def train_job(job: CellJob, records: Records | None) -> tuple[Trained, Digests]:
         answers=own.answers,
     )
     every = settings.health.completions_every_updates
-    if records and every and job.parameters.algorithm == "rl":
+    if recorder and every and job.parameters.algorithm == "rl":
         from othink_pipeline.cells.completions import show_completions
 
-        show = partial(_show_table, records.recorder)
+        show = partial(_show_table, recorder)
         algorithm = show_completions(algorithm, training, every, show)
     # The main process alone is seen.
-    with show_progress(job.cell.name, job.parameters.updates, records is not None) as progress:
-        watch = _Watch(job, records, progress)
+    with show_progress(job.cell.name, job.parameters.updates, recorder is not None) as progress:
+        watch = _Watch(job, recorder, progress)
         trained = train(algorithm, training, watch.log, watch.checkpoint, watch.report)
     return trained, watch.digests
 
@@ -184,20 +183,19 @@ def _checkpoint_name(update: int) -> str:
 class _Watch:
     """What is done beside a training's updates: figures are logged, checkpoints kept and scored.
 
-    All processes take part in the scoring; the main one alone, which has the records, writes. What
+    All processes take part in the scoring; the main one alone, which has the recorder, writes. What
     was kept or scored before a crash stays as it is.
     """
 
-    def __init__(self, job: CellJob, records: Records | None, progress: Progress) -> None:
-        self._job, self._recorder = job, records and records.recorder
-        self._progress = progress
+    def __init__(self, job: CellJob, recorder: Recorder | None, progress: Progress) -> None:
+        self._job, self._recorder, self._progress = job, recorder, progress
         self._folder = Path(job.folder)
         self._scores: dict[tuple[int, str], float] = {}
         self.digests: dict[int, str] = {}
-        if records:
-            history = records.journal.history().itertuples(index=False, name=None)
+        if recorder:
+            history = recorder.journal.history().itertuples(index=False, name=None)
             self._scores = {(step, metric): value for step, metric, value in history}
-            for entry in records.journal.entries:
+            for entry in recorder.journal.entries:
                 if isinstance(entry, journals.Checkpoint):
                     self.digests[entry.checkpoint] = entry.digest
 
@@ -217,7 +215,7 @@ class _Watch:
         """Keep a checkpoint and score it on each task's validation split.
 
         Returns:
-            Task -> accuracy; nothing on processes without records.
+            Task -> accuracy; nothing on processes without a recorder.
         """
         from accelerate.utils import broadcast_object_list
 

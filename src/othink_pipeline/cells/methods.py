@@ -50,7 +50,6 @@ def resolve_method(raw: Mapping[str, Any], name: str, task: str) -> SFT | RL:
     Args:
         raw: a mapping that holds at least ``training``, ``sft``, ``rl`` and ``methods``.
         name: a key of ``methods``.
-        task: what is trained on.
 
     Raises:
         BadParametersError: as ``Parameters.read``.

@@ -82,7 +82,6 @@ def train_here(job: CellJob, run_id: str, share: Share | None = None) -> None:
     """Run this machine's processes of a training to their end.
 
     Args:
-        run_id: the MLflow run that the records go to.
         share: None: all of them.
 
     Raises:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from othink_pipeline.cells.processes import MachineLostError, train_in_processes
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import library_versions
 from othink_pipeline.core.files import MANIFEST
-from othink_pipeline.core.locks import lock
+from othink_pipeline.core.locks import lock, say_busy
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.tracking import runs
@@ -73,7 +72,8 @@ def train_cell(
     folder = cell_folder(settings.folders, cell, key)
     job = CellJob(cell, parameters, base_model, examples, settings, key, str(folder))
     retired = folder.with_name(f".{key}.old")
-    with lock(folder.with_name(f"{key}.lock"), partial(_say_busy, cell)):
+    busy = say_busy(f"{cell.name}: another run works on it")
+    with lock(folder.with_name(f"{key}.lock"), busy):
         finished = None if settings.compute.fresh else find_finished(folder, settings.health)
         if finished is None:
             if settings.compute.fresh or (folder / MANIFEST).exists():
@@ -155,7 +155,3 @@ def _retire(folder: Path, retired: Path) -> None:
     if folder.exists():
         shutil.rmtree(retired, ignore_errors=True)
         os.replace(folder, retired)
-
-
-def _say_busy(cell: Cell, holder: str) -> None:
-    logger.info("%s: another run works on it (%s); waiting until it is done", cell.name, holder)

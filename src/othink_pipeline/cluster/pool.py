@@ -59,11 +59,6 @@ class _Task(NamedTuple):
         return {name: n * self.machines for name, n in self.demand.resources.items()}
 
 
-def machines_of(node: Node, cluster: Cluster) -> int:
-    """On how many machines a task of this node runs."""
-    return cluster.train.machines if {"sft", "rl"} & node.tags else 1
-
-
 def kind_of(node: Node) -> str | None:
     """What a task of this node needs, as a key of ``cluster``; None: it runs in the driver."""
     return next((KINDS[tag] for tag in sorted(node.tags) if tag in KINDS), None)
@@ -162,7 +157,8 @@ class RayPool:
 
     def _task(self, node: Node, inputs: dict[str, Any]) -> _Task:
         demand: Demand = getattr(self._cluster, str(kind_of(node)))
-        return _Task(node, inputs, demand, machines_of(node, self._cluster), 0)
+        machines = self._cluster.train.machines if {"sft", "rl"} & node.tags else 1
+        return _Task(node, inputs, demand, machines, 0)
 
     def _give(self, task: _Task) -> None:
         demand, machines = task.demand, task.machines

@@ -54,11 +54,7 @@ class Surroundings(NamedTuple):
 
 
 def describe_surroundings(modules: Sequence[str]) -> Surroundings:
-    """Those of this process, the driver.
-
-    Args:
-        modules: those of the nodes' functions.
-    """
+    """Those of this process, the driver; ``modules``: those of the nodes' functions."""
     import mlflow
     from kedro.framework.project import LOGGING
 

@@ -48,23 +48,11 @@ def code_digest(*modules: str, package: Path = PACKAGE) -> str:
         ValueError: as ``reached``.
     """
     digest = hashlib.sha256()
-    for module, source in sorted(_sources(modules, package).items()):
+    for module, source in sorted(reached(*modules, package=package).items()):
         for part in (module.encode(), _bare(source)):
             digest.update(len(part).to_bytes(8))
             digest.update(part)
     return digest.hexdigest()
-
-
-def reached(*modules: str, package: Path = PACKAGE) -> tuple[str, ...]:
-    """``modules`` and all of the package that they may import, in functions too, sorted.
-
-    What only type checkers import does not count. A name that the code makes up as it runs
-    (``import_module``) cannot be followed: give such a module as one of ``modules``.
-
-    Raises:
-        ValueError: no such module in the package, or an import of one that is not there.
-    """
-    return tuple(sorted(_sources(modules, package)))
 
 
 def library_versions() -> dict[str, str]:
@@ -100,8 +88,15 @@ def _git(project: Path, *arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _sources(modules: tuple[str, ...], package: Path) -> dict[str, bytes]:
-    """The text of each module that is reached."""
+def reached(*modules: str, package: Path = PACKAGE) -> dict[str, bytes]:
+    """The texts of ``modules`` and of all of the package that they may import, in functions too.
+
+    What only type checkers import does not count. A name that the code makes up as it runs
+    (``import_module``) cannot be followed: give such a module as one of ``modules``.
+
+    Raises:
+        ValueError: no such module in the package, or an import of one that is not there.
+    """
     sources: dict[str, bytes] = {}
     waiting = [(module, "asked for") for module in modules]
     while waiting:

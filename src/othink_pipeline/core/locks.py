@@ -7,6 +7,7 @@ behind; whoever deletes it while others wait for it parts them from those that c
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from othink_pipeline.core.blocks import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -57,6 +60,11 @@ def lock(file: Path, busy: Callable[[str], None] = lambda _: None) -> Iterator[N
             with suppress(FileNotFoundError):  # deleted by hand
                 os.truncate(file, 0)
             held.release()
+
+
+def say_busy(what: str) -> Callable[[str], None]:
+    """For ``lock``: a line in the log with what the holder does, and who it is."""
+    return lambda holder: logger.info("%s (%s); waiting until it is done", what, holder)
 
 
 def is_locked(file: Path) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
 
 from othink_pipeline.data.columns import top_level, value_of
 from othink_pipeline.data.parameters import Hub, Jsonl, SplitSource
@@ -16,9 +18,6 @@ from othink_pipeline.data.sources import (
     read_objects,
     readable,
 )
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 BATCH_ROWS = 1024
 """So many rows of a parquet file are read at a time, their pictures left out."""
@@ -101,8 +100,6 @@ def _top(column: str, there: list[str]) -> str | None:
 
 
 def _array_strings(array: pa.Array) -> Iterator[str]:
-    import pyarrow as pa
-
     kind = array.type
     if pa.types.is_struct(kind):
         for field in kind:

@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pandas as pd
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest
 from othink_pipeline.core.files import content_key, publish
-from othink_pipeline.core.locks import lock
+from othink_pipeline.core.locks import lock, say_busy
 from othink_pipeline.data.examples import draw_examples, open_split, read_pixels, update_digest
 from othink_pipeline.data.fingerprints import fingerprint
 from othink_pipeline.data.manifests import Examples, Split
@@ -54,7 +53,8 @@ def prepare_splits(
         )
     sizes = data_preparation.sizes_of(task, splits)
     key = examples_key(data_preparation, task, splits)
-    with lock(folder.with_name(f".{folder.name}.lock"), partial(_say_busy, task)):
+    busy = say_busy(f"{task}: another run prepares its examples")
+    with lock(folder.with_name(f".{folder.name}.lock"), busy):
         finished = _find_finished(folder, key)
         if finished:
             count = sum(split.examples for split in finished.splits.values())
@@ -146,7 +146,7 @@ def _list_near_duplicates(task: str, gallery: Gallery, tests: int, folder: Path)
     with another meaning is what such a task asks about.
     """
     found = gallery.find()
-    file = near_duplicates_file(folder)
+    file = folder.with_name(f"{folder.name}_near_duplicates.csv")
     found.pairs.to_csv(file, index=False)
     if found.test_examples:
         logger.warning(
@@ -155,15 +155,6 @@ def _list_near_duplicates(task: str, gallery: Gallery, tests: int, folder: Path)
             *(task, found.test_examples, tests, file),
         )
     return found.test_examples
-
-
-def near_duplicates_file(folder: Path) -> Path:
-    """The list that belongs to a task's examples in ``folder``."""
-    return folder.with_name(f"{folder.name}_near_duplicates.csv")
-
-
-def _say_busy(task: str, holder: str) -> None:
-    logger.info("%s: another run prepares its examples (%s); waiting", task, holder)
 
 
 def examples_key(data_preparation: DataPreparation, task: str, splits: tuple[str, ...]) -> str:

@@ -67,9 +67,6 @@ def survey_sources(
 ) -> Survey:
     """Look at every row of the training source, and at the first ``test_rows`` of the test source.
 
-    Args:
-        answers: the kind that its answers must be of.
-
     Raises:
         ConfigurationError: as ``read_source``; or a row of the test source cannot be used.
     """
@@ -166,9 +163,6 @@ def peek(
     task: str, source: TaskSource, rows: int, answers: AnswerKind = EXACT
 ) -> list[dict[str, Any]]:
     """Examples from the first few rows of each source; ``train`` and ``validation`` are the same.
-
-    Args:
-        answers: the kind that its answers must be of.
 
     Raises:
         ConfigurationError: as ``read_source``; or one of these rows cannot be used.

@@ -48,7 +48,6 @@ def predict(
     Args:
         model, processor, examples, prompt: as for ``complete``.
         decoding: of the one completion that is judged.
-        answers: how it is judged.
 
     Raises:
         ValueError: too few examples to shuffle.

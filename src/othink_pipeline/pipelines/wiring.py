@@ -6,21 +6,11 @@ from collections.abc import Callable
 from functools import partial, update_wrapper
 from typing import Any, cast
 
-import pandas as pd  # Kedro checks parameters only where all type hints resolve
 from kedro.pipeline import Node
 from kedro.pipeline.preview_contract import TextPreview
 
 from othink_pipeline.cells.evaluate import Tested, evaluate
 from othink_pipeline.cells.grid import Cell, Grid
-from othink_pipeline.cells.keys import Settings
-from othink_pipeline.cells.manifests import Checkpoint, FailedCell
-from othink_pipeline.cells.methods import resolve_method
-from othink_pipeline.cells.parameters import Evaluation, Folders
-from othink_pipeline.cells.train import train_cell
-from othink_pipeline.data.manifests import Examples
-from othink_pipeline.models.manifests import BaseModelCheckpoint
-from othink_pipeline.models.parameters import Compute, ModelSettings
-from othink_pipeline.training.parameters import Health
 
 
 def bind(function: Callable[..., Any], **identity: Any) -> Callable[..., Any]:
@@ -52,63 +42,6 @@ class BoundNode(Node):
     def identity(self) -> dict[str, Any]:
         """What is fixed: the cell, the task ..."""
         return dict(cast(Any, self._func).keywords)
-
-
-def training_nodes(grid: Grid, algorithm: str) -> list[Node]:
-    """A node for each cell whose method runs ``algorithm``: all of them alike but for names."""
-    return [
-        BoundNode(
-            bind(train, cell=cell),
-            inputs=[
-                f"base.b{grid.base_model_of(cell.seed)}.checkpoint",
-                "params:training",
-                f"params:{algorithm}",
-                f"params:methods.{cell.method}",
-                "params:evaluation",
-                "params:folders",
-                "params:model",
-                "params:compute",
-                "params:health",
-                *(f"{task}.examples" for task in grid.tasks),
-            ],
-            outputs=[f"{cell.name}.checkpoint", f"{cell.name}.history"],
-            name=f"train_{algorithm}",
-            namespace=cell.name,
-            tags=[algorithm],
-        )
-        for cell in grid.cells
-        if grid.algorithms[cell.method] == algorithm
-    ]
-
-
-def train(
-    base_model: BaseModelCheckpoint,
-    training: dict[str, Any],
-    algorithm: dict[str, Any],
-    method: dict[str, Any],
-    evaluation: Evaluation,
-    folders: Folders,
-    model: ModelSettings,
-    compute: Compute,
-    health: Health,
-    *examples: Examples,
-    cell: Cell,
-) -> tuple[Checkpoint | FailedCell, pd.DataFrame]:
-    """Train a cell by its method; see ``train_cell``.
-
-    Each block comes by itself: for Kedro it is an edge of the lineage.
-
-    Args:
-        algorithm: the block ``sft`` or ``rl``.
-    """
-    blocks = {
-        "training": training,
-        method["algorithm"]: algorithm,
-        "methods": {cell.method: method},
-    }
-    parameters = resolve_method(blocks, cell.method, cell.task)
-    settings = Settings(evaluation, folders, model, compute, health)
-    return train_cell(cell, parameters, base_model, examples, settings)
 
 
 def evaluation_node(tested: Tested, eval_task: str) -> Node:

@@ -74,11 +74,7 @@ def draw_splits(task: str, settings: DataPreparation) -> dict[str, Dataset]:
 
 
 def check_examples(task: str, splits: Splits, answers: AnswerKind = EXACT) -> list[Row]:
-    """Check columns, one whole example and every answer of each split: a row a split.
-
-    Args:
-        answers: how they are judged.
-    """
+    """Check columns, one whole example and every answer of each split: a row a split."""
     rows = []
     remedy = (
         "Make them again: kedro run --pipelines=data_preparation; or mend their source: "
@@ -122,12 +118,15 @@ def check_model(
     Of the memory it is what a training holds all the time: to find out the rest see ``measure``.
 
     Args:
-        path: the model's folder.
         tasks: every one's examples, sound ones alone: see ``check_examples``.
+<<<<<<< HEAD
         methods: what the grid trains it by.
         settings: how it is loaded.
         compute: how it is trained.
         train: what Ray sets aside for it, if Ray is to run it.
+=======
+        machines: that train a cell together.
+>>>>>>> lighter
 
     Returns:
         A row for each check, and what is longest in the examples; None where a check failed before.

@@ -9,7 +9,7 @@ from pathlib import Path
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.safetensors import Weights
 from othink_pipeline.core.units import describe_bytes
-from othink_pipeline.data.parameters import Hub, Jsonl, SplitSource, TaskSource
+from othink_pipeline.data.parameters import Hub, Jsonl, TaskSource
 from othink_pipeline.models.parameters import ModelSettings
 from othink_pipeline.preflight.weights import checkpoint_bytes, state_bytes
 from othink_pipeline.training.parameters import RL, SFT
@@ -46,8 +46,14 @@ def source_bytes(sources: Mapping[str, TaskSource], tasks: Sequence[str]) -> int
 
     A data set of the hub counts nothing: its size is not known before it is there.
     """
-    splits = [split for task in tasks if task in sources for _, split in sources[task]]
-    return sum(_folder_bytes(place) for place in {_pictures(split) for split in splits} - {None})
+    read = [split.source for task in tasks if task in sources for _, split in sources[task]]
+    folders = {
+        Path(source.images if isinstance(source, Jsonl) else source.path)
+        for source in read
+        if not isinstance(source, Hub)
+    }
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 def check_disk(folder: Path, needed_bytes: int = OTHER_BYTES) -> None:
@@ -70,15 +76,3 @@ def check_disk(folder: Path, needed_bytes: int = OTHER_BYTES) -> None:
 def nearest(folder: Path) -> Path:
     """The folder itself or, while it is not there, the one that it will be made in."""
     return next(place for place in (folder, *folder.parents) if place.exists())
-
-
-def _pictures(split: SplitSource) -> Path | None:
-    source = split.source
-    if isinstance(source, Hub):
-        return None
-    return Path(source.images if isinstance(source, Jsonl) else source.path)
-
-
-def _folder_bytes(folder: Path | None) -> int:
-    files = folder.rglob("*") if folder else ()
-    return sum(file.stat().st_size for file in files if file.is_file())

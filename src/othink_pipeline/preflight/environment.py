@@ -81,7 +81,6 @@ def check_store(uri: str, artifact_location: str | None, project: Path) -> None:
     Args:
         uri: tracking URI; paths in it may be relative to the project.
         artifact_location: where a new experiment keeps its artifacts; None leaves it to MLflow.
-        project: root folder of the project.
 
     Raises:
         ConfigurationError: with the key, its value and the remedy.
@@ -139,7 +138,6 @@ def check_inputs(pipeline: Pipeline, catalog: DataCatalog, options: str = "") ->
 
     Args:
         pipeline: what is about to run, filters applied.
-        catalog: the catalog of the run.
         options: what the remedy's command must repeat, e.g. ``--env=paper``.
 
     Raises:

@@ -19,7 +19,8 @@ MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
 
 def count_trained(weights: Weights, method: Training) -> int:
     """The weights that a training changes: all, all but the vision tower's, or adapters'."""
-    names = [n for n in weights.shapes if not (method.freeze_vision and _is_vision(n))]
+    frozen = set(VISION) if method.freeze_vision else set()
+    names = [name for name in weights.shapes if frozen.isdisjoint(name.split("."))]
     if method.lora is None:
         return sum(math.prod(weights.shapes[name]) for name in names)
     adapted = [weights.shapes[name] for name in names if _is_adapted(name, weights, method.lora)]
@@ -44,10 +45,6 @@ def state_bytes(weights: Weights, method: Training, settings: ModelSettings) -> 
     moved = (FLOAT32 + MOMENT_BYTES[method.optimizer]) * trained
     reference = isinstance(method, RL) and method.sync_ref_model
     return moved + DTYPE_BYTES[settings.dtype] * frozen + FLOAT32 * weights.parameters * reference
-
-
-def _is_vision(name: str) -> bool:
-    return not set(VISION).isdisjoint(name.split("."))
 
 
 def _is_adapted(name: str, weights: Weights, lora: Lora) -> bool:

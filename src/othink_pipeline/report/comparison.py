@@ -22,7 +22,6 @@ from othink_pipeline.report.significance import (
     unit_differences,
 )
 
-BOOTSTRAP_SEED = 0
 Scope = Literal["same", "cross"]
 SCOPES: tuple[Scope, ...] = ("same", "cross")
 CELL = ["train_task", "eval_task", "seed"]
@@ -162,12 +161,8 @@ def compare(
     base model that it started from.
 
     Args:
-        predictions: as for :func:`transfer_matrix`.
-        method: its predictions decide the scope.
-        baseline: the method subtracted.
-        scope: same-task or cross-task cells.
+        predictions, method, baseline, scope, train_task: as of :func:`pair`.
         verdict: the boolean column compared.
-        train_task: only cells trained on this task; None: all.
     """
     pairs = pair(predictions, method, baseline, scope, train_task, [verdict])
     if pairs.empty:
@@ -181,11 +176,11 @@ def compare(
     complete = per_seed.index[per_seed == len(cells[CELL[:2]].drop_duplicates())]
     seeds = pairs[pairs["seed"].isin(complete)]
     tasks = items["eval_task"]
-    over_items = resample([[items[a]], [items[b]]], BOOTSTRAP_SEED, strata=tasks)
+    over_items = resample([[items[a]], [items[b]]], strata=tasks)
     ours, theirs = by_seed(seeds, a, b)
     strata: ArrayLike = tasks if len(seeds) else []
     bases = base_models(seeds)
-    over_seeds = resample([ours, theirs], BOOTSTRAP_SEED, strata=strata, clusters=bases)
+    over_seeds = resample([ours, theirs], strata=strata, clusters=bases)
     return Comparison(
         method=method,
         baseline=baseline,

@@ -9,7 +9,6 @@ import pandas as pd
 
 from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.comparison import (
-    BOOTSTRAP_SEED,
     Comparison,
     Difference,
     base_models,
@@ -176,7 +175,7 @@ def gains_section(against_base: Mapping[Entry, pd.DataFrame]) -> str:
         right, base_right = by_seed(pairs, "correct_a", "correct_b")
         parsed, base_parsed = 1 - by_seed(pairs, "unparseable_a", "unparseable_b")
         bases = base_models(pairs)
-        split = split_gain(right, parsed, base_right, base_parsed, BOOTSTRAP_SEED, bases)
+        split = split_gain(right, parsed, base_right, base_parsed, bases)
         scope = "same-task" if train_task == eval_task else "cross-task"
         seeds = pairs["seed"].nunique()
         rows.append([train_task, method, eval_task, scope, seeds, *(signed(p) for p in split)])
@@ -230,5 +229,5 @@ def _thinking_control(pairs: pd.DataFrame) -> tuple[list[str], str]:
     alone = it_thought > base_thought
     if not alone.any():
         return bases, HOLE
-    gain = difference_where(ours, theirs, alone, BOOTSTRAP_SEED, base_models(pairs))
+    gain = difference_where(ours, theirs, alone, base_models(pairs))
     return bases, f"{signed(gain)} (n = {alone.sum()})"

@@ -2,8 +2,8 @@
 
 Axis order: ``[items]`` or ``[seeds x items]``, values in [0, 1] (correct, or a mean of it).
 Items are test examples, the same ones for both methods and for every seed, hence paired tests.
-Every random function takes a seed and is a function of its arguments alone. ``resampling`` says
-how items, seeds and base models are drawn; a *statistic* is a function of the columns' means.
+Every function is one of its arguments alone. ``resampling`` says how items, seeds and base models
+are drawn; a *statistic* is a function of the columns' means.
 """
 
 from __future__ import annotations
@@ -50,22 +50,20 @@ def improvement(means: Floats) -> Floats:
     return np.asarray(100 * (a - b) / b)
 
 
-def mean_score(values: ArrayLike, seed: int, clusters: ArrayLike | None = None) -> Estimate:
+def mean_score(values: ArrayLike, clusters: ArrayLike | None = None) -> Estimate:
     """Mean of ``values`` with its interval over seeds and items, or the items of the one seed.
 
     Args:
         values: [seeds x items].
-        seed: of the resampling.
         clusters: [seeds], as in :func:`resample`.
     """
-    return resample([values], seed, clusters=clusters).estimate(lambda means: means[0])
+    return resample([values], clusters=clusters).estimate(lambda means: means[0])
 
 
 def difference_where(
     a: ArrayLike,
     b: ArrayLike,
     chosen: ArrayLike,
-    seed: int,
     clusters: ArrayLike | None = None,
 ) -> Estimate:
     """Mean of ``a - b`` over the chosen answers; intervals as in :func:`mean_score`.
@@ -75,7 +73,6 @@ def difference_where(
         b: [seeds x items], the same seeds and items.
         chosen: [seeds x items] of bool: True counts. Drawn along with the answer, because whether
             it is chosen is random too.
-        seed: of the resampling.
         clusters: [seeds], as in :func:`resample`.
 
     Raises:
@@ -83,7 +80,7 @@ def difference_where(
     """
     first, second = paired(a, b, dimensions=2)
     where = np.asarray(chosen, dtype=np.float64)
-    drawn = resample([(first - second) * where, where], seed, clusters=clusters)
+    drawn = resample([(first - second) * where, where], clusters=clusters)
     return drawn.estimate(lambda means: means[0] / means[1])
 
 
@@ -100,7 +97,6 @@ def split_gain(
     parsed: ArrayLike,
     base_right: ArrayLike,
     base_parsed: ArrayLike,
-    seed: int,
     clusters: ArrayLike | None = None,
 ) -> GainSplit:
     """Split a gain: more answers that parse (format), more of these right (ability).
@@ -114,7 +110,6 @@ def split_gain(
         parsed: [seeds x items], 1 where it parses; an answer that does not parse is not right.
         base_right: [seeds x items], of the base model of each seed.
         base_parsed: [seeds x items], of the base model of each seed.
-        seed: of the resampling.
         clusters: [seeds], as in :func:`resample`.
 
     Returns:
@@ -128,7 +123,7 @@ def split_gain(
     for answer, parses in (columns[:2], columns[2:]):
         if np.any(np.greater(answer, parses)):
             raise ValueError("an answer is right that does not parse")
-    drawn = resample(columns, seed, clusters=clusters)
+    drawn = resample(columns, clusters=clusters)
     return GainSplit(
         drawn.estimate(lambda means: means[0] - means[2]),
         drawn.estimate(_format_gain),

@@ -118,7 +118,6 @@ def training_curves(history: pd.DataFrame, methods: Sequence[str], known: KnownM
     Args:
         history: columns task, method, seed, step, metric, value.
         methods: the order of the grid's methods, which decides their colours.
-        known: their labels.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

@@ -76,10 +76,7 @@ def report_markdown(
     """The whole report.
 
     Args:
-        results: what it is about.
         methods: the order of the grid's methods.
-        known: labels of methods, and which ones are controls.
-        published: figures of others, to stand beside these.
         lineage: what to print in the header, such as the parent run, commit and command.
     """
     matrix = results.matrix

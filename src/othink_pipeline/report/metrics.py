@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from othink_pipeline.core.blocks import BASE
-from othink_pipeline.report.comparison import BOOTSTRAP_SEED, Scope, compare, read_differences
+from othink_pipeline.report.comparison import Scope, compare, read_differences
 from othink_pipeline.report.matrix import tested
 from othink_pipeline.report.resampling import Estimate, resample
 
@@ -22,10 +22,6 @@ PREFIXES: Mapping[Scope, str] = {"same": "own", "cross": "other"}
 
 def model_metrics(matrix: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, float]:
     """How one model did on each task, and on each form of its questions.
-
-    Args:
-        matrix: its rows.
-        predictions: its answers.
 
     Returns:
         ``eval/accuracy_low/<task>``, ``eval/accuracy_high/<task>``, ``eval/form/<task>/<form>``.
@@ -48,8 +44,6 @@ def cell_metrics(
     tasks is none.
 
     Args:
-        matrix: its rows.
-        predictions: its answers.
         base: the answers of all base models.
 
     Returns:
@@ -73,7 +67,7 @@ def _accuracy(rows: pd.DataFrame, answers: pd.DataFrame) -> Estimate:
     if len(rows) == 1:
         return Estimate(*rows[["accuracy", "ci_low", "ci_high"]].to_numpy()[0])
     chosen = answers[answers["eval_task"].isin(rows["eval_task"])]
-    drawn = resample([[chosen["correct"]]], BOOTSTRAP_SEED, strata=chosen["eval_task"])
+    drawn = resample([[chosen["correct"]]], strata=chosen["eval_task"])
     return drawn.estimate(lambda means: means[0])
 
 
@@ -81,7 +75,6 @@ def grid_metrics(matrix: pd.DataFrame, differences: pd.DataFrame) -> dict[str, f
     """What all cells come to.
 
     Args:
-        matrix: the transfer matrix.
         differences: as from ``comparison.differences_table``.
 
     Returns:

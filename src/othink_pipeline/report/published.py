@@ -13,13 +13,7 @@ from othink_pipeline.report.tables import signed, table
 
 
 def published_section(matrix: pd.DataFrame, predictions: pd.DataFrame, published: Published) -> str:
-    """Same-task accuracies, then cross-task improvements by direction; empty without a common cell.
-
-    Args:
-        matrix: as from :func:`transfer_matrix`.
-        predictions: what the matrix was made from.
-        published: the figures of others.
-    """
+    """Accuracies on the own task, then improvements across tasks; empty without a common cell."""
     trained = set(predictions["method"]) - {BASE}
     if not any(
         trained & figures.keys()

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
 RESAMPLES = 2_000
+SEED = 0
 _PERCENTILES = (50 * (1 - LEVEL), 50 * (1 + LEVEL))
 
 Floats = NDArray[np.float64]
@@ -76,7 +77,7 @@ class Resampled:
 
 def resample(
     columns: Sequence[ArrayLike],
-    seed: int,
+    seed: int = SEED,
     resamples: int = RESAMPLES,
     strata: ArrayLike | None = None,
     clusters: ArrayLike | None = None,

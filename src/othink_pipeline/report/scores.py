@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from othink_pipeline.core.blocks import BASE
-from othink_pipeline.report.comparison import BOOTSTRAP_SEED
 from othink_pipeline.report.estimators import majority_at_k, mean_score, pass_at_k
 from othink_pipeline.report.matrix import HOLE, RATES, tested
 from othink_pipeline.report.resampling import Estimate, Floats
@@ -165,4 +164,4 @@ def _estimate(answers: pd.DataFrame, column: str) -> Estimate:
     by_unit = answers.pivot(index=unit, columns="example_id", values=column)
     values: Floats = by_unit.to_numpy(dtype=np.float64)  # [seeds x items]
     bases = answers.groupby(unit)["base_model"].first() if unit == "seed" else None
-    return mean_score(values, BOOTSTRAP_SEED, clusters=bases)
+    return mean_score(values, clusters=bases)

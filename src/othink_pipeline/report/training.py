@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from othink_pipeline.report.comparison import BOOTSTRAP_SEED, base_models, by_seed
+from othink_pipeline.report.comparison import base_models, by_seed
 from othink_pipeline.report.differences import Entry
 from othink_pipeline.report.estimators import mean_score
 from othink_pipeline.report.matrix import HOLE
@@ -110,9 +110,9 @@ def _gain_and_flags(cells: pd.DataFrame, pairs: pd.DataFrame | None) -> tuple[st
     flagged = [
         str(seed) if seed in gains else f"{seed}{UNKNOWN}"  # not tested: nobody knows
         for seed in risen
-        if seed not in gains or mean_score(gains[seed][None], BOOTSTRAP_SEED).low <= 0
+        if seed not in gains or mean_score(gains[seed][None]).low <= 0
     ]
-    total = mean_score(ours - theirs, BOOTSTRAP_SEED, base_models(pairs))
+    total = mean_score(ours - theirs, base_models(pairs))
     return signed(total), ", ".join(flagged) or "none"
 
 

@@ -37,7 +37,6 @@ def verdict(
         differences: as from :func:`comparison.differences_table`.
         training: one row for each cell, with ``kl_term`` where there is one.
         failures: one row for each score that is missing.
-        known: labels of methods.
     """
     rows = read_differences(differences)
     findings = [

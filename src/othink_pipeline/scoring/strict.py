@@ -56,11 +56,6 @@ def score(completion: str, gold: str, kind: AnswerKind = EXACT) -> Verdict:
 
     Where the tag stands is the format's business: an answer tag inside the think block counts as
     an answer, but such a completion is not ``format_ok``.
-
-    Args:
-        completion: what the model said. Untrusted.
-        gold: the right answer, as in the data set.
-        kind: of the task's answers.
     """
     golds = kind.read_golds(gold)
     extracted = _tag_content(completion, "answer")

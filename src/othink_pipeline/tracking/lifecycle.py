@@ -41,27 +41,24 @@ def active_run_id() -> str | None:
     return None if run is None else str(run.info.run_id)
 
 
-def end_children(parent_id: str, status: Status) -> list[str]:
-    """End the runs that one `kedro run` began or went on with and that still run; their ids.
+def end_children(parent_id: str, status: Status) -> None:
+    """End the runs that one `kedro run` began or went on with and that still run.
 
     One that it went on with has an earlier `kedro run` as its parent, so the tag counts.
     """
-    ended: list[str] = []
     with last_words(parent_id):
         for run in _running_beside(parent_id, f"tags.`{grid_tag(parent_id)}` != 'reused'"):
             MlflowClient().set_terminated(run.info.run_id, status)
-            ended.append(run.info.run_id)
-    return ended
 
 
-def end_parent(parent_id: str, status: Status) -> None:
-    """End a parent and its children, and make MLflow forget that it was active."""
-    end_children(parent_id, status)
+def kill_parent(parent_id: str) -> None:
+    """End a parent and its children as KILLED, and make MLflow forget that it was active."""
+    end_children(parent_id, "KILLED")
     # MLflow's own exit handler ends whatever is active as FINISHED: leave nothing to it.
     while (active := mlflow.active_run()) is not None:
         with last_words(active.info.run_id):
-            mlflow.end_run(status)  # forgets it first
-    end_run(parent_id, status)
+            mlflow.end_run("KILLED")  # forgets it first
+    end_run(parent_id, "KILLED")
 
 
 def reap_dead_runs(parent_id: str) -> list[str]:

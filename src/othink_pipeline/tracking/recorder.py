@@ -110,12 +110,10 @@ class Recorder:
         """Nothing is delivered before the block is entered.
 
         Args:
-            run_id: the MLflow run that the records belong to.
             name: the cell's name, ``counting/grpo_d/s0``.
-            journal: keeps the records.
             base_model_id: the logged model that checkpoint 0 stands for.
         """
-        self._run_id, self._name, self._journal = run_id, name, journal
+        self._run_id, self._name, self.journal = run_id, name, journal
         self._base_model_id = base_model_id
         self._thread = threading.Thread(target=self._deliver, name=f"records {name}", daemon=True)
         self._changed = threading.Condition()  # all below is its holder's
@@ -153,7 +151,7 @@ class Recorder:
                     "this cell",
                     self._name,
                     self._left(),
-                    self._journal.path,
+                    self.journal.path,
                 )
 
     def metrics(
@@ -170,30 +168,29 @@ class Recorder:
             values: name to value; the same names in every cell. NaN is unknown.
             checkpoint: step of the recorded checkpoint that they score; MLflow then shows them on
                 its logged model as well. 0 is the base model.
-            dataset: what it was scored on.
         """
-        self._journal.metrics(step, int(time.time() * 1000), values, checkpoint, dataset)
+        self.journal.metrics(step, int(time.time() * 1000), values, checkpoint, dataset)
         self._wake()
 
     def checkpoint(self, step: int, path: Path, digest: str) -> None:
         """Record a published checkpoint; it becomes a logged model by reference."""
         uri = path.resolve().as_uri()
-        self._journal.add(Checkpoint(checkpoint=step, path=uri, digest=digest))
+        self.journal.add(Checkpoint(checkpoint=step, path=uri, digest=digest))
         self._wake()
 
     def tag(self, key: str, value: str) -> None:
         """Record a tag of the run."""
-        self._journal.add(Tag(key=key, value=value))
+        self.journal.add(Tag(key=key, value=value))
         self._wake()
 
     def dataset(self, dataset: DatasetRef, context: Context) -> None:
         """Record which examples the run uses, and for what."""
-        self._journal.add(Dataset(dataset=dataset, context=context))
+        self.journal.add(Dataset(dataset=dataset, context=context))
         self._wake()
 
     def table(self, file: str, columns: list[str], rows: list[list[str | float | None]]) -> None:
         """Record a table, which becomes the artifact `file` (``….json``); None is unknown."""
-        self._journal.add(Table(file=file, columns=columns, rows=rows))
+        self.journal.add(Table(file=file, columns=columns, rows=rows))
         self._wake()
 
     def _wake(self) -> None:
@@ -207,7 +204,7 @@ class Recorder:
                 self._changed.notify_all()
 
     def _left(self) -> int:
-        return len(self._journal.entries) - self._done
+        return len(self.journal.entries) - self._done
 
     def _flush(self) -> None:
         """Wait until MLflow has all; raises as `__exit__`."""
@@ -231,7 +228,7 @@ class Recorder:
                 return
             kept = (
                 "Nothing is lost: what was trained is kept, and so are the records, in "
-                f"{self._journal.path}."
+                f"{self.journal.path}."
             )
             again = "run the same command again: it trains nothing anew, but delivers the records."
             if self._state is _State.ENDED:
@@ -262,7 +259,7 @@ class Recorder:
                     self._error = error
                     failures += 1
                     refusals += mlflow_store.is_refusal(error)
-                    told = self._name, _address(), _brief(error), self._journal.path
+                    told = self._name, _address(), _brief(error), self.journal.path
                     if refusals == _REFUSALS:
                         logger.error(
                             "%s: MLflow at %s refuses a record (%s). Training goes on, but nothing "
@@ -299,7 +296,7 @@ class Recorder:
             self._changed.wait_for(lambda: self._left() or self._is_over())
             if self._state is _State.ENDED:
                 return []
-            batch = self._journal.entries[self._done : self._done + _VALUES_AT_ONCE]
+            batch = self.journal.entries[self._done : self._done + _VALUES_AT_ONCE]
         values = 0
         for number, entry in enumerate(batch):
             if isinstance(entry, Metrics) and entry.checkpoint is None:
@@ -326,7 +323,7 @@ class Recorder:
             case Metrics(checkpoint=checkpoint):
                 model_id = self._base_model if checkpoint == 0 else None
                 if checkpoint:
-                    model_id = self._journal.model_id(run_id, checkpoint)
+                    model_id = self.journal.model_id(run_id, checkpoint)
                 values = [
                     value
                     for entry in batch
@@ -338,7 +335,7 @@ class Recorder:
                 mlflow_store.write_metrics(store, run_id, values)
         with self._changed:
             if self._state is not _State.ENDED:
-                self._journal.mark_delivered(run_id, self._done + len(batch), models)
+                self.journal.mark_delivered(run_id, self._done + len(batch), models)
                 self._done += len(batch)
                 self._changed.notify_all()
 

@@ -46,12 +46,10 @@ def log_metrics(
     NaN (unknown) is kept, on the run only: on a logged model MLflow's store turns it into 0.
 
     Args:
-        run_id: the run that the values belong to.
         metrics: name to value; the same names in every cell, never the method in a name.
         step: optimizer step, at least 0.
         model_id: the checkpoint that was scored (see `log_checkpoint`): the values then stand
             on that logged model as well.
-        dataset: what it was scored on.
     """
     now_ms = int(time.time() * 1000)
     entities = metric_entities(run_id, metrics, step, now_ms, model_id, dataset)
@@ -95,7 +93,6 @@ def log_checkpoint(run_id: str, name: str, step: int, path: Path, tags: Mapping[
         name: the cell's name; MLflow forbids slashes and dots in a model's name, so
             ``counting/grpo_d/s0`` at step 60 becomes ``counting-grpo_d-s0-step60``.
         step: optimizer step, at least 0.
-        path: the checkpoint's directory.
         tags: e.g. the manifest's digest.
     """
     tags = {"checkpoint": path.resolve().as_uri(), **tags}

@@ -32,12 +32,12 @@ def register(run_id: str, folder: Path, alias: str, tags: Mapping[str, str]) -> 
     name = client.get_experiment(run.info.experiment_id).name
     uri = f"models:/{name}@{alias}"
     try:
-        client.get_registered_model(name)
+        model = client.get_registered_model(name)
     except MlflowException as error:
         if not is_unknown(error):
             raise
-        client.create_registered_model(name)
-    known = client.get_registered_model(name).aliases.get(alias)
+        model = client.create_registered_model(name)
+    known = model.aliases.get(alias)
     if known and client.get_model_version(name, known).tags.get("digest") == tags["digest"]:
         return uri
     client.log_artifacts(run_id, str(folder), ARTIFACT)

@@ -106,7 +106,6 @@ def start_run(
 
     Args:
         name: what the UI shows, ``counting/grpo_d/s0`` for a cell.
-        kind: what the run is about.
         tags: task, method and seed of a cell.
         parameters: nested; logged flat with dots. A value above MLflow's 6000 characters is
             logged cut, and all parameters are then kept whole in the artifact parameters.json.

@@ -25,7 +25,6 @@ class Guarded(Trainer):
     metric ``skipped_batches`` is how many were until then.
 
     Args:
-        health: the policies.
         report: called on the main process alone.
     """
 

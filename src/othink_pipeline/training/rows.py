@@ -74,9 +74,6 @@ def sft_rows(
 
     Target ``answer`` is written as in the paper's data, ``<answer> n </answer>``; target ``steps``
     in the format that the prompt asks for. Of several accepted answers the first is taught.
-
-    Args:
-        answers: their kind.
     """
     target = {
         "answer": "<answer> {answer} </answer>",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -15,7 +14,11 @@ from othink_pipeline.cells.methods import distinct_sizes, resolve_methods
 from othink_pipeline.cells.parameters import Cluster, Evaluation, Experiment, Folders, TrainDemand
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest, code_tags, library_versions
+<<<<<<< HEAD
 from othink_pipeline.core.files import MANIFEST, content_key, publish, read_json
+=======
+from othink_pipeline.core.files import content_key, publish, read_json, write_json
+>>>>>>> lighter
 from othink_pipeline.core.locks import lock
 from othink_pipeline.data.examples import read_examples
 from othink_pipeline.data.manifests import Examples, Split
@@ -131,8 +134,7 @@ def _check_fit(
             "machine": [platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES")],
         }
     )
-    record = json.dumps({"passed": key}).encode()
-    if checked.is_file() and checked.read_bytes() == record:
+    if read_json(checked) == {"passed": key}:
         return
     from othink_pipeline.preflight import compatibility
     from othink_pipeline.preflight.lengths import TaskExamples
@@ -159,7 +161,7 @@ def _check_fit(
         if row.outcome == "note":
             logger.warning("%s: %s", row.check, row.detail)
     checked.parent.mkdir(parents=True, exist_ok=True)
-    checked.write_bytes(record)
+    write_json(checked, {"passed": key})
 
 
 def prepare_base_examples(

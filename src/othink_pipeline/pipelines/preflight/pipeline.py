@@ -12,35 +12,15 @@ from othink_pipeline.pipelines.preflight.nodes import (
 
 def create_pipeline() -> Pipeline:
     """Every check, whatever the others find; what it takes where nothing failed; the report."""
+    places, fit, costs = "preflight.places", "preflight.fit", "preflight.costs"
     return Pipeline(
         [
-            Node(
-                check_places,
-                inputs="parameters",
-                outputs="preflight.places",
-                name="check_places",
-                namespace="preflight",
-            ),
-            Node(
-                check_fit,
-                inputs="parameters",
-                outputs="preflight.fit",
-                name="check_fit",
-                namespace="preflight",
-            ),
-            Node(
-                measure_costs,
-                inputs=["parameters", "preflight.fit"],
-                outputs="preflight.costs",
-                name="measure_costs",
-                namespace="preflight",
-            ),
-            Node(
-                report_checks,
-                inputs=["preflight.places", "preflight.fit", "preflight.costs"],
-                outputs=None,
-                name="report_checks",
-                namespace="preflight",
-            ),
+            Node(function, inputs, outputs, name=function.__name__, namespace="preflight")
+            for function, inputs, outputs in (
+                (check_places, ["parameters"], places),
+                (check_fit, ["parameters"], fit),
+                (measure_costs, ["parameters", fit], costs),
+                (report_checks, [places, fit, costs], None),
+            )
         ]
     )

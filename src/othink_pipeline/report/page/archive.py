@@ -36,7 +36,6 @@ def pack_predictions(predictions: pd.DataFrame, items: Sequence[Item], known: Kn
     Args:
         predictions: of all models, in report order.
         items: the test examples, task by task.
-        known: labels of methods.
     """
     table = predictions[MODEL].drop_duplicates()
     models = [_plain(model) for model in table.itertuples(index=False, name=None)]
@@ -79,7 +78,6 @@ def model_names(models: pd.DataFrame, known: KnownMethods) -> list[str]:
 
     Args:
         models: columns train_task, method, seed, base_model; each row once.
-        known: labels of methods.
     """
     has_seeds = models["seed"].nunique() > 1
     has_bases = (models["method"] == BASE).sum() > 1

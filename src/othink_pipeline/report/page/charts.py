@@ -65,7 +65,6 @@ def forest(differences: pd.DataFrame, known: KnownMethods) -> Forest:
 
     Args:
         differences: as from :func:`comparison.differences_table`.
-        known: labels of methods.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -113,7 +112,6 @@ def curve_panels(
     Args:
         history: columns task, method, seed, step, metric, value.
         methods: the order of the grid's methods.
-        known: their labels.
     """
     curves = pd.concat([history, _kl_terms(history)], ignore_index=True)
     recorded = set(curves["metric"])

@@ -9,6 +9,8 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 import pandas as pd
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
 
 from othink_pipeline.report.figures import colors_of, entry_texts
 from othink_pipeline.report.markdown import FORMS, THINKING, TITLE, VERDICT, split_sections
@@ -59,10 +61,8 @@ def render_page(
     """One HTML file: styles, script, pictures and predictions are in it.
 
     Args:
-        content: what it shows.
         methods: the order of the grid's methods.
         comparisons: (method, baseline) pairs; the samples are about the last one.
-        known: labels of methods.
     """
     predictions = sort_rows(content.predictions, methods)
     header, sections = split_sections(content.report)
@@ -71,7 +71,7 @@ def render_page(
     style, script, template = (
         files(__package__).joinpath(f"page.{kind}").read_text() for kind in ("css", "js", "html")
     )
-    page: str = _template(template).render(
+    return _template(template).render(
         title=TITLE,
         about=_about(content.matrix, predictions),
         tasks=tasks,
@@ -95,22 +95,18 @@ def render_page(
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    return page
 
 
-def _template(text: str) -> Any:
-    from jinja2 import Environment, StrictUndefined
-
+def _template(text: str) -> Template:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(text)
 
 
-def _html(markdown: str) -> Any:
+def _html(markdown: str) -> Markup:
     """Markdown as HTML; HTML and pictures in it stay text."""
     from markdown_it import MarkdownIt
-    from markupsafe import Markup
 
     reader = MarkdownIt("js-default").disable(["image", "link", "autolink", "reference"])
     return Markup(reader.render(markdown))

@@ -148,6 +148,28 @@ def test_a_file_that_does_not_load_is_told_in_one_message(
     assert message in error.value.message
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "key"),
+    [
+        ("globals.yml", "data: ${oc.env:HOME}", "globals"),
+        ("globals.yml", "data: ${globals:dta}", "globals"),
+        ("globals.yml", "- data", "globals"),
+        ("globals.yml", "data: data/x\nbuilds_on: 3", "parameters"),
+        ("mlflow.yml", "server: ${globals:nope}", "mlflow"),
+    ],
+)
+def test_so_is_a_fault_in_what_is_no_parameter(
+    configure: Configure, conf: Path, file: str, text: str, key: str
+) -> None:
+    (conf / "smoke" / file).write_text(text)
+    with pytest.raises(ConfigurationError, match=f"the {key} do not load"):
+        configure("smoke", conf=conf)
+        loader = GridConfigLoader.current
+        assert loader is not None
+        loader.config_patterns["mlflow"] = ["mlflow*"]
+        _ = loader[key]
+
+
 def test_an_unknown_environment_is_told_in_one_message(configure: Configure) -> None:
     configure("smoek")
     with pytest.raises(ConfigurationError, match="smoek"):

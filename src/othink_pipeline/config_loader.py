@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from kedro.config import OmegaConfigLoader
+from kedro.config import MissingConfigException, OmegaConfigLoader
 from kedro.framework.project import pipelines, settings
 from kedro.utils import find_kedro_project
 from omegaconf import OmegaConf
@@ -82,18 +82,34 @@ class GridConfigLoader(OmegaConfigLoader):
     def __getitem__(self, key: str) -> dict[str, Any]:
         """A configuration; ``--params`` changes single keys of the parameters, never whole blocks.
 
+        Raises:
+            ConfigurationError: what stands in its files does not load.
+
         Kedro lays ``--params`` over each environment's files and *then* replaces whole blocks of
         the base environment: ``--env=x --params=rl.temperature=2`` would lose the rest of ``rl``.
         """
         if key != "parameters" or not self.runtime_params:
-            return dict(super().__getitem__(key))
+            return dict(self._load(key))
         runtime_params, self.runtime_params = self.runtime_params, {}
         try:
-            files = super().__getitem__(key)
+            files = self._load(key)
         finally:
             self.runtime_params = runtime_params
         merged = OmegaConf.to_container(OmegaConf.merge(files, runtime_params))
         return cast(dict[str, Any], merged)
+
+    def _load(self, key: str) -> dict[str, Any]:
+        try:
+            return super().__getitem__(key)
+        except (ConfigurationError, MissingConfigException):
+            raise
+        except Exception as error:  # whatever the readers of Kedro and OmegaConf raise
+            if key not in self.config_patterns:
+                raise
+            raise ConfigurationError(
+                f"conf/{self.env or self.default_run_env} or what it lies on: the {key} do not "
+                f"load: {error}"
+            ) from error
 
 
 def _is_yaml(file: Path) -> bool:
@@ -121,7 +137,7 @@ def read_grid() -> Grid:
     try:
         raw: Mapping[str, Any] = loader["parameters"]
         places = loader["globals"]
-    except Exception as error:  # whatever the readers of Kedro, OmegaConf and YAML raise
+    except MissingConfigException as error:
         raise ConfigurationError(f"the parameters do not load: {error}") from error
     parameters = Parameters.read(raw)
     experiment = parameters.experiment

@@ -121,11 +121,15 @@ class PreflightHooks:
         self.planned = plan_cells(pipeline, parameters, catalog)
         if self.planned:
             logger.info(describe_plan(self.planned))
-            check_room(self.planned, parameters)
+        at_once: int | None = 1
         if "RayRunner" in run_params["runner"]:
             from othink_pipeline.cluster.runner import prepare
+            from othink_pipeline.preflight.device import count_at_once
 
             prepare(pipeline)
+            at_once = count_at_once(parameters.cluster)
+        if self.planned:
+            check_room(self.planned, parameters, at_once or len(self.planned))
         # Last: nothing calls the hooks below for a run that was refused.
         marks = Path(loader["globals"]["data"]) / AT_WORK
         what = {name: block for name, block in raw.items() if name != "cluster"}

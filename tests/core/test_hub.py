@@ -402,10 +402,10 @@ def test_only_the_files_of_the_model_count(hub: FakeHub, tmp_path: Path) -> None
 
 def test_a_split_is_mapped_into_memory(hub: FakeHub) -> None:
     hub.add("datasets/own/data", DATA | {"own.py": b"raise SystemExit", "more.pkl": b"pickle"})
-    train, commit = load_hub_dataset("own/data", "main", "train")
+    train, folder = load_hub_dataset("own/data", "main", "train")
     assert train["solution"][:] == [*"01234"]
     assert train["problem"][3] == "How many, 3?"
-    assert commit == COMMIT
+    assert folder.name == COMMIT
     assert train.cache_files, "mapped from a file"
     assert hub.downloads() == sorted(name.rpartition("/")[2] for name in DATA)
     assert load_hub_dataset("own/data", COMMIT, "test")[0]["solution"][0] == "50"

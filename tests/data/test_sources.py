@@ -162,9 +162,9 @@ def test_a_hub_is_asked_for_the_revision(tmp_path: Path, monkeypatch: pytest.Mon
 
     saved = make_train_set(tmp_path, "counting", 3, 0) / "train"
 
-    def load(*asked: str) -> tuple[Dataset, str]:
+    def load(*asked: str) -> tuple[Dataset, Path]:
         assert asked == ("owner/name", "main", "train")
-        return Dataset.load_from_disk(str(saved)), "c0ffee"
+        return Dataset.load_from_disk(str(saved)), tmp_path / "c0ffee"
 
     monkeypatch.setitem(
         sys.modules, "othink_pipeline.core.hub", SimpleNamespace(load_hub_dataset=load)

@@ -21,6 +21,7 @@ from othink_pipeline.preflight.measure import (
     measure_update,
 )
 from othink_pipeline.preflight.needs import Device
+from othink_pipeline.scoring.kinds import EXACT
 from othink_pipeline.training.health import TrainingFault
 from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rows import rl_rows
@@ -175,7 +176,7 @@ def test_the_peak_is_that_of_what_is_measured(mini_model: MiniModel, lengths: Le
 
 
 def test_every_algorithm_is_measured_by_its_heaviest_method(lengths: Lengths) -> None:
-    sft = Longest(lengths.sft["sft"].tokens + 1, "", {})
+    sft = Longest(lengths.sft["sft"].tokens + 1, "", {}, EXACT)
     found = lengths._replace(sft={**lengths.sft, "long": sft, "adapters": sft})
     lora = {"rank": 2, "alpha": 2.0, "dropout": 0.0, "modules": "all-linear", "merge": False}
     methods: dict[str, SFT | RL] = {

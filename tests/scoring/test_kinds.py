@@ -102,6 +102,13 @@ def test_the_larger_tolerance_counts_to_the_digit() -> None:
         ("option C", "B", False),
         ("Option A", "B. Option A", True),  # its text
         ("Option", "B", False),
+        ("U.S.", "C. U.S.", True),  # a text that looks like an option
+        ("p.m.", "B. p.m.", True),
+        ("J. K. Rowling", "B. J. K. Rowling", True),
+        ("E. coli", "B. E. coli", True),
+        ("B. E. coli", "B. E. coli", True),
+        ("E. coli", "B. coli", False),
+        ("C", "B. C", False),  # the letter, whatever B's text is
         ("BB", "B", False),
         ("", "B", False),
     ],

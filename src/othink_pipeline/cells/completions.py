@@ -33,10 +33,11 @@ def show_completions(algorithm: Algorithm, job: Job, every: int, record: Record)
         record: called with an update, the names of columns, and a row for each completion.
     """
     watch = _Watch(job, every, record)
+    build: Callable[..., Any] = algorithm.build_trainer
 
     def build_trainer(*given: Any) -> Any:
         *most, callbacks = given
-        watch.trainer = algorithm.build_trainer(*most, [*callbacks, watch])
+        watch.trainer = build(*most, [*callbacks, watch])
         return watch.trainer
 
     return SimpleNamespace(

@@ -117,16 +117,10 @@ def train_job(job: CellJob, recorder: Recorder | None) -> tuple[Trained, Digests
     if fault := find_device_fault(settings.compute, torch.cuda.device_count(), machines):
         raise ConfigurationError(". ".join(fault))
     own = examples_of(job.cell.task, job.examples)
-<<<<<<< HEAD
-    if records:
-        records.recorder.tag("threads", str(torch.get_num_threads()))  # by them sums are rounded
-        records.recorder.tag("machines", str(machines))
-        records.recorder.dataset(dataset_ref(own, "train"), "train")
-=======
     if recorder:
         recorder.tag("threads", str(torch.get_num_threads()))  # by them sums are rounded
+        recorder.tag("machines", str(machines))
         recorder.dataset(dataset_ref(own, "train"), "train")
->>>>>>> lighter
         for examples in job.examples:
             recorder.dataset(dataset_ref(examples, "validation"), "validation")
     training = Job(

@@ -91,8 +91,8 @@ def model_files(folder: Path) -> list[Path]:
 
 def load_hub_dataset(
     id: str, revision: str, split: str, subset: str | None = None
-) -> tuple[Dataset, str]:
-    """A split of a data set, memory-mapped, and the commit that the revision stood for.
+) -> tuple[Dataset, Path]:
+    """A split of a data set, memory-mapped, and its folder, named by the revision's commit.
 
     Args:
         id: ``owner/name``.
@@ -121,7 +121,7 @@ def load_hub_dataset(
             f"{repository}, revision {revision}: split = {split!r}: there is none. Allowed: "
             f"{', '.join(splits)}"
         )
-    return splits[split], folder.name
+    return splits[split], folder
 
 
 class _Repository(NamedTuple):

@@ -57,6 +57,12 @@ def prepare_splits(
     with lock(folder.with_name(f".{folder.name}.lock"), busy):
         finished = _find_finished(folder, key)
         if finished:
+            if finished.rejected > data_preparation.max_rejected:
+                raise ConfigurationError(
+                    f"{task}: {finished.rejected} examples were rejected when {folder} was made. "
+                    f"All reasons: {_rejected_file(folder)}. Mend the source, or raise "
+                    f"data_preparation.max_rejected (now {data_preparation.max_rejected})."
+                )
             count = sum(split.examples for split in finished.splits.values())
             logger.info("%s: %s examples reused from %s", task, count, folder)
             return finished
@@ -128,7 +134,7 @@ def _refuse_rejects(
     folder: Path,
 ) -> None:
     """List what is left out, with reasons, beside ``folder``, and stop if too much is rejected."""
-    file = folder.with_name(f"{folder.name}_rejected.csv")
+    file = _rejected_file(folder)
     pd.DataFrame([*rejected, *overlapping], columns=["id", "reason"]).to_csv(file, index=False)
     if len(rejected) > max_rejected:
         raise ConfigurationError(
@@ -137,6 +143,10 @@ def _refuse_rejects(
             f"All reasons: {file}. Mend the source, or raise "
             f"data_preparation.max_rejected (now {max_rejected})."
         )
+
+
+def _rejected_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}_rejected.csv")
 
 
 def _list_near_duplicates(task: str, gallery: Gallery, tests: int, folder: Path) -> int:

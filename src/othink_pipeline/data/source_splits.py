@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.data.columns import SourceRow
 from othink_pipeline.data.examples import open_split, read_examples, read_pixels
-from othink_pipeline.data.parameters import TaskSource
+from othink_pipeline.data.parameters import Hub, TaskSource
 from othink_pipeline.data.pictures import UnusableError, prepare
 from othink_pipeline.data.sources import SourceRows, read_source
 from othink_pipeline.scoring.kinds import EXACT, AnswerKind
@@ -73,9 +73,16 @@ def survey_sources(
     sources = _open_sources(task, source)
     rejected: list[dict[str, str]] = []
     overlapping: list[dict[str, str]] = []
-    first = islice(sources["test"].read(), test_rows)
-    looked = _look(task, "test", first, rejected, answers)
+    tested = sources["test"].read()
+    looked = _look(task, "test", islice(tested, test_rows), rejected, answers)
     test = {number: meaning for number, _, meaning in looked}
+    if next(tested, None) is not None:
+        logger.warning(
+            "%s: its test source has more rows than data_preparation.splits.test = %d: the first "
+            "are taken. Where they are sorted by something, that is a corner of them: shuffle them",
+            task,
+            test_rows,
+        )
     if rejected:  # of another number of items a score would be another one
         listed = "; ".join(f"{row['id']}: {row['reason']}" for row in rejected[:LISTED])
         raise ConfigurationError(
@@ -160,19 +167,27 @@ def read_splits(
 
 
 def peek(
-    task: str, source: TaskSource, rows: int, answers: AnswerKind = EXACT
+    task: str,
+    source: TaskSource,
+    rows: int,
+    max_rejected: int,
+    answers: AnswerKind = EXACT,
 ) -> list[dict[str, Any]]:
     """Examples from the first few rows of each source; ``train`` and ``validation`` are the same.
 
     Raises:
-        ConfigurationError: as ``read_source``; or one of these rows cannot be used.
+        ConfigurationError: as ``read_source``; or one of these rows cannot be used, of the
+            training source more than ``max_rejected``.
     """
-    examples = []
+    examples, rejected = [], 0
     for split, part in _open_sources(task, source).items():
         for number, row in enumerate(islice(part.read(), rows)):
             try:
                 meaning = _read_meaning(row, task, split, answers)
             except UnusableError as error:
+                rejected += 1
+                if split == "train" and rejected <= max_rejected:
+                    continue
                 raise ConfigurationError(
                     f"data_preparation.sources.{task}.{split}: {row.place}: {error}"
                 ) from None
@@ -182,8 +197,12 @@ def peek(
 
 
 def _open_sources(task: str, source: TaskSource) -> dict[str, SourceRows]:
-    key = f"data_preparation.sources.{task}"
-    return {name: read_source(part, f"{key}.{name}") for name, part in source}
+    """By split; what is on this machine is looked at before anything is downloaded."""
+    opened = {
+        name: read_source(part, f"data_preparation.sources.{task}.{name}")
+        for name, part in sorted(source, key=lambda named: isinstance(named[1].source, Hub))
+    }
+    return {name: opened[name] for name, _ in source}
 
 
 def _look(

@@ -57,8 +57,9 @@ def read_source(split: SplitSource, key: str) -> SourceRows:
         from othink_pipeline.core.hub import load_hub_dataset
 
         subset = (source.subset,) if source.subset else ()
-        table, facts["commit"] = load_hub_dataset(source.id, source.revision, source.split, *subset)
-        return SourceRows(_read_table(table, split.columns, None, key), facts)
+        table, folder = load_hub_dataset(source.id, source.revision, source.split, *subset)
+        facts["commit"] = folder.name
+        return SourceRows(_read_table(table, split.columns, folder, key), facts)
     check_there(source, key)
     if isinstance(source, Jsonl):
         return SourceRows(partial(_read_json, source, split.columns, key), facts)

@@ -20,8 +20,9 @@ from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.safetensors import read_weights
 from othink_pipeline.core.units import describe_bytes
 from othink_pipeline.data.examples import TEXT_FIELDS, draw_examples, find_fault
-from othink_pipeline.data.parameters import DataPreparation
+from othink_pipeline.data.parameters import DataPreparation, Hub
 from othink_pipeline.data.source_splits import peek
+from othink_pipeline.data.sources import check_there
 from othink_pipeline.models.load import load_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.models.prompts import collate, render_prompt
@@ -55,15 +56,20 @@ def draw_splits(task: str, settings: DataPreparation) -> dict[str, Dataset]:
     Nothing is downloaded: none of a task that is read from a hub.
 
     Raises:
-        ConfigurationError: as ``draw_examples`` or ``peek``.
+        ConfigurationError: as ``draw_examples`` or ``peek``, or as ``check_there`` of the half that
+            is on this machine.
     """
     source = settings.sources.get(task)
     if source is None:
         rows = list(draw_examples(task, DRAWN, settings.seed))
     elif "hub" in (source.train.source.kind, source.test.source.kind):
+        for split, part in source:
+            if not isinstance(part.source, Hub):
+                check_there(part.source, f"data_preparation.sources.{task}.{split}")
         return {}
     else:
-        rows = peek(task, source, DRAWN["train"], settings.answers_of(task))
+        answers = settings.answers_of(task)
+        rows = peek(task, source, DRAWN["train"], settings.max_rejected, answers)
     features = Features({name: Value("string") for name in TEXT_FIELDS} | {"image": Image()})
     for row in rows:
         row["image"] = {"bytes": row["image"], "path": None}
@@ -93,9 +99,10 @@ def check_examples(task: str, splits: Splits, answers: AnswerKind = EXACT) -> li
 def check_overlap(tasks: Mapping[str, TaskExamples]) -> list[Row]:
     """Check that no task is trained or validated on what another one is tested on: a row a pair."""
     rows = []
-    for task, (splits, _) in tasks.items():
-        tested = set(splits["test"]["key"])
-        for other, (parts, _) in tasks.items():
+    for task, examples in tasks.items():
+        tested = set(examples.splits["test"]["key"])
+        for other in tasks.keys() - {task}:  # of its own, preparation takes them out
+            parts = tasks[other].splits
             used = {key for split in parts if split != "test" for key in parts[split]["key"]}
             if shared := tested & used:
                 detail = f"{len(shared)} pictures of its test split are used to train {other}."
@@ -119,14 +126,7 @@ def check_model(
 
     Args:
         tasks: every one's examples, sound ones alone: see ``check_examples``.
-<<<<<<< HEAD
-        methods: what the grid trains it by.
-        settings: how it is loaded.
-        compute: how it is trained.
         train: what Ray sets aside for it, if Ray is to run it.
-=======
-        machines: that train a cell together.
->>>>>>> lighter
 
     Returns:
         A row for each check, and what is longest in the examples; None where a check failed before.

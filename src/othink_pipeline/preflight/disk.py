@@ -21,24 +21,27 @@ STATES = 3
 """A training keeps two states to go on from while it writes the third."""
 
 
-def needed_disk_bytes(weights: Weights, cells: Sequence[SFT | RL], settings: ModelSettings) -> int:
+def needed_disk_bytes(
+    weights: Weights, cells: Sequence[SFT | RL], settings: ModelSettings, at_once: int = 1
+) -> int:
     """What a run writes below ``folders.checkpoints`` at most, and 2 GiB for all the rest.
 
     Each cell keeps a checkpoint every ``checkpoint_every_updates`` updates and one of the last.
-    Cells run one after the other, so that only one has states to resume from.
+    The cells at work have states to resume from, too.
 
     Args:
         weights: of the largest base model.
         cells: the parameters of each cell that is still to be trained.
         settings: say in which dtype checkpoints are.
+        at_once: so many cells are trained side by side.
     """
     kept = sum(
         -(-cell.updates // cell.checkpoint_every_updates)
         * checkpoint_bytes(weights, cell, settings)
         for cell in cells
     )
-    states = max((state_bytes(weights, cell, settings) for cell in cells), default=0)
-    return kept + STATES * states + OTHER_BYTES
+    states = sorted(state_bytes(weights, cell, settings) for cell in cells)
+    return kept + STATES * sum(states[-at_once:]) + OTHER_BYTES
 
 
 def source_bytes(sources: Mapping[str, TaskSource], tasks: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ from othink_pipeline.cells.parameters import Evaluation
 from othink_pipeline.data.pictures import picture_size
 from othink_pipeline.models.prompts import Prompt, encode, render_prompt, user_message
 from othink_pipeline.preflight.rows import Row
+from othink_pipeline.scoring.kinds import EXACT, AnswerKind
 from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rows import sft_rows
 
@@ -31,6 +32,8 @@ class TaskExamples(NamedTuple):
     splits: Splits
     prompts: Mapping[str, str]
     """Split -> template with ``{question}``."""
+    answers: AnswerKind = EXACT
+    """Of what kind they are: it says what SFT teaches."""
 
 
 class Longest(NamedTuple):
@@ -42,6 +45,8 @@ class Longest(NamedTuple):
     """Template with ``{question}``."""
     example: dict[str, Any]
     """The fields of an example; its picture, undecoded, is the one with the most tokens."""
+    answers: AnswerKind
+    """Of what kind its answer is."""
 
 
 class Lengths(NamedTuple):
@@ -63,14 +68,13 @@ def measure_lengths(
     images: list[int] = []
     asked: list[Longest] = []
     taught: dict[str, list[Longest]] = {name: [] for name in supervised}
-    for splits, prompts in tasks:
-        picture = _largest_picture(processor, splits)
+    for task in tasks:
+        picture = _largest_picture(processor, task.splits)
         images.append(picture.tokens)
-        for split, examples in splits.items():
-            asked += _measure_prompts(processor, picture, prompts[split], examples)
+        for split in task.splits:
+            asked += _measure_prompts(processor, picture, task, split)
         for name, method in supervised.items():
-            prompt, examples = prompts["train"], splits["train"]
-            taught[name] += _measure_targets(processor, picture, prompt, examples, method)
+            taught[name] += _measure_targets(processor, picture, task, method)
     # The template holds one token for the picture already.
     sft = {name: max(found, key=_by_tokens) for name, found in taught.items()}
     return Lengths(max(asked, key=_by_tokens), max(images) + 1, sft)
@@ -156,33 +160,36 @@ def _largest_picture(processor: Any, splits: Splits) -> _Picture:
 
 
 def _measure_prompts(
-    processor: Any, picture: _Picture, prompt: str, examples: Dataset
+    processor: Any, picture: _Picture, task: TaskExamples, split: str
 ) -> Iterator[Longest]:
     """The longest prompts of a split, behind that picture."""
-    for row in _longest(processor, examples["question"][:]):
-        text = render_prompt(processor, prompt, examples["question"][row])
-        yield _measure(processor, picture, prompt, text, examples, row)
+    questions = task.splits[split]["question"][:]
+    for row in _longest(processor, questions):
+        text = render_prompt(processor, task.prompts[split], questions[row])
+        yield _measure(processor, picture, task, split, text, row)
 
 
 def _measure_targets(
-    processor: Any, picture: _Picture, prompt: str, examples: Dataset, method: SFT
+    processor: Any, picture: _Picture, task: TaskExamples, method: SFT
 ) -> Iterator[Longest]:
-    """The longest prompts with their targets."""
+    """The longest prompts of the train split with their targets."""
+    examples, prompt = task.splits["train"], task.prompts["train"]
     questions = examples["question"][:]
-    made = sft_rows(examples, prompt, method)["completion"]
+    made = sft_rows(examples, prompt, method, task.answers)["completion"]
     targets = [messages[0]["content"] for messages in made]
     joined = [f"{q} {t}" for q, t in zip(questions, targets, strict=True)]
     for row in _longest(processor, joined):
         text = _render_target(processor, prompt, questions[row], targets[row])
-        yield _measure(processor, picture, prompt, text, examples, row)
+        yield _measure(processor, picture, task, "train", text, row)
 
 
 def _measure(
-    processor: Any, picture: _Picture, prompt: str, text: str, examples: Dataset, row: int
+    processor: Any, picture: _Picture, task: TaskExamples, split: str, text: str, row: int
 ) -> Longest:
     tokens = picture.tokens + len(processor.tokenizer(text)["input_ids"])
-    example = examples.remove_columns("image")[row]
-    return Longest(tokens, prompt, {**example, "image": picture.file})
+    example = task.splits[split].remove_columns("image")[row]
+    fields = {**example, "image": picture.file}
+    return Longest(tokens, task.prompts[split], fields, task.answers)
 
 
 def _by_tokens(found: Longest) -> int:

@@ -155,6 +155,7 @@ def measure_update(
                 )
             ),
             seed=0,
+            answers=longest.answers,
             folder=Path(folder),
         )
         measured = SimpleNamespace(

@@ -158,8 +158,11 @@ def describe_plan(planned: Sequence[Planned]) -> str:
     return "\n".join([text, *lines])
 
 
-def check_room(planned: Sequence[Planned], parameters: Parameters) -> None:
+def check_room(planned: Sequence[Planned], parameters: Parameters, at_once: int = 1) -> None:
     """Check that the disk has room for what the cells that are not finished will write.
+
+    Args:
+        at_once: so many are trained side by side.
 
     Raises:
         ConfigurationError: with the folder, what is free and what is needed.
@@ -168,21 +171,23 @@ def check_room(planned: Sequence[Planned], parameters: Parameters) -> None:
     if not left:
         return
     try:
-        needed = needed_bytes(parameters, left)
+        needed = needed_bytes(parameters, left, at_once)
     except ConfigurationError:
         return  # told, with a better remedy, when the model itself is looked at
     if needed is not None:
         check_disk(Path(parameters.folders.checkpoints), needed)
 
 
-def needed_bytes(parameters: Parameters, cells: Sequence[SFT | RL]) -> int | None:
+def needed_bytes(parameters: Parameters, cells: Sequence[SFT | RL], at_once: int = 1) -> int | None:
     """What trainings of these cells write at most; None while the model is not downloaded.
 
     Raises:
         ConfigurationError: a base model whose size cannot be told.
     """
     models = [read_weights(folder) for folder in base_model_folders(parameters.base_model)]
-    return needed_disk_bytes(max(models), cells, parameters.model) if models else None
+    if not models:
+        return None
+    return needed_disk_bytes(max(models), cells, parameters.model, at_once)
 
 
 def _manifest(

@@ -77,6 +77,8 @@ class Chosen(NamedTuple):
 
     letter: str | None
     words: Words | None
+    whole: Words | None = None
+    """Letter and text as one text: ``U.S.`` and ``E. coli`` are no options U and E."""
 
 
 class Quantity(NamedTuple):
@@ -193,7 +195,7 @@ class Choice(_Kind):
         if len(text) > MAX_TEXT_CHARACTERS:
             return None
         if option := split_option(clean(text)):
-            return Chosen(option[0], read_words(option[1]))
+            return Chosen(option[0], read_words(option[1]), read_words(text))
         letter = read(text)
         if letter is not None and isinstance(letter.value, str):
             return Chosen(letter.value, None)
@@ -204,6 +206,8 @@ class Choice(_Kind):
 
     def is_right(self, given: Chosen, gold: Chosen) -> bool:
         """See ``_Kind.is_right``."""
+        if given.whole and gold.words and given.whole.means(gold.words):
+            return True
         if given.letter and gold.letter and given.letter != gold.letter:
             return False
         if given.words and gold.words and given.words.means(gold.words):

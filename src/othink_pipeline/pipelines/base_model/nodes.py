@@ -14,12 +14,8 @@ from othink_pipeline.cells.methods import distinct_sizes, resolve_methods
 from othink_pipeline.cells.parameters import Cluster, Evaluation, Experiment, Folders, TrainDemand
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest, code_tags, library_versions
-<<<<<<< HEAD
-from othink_pipeline.core.files import MANIFEST, content_key, publish, read_json
-=======
-from othink_pipeline.core.files import content_key, publish, read_json, write_json
->>>>>>> lighter
-from othink_pipeline.core.locks import lock
+from othink_pipeline.core.files import MANIFEST, content_key, publish, read_json, write_json
+from othink_pipeline.core.locks import lock, say_busy
 from othink_pipeline.data.examples import read_examples
 from othink_pipeline.data.manifests import Examples, Split
 from othink_pipeline.data.parameters import DataPreparation
@@ -143,6 +139,7 @@ def _check_fit(
         each.task: TaskExamples(
             {split: read_examples(part.path) for split, part in each.splits.items()},
             {split: part.prompt for split, part in each.splits.items()},
+            each.answers,
         )
         for each in examples
     }
@@ -212,7 +209,8 @@ def train_base_model(
     )
     folder = Path(rebuild.path)
     begun = folder.with_name(f".{folder.name}.begun")
-    with lock(folder.with_name(f"{folder.name}.lock"), _say_busy):
+    busy = say_busy("base model: another run makes it")
+    with lock(folder.with_name(f"{folder.name}.lock"), busy):
         made = _find_made(folder, key)
         if made is None:
             if rebuild.bf16 and emulates_bfloat16():
@@ -224,10 +222,6 @@ def train_base_model(
         shutil.rmtree(begun, ignore_errors=True)
     logger.info("base model -> %s. To start the grid from it, set base_model.path.", folder)
     return made
-
-
-def _say_busy(holder: str) -> None:
-    logger.info("base model: another run makes it (%s); waiting until it is done", holder)
 
 
 def _find_made(folder: Path, key: str) -> MadeModel | None:

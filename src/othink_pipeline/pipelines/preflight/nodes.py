@@ -91,7 +91,7 @@ def check_fit(parameters: dict[str, Any]) -> Fit:
         found += compatibility.check_examples(task, splits, answers)
         if splits and not failed(found):
             prompts = {split: data_preparation.prompt_of(task, split) for split in CELL_SPLITS}
-            tasks[task] = TaskExamples(splits, prompts)
+            tasks[task] = TaskExamples(splits, prompts, answers)
         rows += found
     rows += compatibility.check_overlap(tasks)
     methods = distinct_sizes(blocks.resolve())
@@ -138,6 +138,11 @@ def report_checks(places: list[Row], fit: Fit, costs: list[Row]) -> None:
         click.echo(_layout(row, width))
     refuse(rows)
     verdict = "Ready: nothing stands in the way."
+    if not fit.lengths:
+        verdict = (
+            "Nothing stands in the way of what could be looked at; the model with the examples "
+            "could not. kedro run --pipelines=data_preparation fetches and checks both."
+        )
     if costs:
         verdict = f"Ready: {costs[-1].check}, {costs[-1].detail}."
     click.echo(fill(verdict, COLUMNS))
@@ -180,20 +185,21 @@ def _count_work(blocks: Parameters) -> list[Row]:
 
 
 def _check_room(blocks: Parameters) -> Row:
-    """Is there room for the whole grid, nothing of it prepared or trained yet?"""
+    """Is there room for what is left of the grid, its cells trained one after the other?"""
     experiment, folders = blocks.experiment, blocks.folders
-    cells = list(blocks.resolve().values()) * len(experiment.seeds)
     place = Path(folders.checkpoints)
     unread = [task for task in experiment.tasks if not (Path(folders.examples) / task).exists()]
     try:
-        needed = needed_bytes(blocks, cells)
+        left = [item.method for item in plan_grid(blocks) if item.state != "reuse"]
+        needed = needed_bytes(blocks, left)
         if needed is None:
             return Row("disk", "note", "not known before the model is downloaded")
         needed += source_bytes(blocks.data_preparation.sources, unread)
         check_disk(place, needed)
     except ConfigurationError as error:
         return Row("disk", "FAILED", error.message)
-    return Row("disk", "ok", f"{place}: room for {describe_bytes(needed)}, the whole grid")
+    detail = f"{place}: room for {describe_bytes(needed)}, what is left of the grid"
+    return Row("disk", "ok", detail)
 
 
 def _find_model(base_model: BaseModel, number: int) -> tuple[list[Row], FoundModel | None]:

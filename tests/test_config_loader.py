@@ -154,7 +154,7 @@ def test_a_file_that_does_not_load_is_told_in_one_message(
         ("globals.yml", "data: ${oc.env:HOME}", "globals"),
         ("globals.yml", "data: ${globals:dta}", "globals"),
         ("globals.yml", "- data", "globals"),
-        ("globals.yml", "data: data/x\nbuilds_on: 3", "parameters"),
+        ("globals.yml", "data: data/x\nbuilds_on: 3", "globals"),
         ("mlflow.yml", "server: ${globals:nope}", "mlflow"),
     ],
 )

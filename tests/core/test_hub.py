@@ -27,6 +27,9 @@ from othink_pipeline.core import hub as hub_module
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import digest_folder
 from othink_pipeline.core.hub import fetch_model, find_model, load_hub_dataset, measure_model
+from othink_pipeline.data.parameters import SplitSource
+from othink_pipeline.data.pictures import prepare
+from othink_pipeline.data.sources import read_source
 from tests.support.fake_hub import COMMIT, TOKEN, FakeHub
 
 WEIGHTS = save({"weight": np.arange(3000, dtype=np.float32)})
@@ -420,6 +423,20 @@ def test_pictures_are_decoded_as_ever(hub: FakeHub, tmp_path: Path) -> None:
     hub.add("datasets/own/seen", {"train.parquet": (tmp_path / "rows.parquet").read_bytes()})
     train, _ = load_hub_dataset("own/seen", "main", "train")
     assert [image.getpixel((1, 1)) for image in train["image"]] == [(10, 0, 0), (200, 0, 0)]
+
+
+def test_pictures_that_are_files_of_the_data_set_are_found(hub: FakeHub, tmp_path: Path) -> None:
+    content = io.BytesIO()
+    Pillow.new("RGB", (4, 4), (10, 0, 0)).save(content, "PNG")
+    listed = b'{"file_name": "0.png", "problem": "How many?", "solution": "1"}'
+    hub.add("datasets/own/files", {"0.png": content.getvalue(), "metadata.jsonl": listed})
+    source = {"kind": "hub", "id": "own/files", "revision": "main", "split": "train"}
+    columns = {"image": "image", "question": "problem", "answer": "solution", "steps": None}
+    part = SplitSource.model_validate({"source": source, "columns": columns, "prompt": None})
+    (row,) = read_source(part, "here").read()
+    assert row.fault == ""
+    with Pillow.open(io.BytesIO(prepare(row.images))) as picture:
+        assert picture.getpixel((1, 1)) == (10, 0, 0)
 
 
 def test_a_split_that_is_not_there(hub: FakeHub) -> None:

@@ -318,6 +318,9 @@ def test_rejects_within_the_limit_are_counted_and_left_out(
     with caplog.at_level("INFO"):
         manifest = prepare(settings(max_rejected=2))
     assert manifest.rejected == 2
+    assert prepare(settings(max_rejected=2)) == manifest
+    with pytest.raises(ConfigurationError, match=r"2 examples were rejected.*\(now 1\)"):
+        prepare(settings(max_rejected=1))  # they are there, and no longer wanted
     assert manifest.splits["train"].examples == 3
     ids = list(read_examples(FOLDER / "train.arrow")["id"])
     assert ids == [f"counting-train-00000{number}" for number in (0, 2, 4)]

@@ -877,13 +877,21 @@ def test_a_row_that_cannot_be_used_is_found_before_anything_is_prepared(
     split = lines_source(tmp_path, row(), row(ground_truth="many"))
     block = {**public["counting"], "test": split.model_dump()}
     with pytest.raises(ConfigurationError, match=r"sources\.counting\.test: line 2: the answer"):
+        compatibility.draw_splits("counting", settings({"counting": block}, max_rejected=9))
+    block = {**public["counting"], "train": split.model_dump()}
+    with pytest.raises(ConfigurationError, match=r"sources\.counting\.train: line 2: the answer"):
         compatibility.draw_splits("counting", settings({"counting": block}))
+    allowed = settings({"counting": block}, max_rejected=1)
+    assert len(compatibility.draw_splits("counting", allowed)["train"]) == 1
 
 
 def test_nothing_is_downloaded_to_check_a_task(public: dict[str, Any]) -> None:
     hub = {"kind": "hub", "id": "a/b", "revision": "main", "split": "train"}
     block = {**public["counting"], "train": {**public["counting"]["train"], "source": hub}}
     assert compatibility.draw_splits("counting", settings({"counting": block})) == {}
+    here = {**block["test"], "source": {**block["test"]["source"], "file": "nowhere.jsonl"}}
+    with pytest.raises(ConfigurationError, match="no such file"):
+        compatibility.draw_splits("counting", settings({"counting": {**block, "test": here}}))
     assert _instead("counting", settings({"counting": block})) == "nothing to check"
     assert _instead("counting", settings(public)) == "some are read"
     assert _instead("counting", settings({})) == "some are drawn"

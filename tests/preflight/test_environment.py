@@ -178,6 +178,8 @@ def test_the_disk_holds_checkpoints_of_all_cells_and_the_states_of_one(
     assert need(rl, sync_ref_model=True) == need(rl) + 3 * 100 * 4
     assert need(sft, optimizer="adamw_8bit") == 2 * 400 + 3 * (100 * 4 + 2 * 100)
     assert need(sft, freeze_vision=True) == 2 * 400 + 3 * (80 * 12 + 20 * 4)
+    at_once = needed_disk_bytes(weights, [rl, sft, rl], settings, at_once=2) - rest
+    assert at_once == need(rl, sft, rl) + 3 * (100 * 4 + 2 * 100 * 4)  # on Ray
     small = sft.model_copy(update={"optimizer": "adamw_8bit"})
     assert need(small, sft) == need(sft, small) == 4 * 400 + 3 * 100 * 12  # the larger states
     settings = settings.model_copy(update={"dtype": "bfloat16"})

@@ -1,6 +1,7 @@
 """What is finished is whole: keys, digests, manifests, atomic publishing."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,23 @@ def test_a_failure_leaves_the_old_one_as_it_was(folder: Path) -> None:
     with pytest.raises(KeyboardInterrupt), publish(folder) as scratch:
         (scratch / "a.txt").write_text("new")
         raise KeyboardInterrupt
+    assert digest_folder(folder) == content
+    assert names(folder.parent) == ["model"]
+
+
+def test_an_interruption_between_the_two_renames_leaves_the_old_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, replace = digest_folder(folder), os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        if source.name == ".model.new":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), publish(folder) as scratch:
+        (scratch / "a.txt").write_text("new")
     assert digest_folder(folder) == content
     assert names(folder.parent) == ["model"]
 

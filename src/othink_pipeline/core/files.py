@@ -45,8 +45,7 @@ def publish(folder: Path) -> Iterator[Path]:
     the next call.
     """
     scratch, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
-        os.replace(old, folder)  # killed between the two renames below
+    _put_back(old, folder)  # killed between the two renames below
     for leftover in (scratch, old):
         shutil.rmtree(leftover, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -56,8 +55,14 @@ def publish(folder: Path) -> Iterator[Path]:
             os.replace(folder, old)
         os.replace(scratch, folder)
     finally:
+        _put_back(old, folder)  # interrupted there
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(old: Path, folder: Path) -> None:
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
 
 
 @contextmanager

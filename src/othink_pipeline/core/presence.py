@@ -6,14 +6,18 @@ report one for all. Runs with the same parameters write the same there, and may 
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.locks import is_locked, lock
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -28,13 +32,18 @@ def at_work(folder: Path, parameters: str) -> Iterator[None]:
         ConfigurationError: somebody is at work there with other parameters.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    mark = folder / f"{parameters}-{socket.gethostname()}-{os.getpid()}.lock"
-    with lock(folder / "door.lock"):  # held for as long as it takes to look around
+    # Two containers may have one host name, and in both a process of the same number.
+    mark = folder / f"{parameters}-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}.lock"
+
+    def say_busy(holder: str) -> None:
+        logger.info("%s: another run looks around there (%s): waiting", folder, holder)
+
+    with lock(folder / "door.lock", say_busy):  # held for as long as it takes to look around
         for other in folder.glob("*-*.lock"):
             if not is_locked(other):
                 other.unlink(missing_ok=True)  # nobody waits for a mark, and its process is gone
             elif not other.name.startswith(f"{parameters}-"):
-                host, _, process = other.stem.partition("-")[2].rpartition("-")
+                host, process, _ = other.stem.partition("-")[2].rsplit("-", 2)
                 raise ConfigurationError(
                     f"{folder.parent}: another run (process {process} on {host}) is at work there "
                     "with other parameters, and the results would mix. Wait until it is done, or "

@@ -421,6 +421,11 @@ def test_accelerate_reads_the_configurations_that_are_shipped(name: str) -> None
             "fsdp_state_dict_type = 'FULL_STATE_DICT'",
         ),
         ("[", False, "no YAML"),
+        (
+            "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: ds.json}",
+            False,
+            "deepspeed_config_file = 'ds.json': what another file says is in no training's key",
+        ),
         ("", False, "distributed_type = None"),
     ],
 )

@@ -165,6 +165,13 @@ _RULES = (
         "conf/base/accelerate/fsdp.yaml, which needs nothing more.",
     ),
     _Rule(
+        "DEEPSPEED",
+        lambda it: "deepspeed_config_file" in it.says["deepspeed_config"],
+        "deepspeed_config.deepspeed_config_file = "
+        "{it.says[deepspeed_config][deepspeed_config_file]!r}: what another file says is in no "
+        "training's key. Say it by keys of deepspeed_config itself (zero_stage, ...).",
+    ),
+    _Rule(
         None,
         lambda it: (
             it.says["distributed_type"] in SHARDED
@@ -207,7 +214,8 @@ def check_launcher(compute: Compute, health: Health, methods: Iterable[SFT | RL]
         return
     settings = read_launcher(compute.launcher)
     fsdp = {"fsdp_version": 1, "fsdp_state_dict_type": None} | (settings.get("fsdp_config") or {})
-    says = {"num_machines": 1, "mixed_precision": None} | settings | {"fsdp_config": fsdp}
+    own = {"fsdp_config": fsdp, "deepspeed_config": settings.get("deepspeed_config") or {}}
+    says = {"num_machines": 1, "mixed_precision": None} | settings | own
     launch = _Launch(says, compute, health, tuple(methods))
     faults = [
         f"compute.launcher = {compute.launcher!r}: {rule.message.format(it=launch)}"

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,7 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 from othink_pipeline.models.load import load_model
 from othink_pipeline.models.prompts import CannotShareError, Prompt
 from othink_pipeline.scoring.strict import Verdict
-from othink_pipeline.training import shared_prompts
+from othink_pipeline.training import shared_prompts, sharing_check
 from othink_pipeline.training.rewards import accuracy_reward, format_reward
 from othink_pipeline.training.rows import rl_rows
 from othink_pipeline.training.shared_prompts import SharedPromptTrainer
@@ -215,6 +216,28 @@ def test_a_model_that_cannot_share_is_trained_as_stock_trl_does(
         )
     assert "prompts cannot be shared: attention must be one of 'sdpa'" in caplog.text
     assert [entry["shared_prompts"] for entry in ours.logged] == [0.0] * 3
+
+
+def test_with_sharded_weights_all_processes_check_as_many_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else one of them waits for ever for forward passes that the others do not make."""
+    checked: list[Any] = []
+
+    def difference(_: Any, rows: Any) -> tuple[float, float]:
+        checked.extend(rows)
+        return 0.0, 0.0
+
+    monkeypatch.setattr(sharing_check, "_difference", difference)
+    model = SimpleNamespace(training=True, eval=lambda: None, train=lambda _: None)
+    others = torch.tensor([2, 6])  # rows of two more processes
+    gather = SimpleNamespace(
+        device=torch.device("cpu"), gather=lambda own: torch.cat([own, others])
+    )
+    trainer: Any = SimpleNamespace(model=model, accelerator=gather, sharded=True)
+    prompts: Any = ["a", "a", "b"]
+    assert sharing_check.find_fault(trainer, prompts) is None
+    assert checked == ["a", "a", "b", "b", "a", "a"]
 
 
 @pytest.mark.parametrize("changes", [{"top_p": 0.8}, {"top_k": 5}, {"min_p": 0.05}])

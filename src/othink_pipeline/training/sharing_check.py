@@ -26,12 +26,16 @@ def find_fault(trainer: SharedPromptTrainer, prompts: Sequence[Prompt]) -> str |
     """Why the prompts cannot be shared; None: they can. Draws nothing from the generators."""
     # Two completions of each prompt: groups side by side, and prompts of several lengths.
     twice = [prompt for prompt in dict.fromkeys(prompts) for _ in range(2)]
+    twice = twice[:CHECKED_ROWS]
     model, device = trainer.model, trainer.accelerator.device
+    if trainer.sharded:  # processes with other numbers of prompts make as many forward passes
+        rows = int(trainer.accelerator.gather(torch.tensor([len(twice)], device=device)).max())
+        twice = [twice[row % len(twice)] for row in range(rows)]
     training = model.training
     model.eval()  # dropout would differ
     try:
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            difference, allowed = _difference(trainer, twice[:CHECKED_ROWS])
+            difference, allowed = _difference(trainer, twice)
     except CannotShareError as error:
         return str(error)
     finally:

@@ -13,13 +13,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from trl import SFTConfig
 
 from othink_pipeline.core import files
@@ -441,6 +442,24 @@ def test_another_number_of_processes_is_refused(
     write_json(left / "checkpoint-4" / MANIFEST, {"digest": digest_folder(left / "checkpoint-4")})
     with pytest.raises(ConfigurationError, match="saved by 2 processes, this training has 1"):
         run(build(mini_model.path, splits["counting"]["train"], FALL_BACK, left), left)
+
+
+def test_what_lay_on_another_gpu_comes_to_this_processs_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / resume.Resumable.PARTS_FILE, {"processes": 1, "parts": {}})
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:7")
+        torch.save({"completions": torch.ones(2)}, tmp_path / "process_0.pt")
+    monkeypatch.setattr(Trainer, "_load_optimizer_and_scheduler", lambda *_: None)
+    restored: list[dict[str, torch.Tensor]] = []
+    monkeypatch.setattr(resume.Resumable, "_restore_own_state", lambda _, own: restored.append(own))
+    trainer = object.__new__(resume.Resumable)
+    here = torch.device("cpu")
+    trainer.args = SimpleNamespace(world_size=1, process_index=0, device=here)
+    trainer.parts = {}
+    trainer._load_optimizer_and_scheduler(str(tmp_path))
+    assert restored[0]["completions"].device == here
 
 
 def test_updates_that_were_not_logged_are_not_saved(

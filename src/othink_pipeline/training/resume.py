@@ -154,7 +154,9 @@ class Resumable(Trainer):
             )
         with _only_data(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
-            own = torch.load(folder / self._own_file, weights_only=True)
+            # Which of its machine's GPUs a process had is no matter of the training.
+            device, file = self.args.device, folder / self._own_file
+            own = torch.load(file, map_location=device, weights_only=True)
         self._restore_own_state(own)
         for name, part in self.parts.items():
             part.restore(saved["parts"][name])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
-from trl.trainer.utils import is_async_callable
+from trl.trainer.utils import is_async_callable, nanstd
 
 from othink_pipeline.training.guard import MAX_KL_EXPONENT, Guarded
 
@@ -35,6 +35,7 @@ class GuardedRL(Guarded, GRPOTrainer):
         super().__init__(*args, **kwargs)
         self._unscored = False  # the generation batch lacks rewards
         self._exponent = 0.0
+        self._level = 0.0  # share of the latest groups whose rewards are all equal
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch; completions without rewards do not outlive their update."""
@@ -58,7 +59,15 @@ class GuardedRL(Guarded, GRPOTrainer):
         for fault, detail in gather_object(faults):
             found.setdefault(fault, detail)
         self._unscored = self._skip_if(self.monitor.tell(self._update, found))
+        self._level = self._level_share(rewards)
         return rewards
+
+    def _level_share(self, rewards: torch.Tensor) -> float:
+        """Share of groups without a deviation; ``rewards``: of all processes, [R x functions]."""
+        sums = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        sums[rewards.isnan().all(dim=1)] = math.nan
+        deviations = nanstd(sums.view(-1, self.num_generations), dim=1)
+        return float(deviations.isclose(torch.zeros_like(deviations)).float().mean())
 
     def _guard(self, function: Any, name: str, faults: list[tuple[str, str]]) -> Any:
         """The reward function as one that returns NaN and adds to ``faults`` where it fails."""
@@ -86,9 +95,11 @@ class GuardedRL(Guarded, GRPOTrainer):
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.model.training:
             metrics = self._metrics["train"]  # TRL's figures are of all processes
+            # Where advantages are scaled by the batch's deviation TRL looks at that one alone.
+            metrics["frac_reward_zero_std"][-1] = self._level
             self.monitor.generated(
                 self._update,
-                metrics["frac_reward_zero_std"][-1],
+                self._level,
                 metrics["completions/clipped_ratio"][-1],
                 metrics["rewards/format_reward/mean"][-1]
                 if "format_reward" in self.reward_func_names

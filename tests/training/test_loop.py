@@ -457,6 +457,14 @@ def test_the_gradient_of_the_kl_is_grpos_own_or_the_unbiased_one_as_k2s_is(
     assert of_k2 == pytest.approx(unbiased, rel=1e-4)
 
 
+def test_a_constant_learning_rate_warms_up(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path
+) -> None:
+    parameters = sft_parameters(warmup_ratio=0.67)
+    run = run_cell(mini_model, splits["counting"]["train"], parameters, tmp_path)
+    assert run.curve("train/learning_rate") == pytest.approx([0.0, 2.5e-3, 5e-3])
+
+
 def test_completions_may_be_learnt_from_more_than_once_and_otherwise(
     mini_model: MiniModel, splits: Splits, tmp_path: Path
 ) -> None:

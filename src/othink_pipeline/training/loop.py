@@ -323,12 +323,16 @@ def trainer_settings(job: Job) -> dict[str, Any]:
     """TRL's settings that both algorithms share."""
     parameters: SFT | RL = job.parameters
     rows, passes = job.compute.share_rows(parameters.rows_per_update)
+    warmup = round(parameters.warmup_ratio * parameters.updates)
+    schedule: str = parameters.lr_schedule
+    if schedule == "constant" and warmup:  # Transformers' own knows no warming up
+        schedule = "constant_with_warmup"
     return {
         "output_dir": str(job.folder),
         "max_steps": parameters.updates,
         "learning_rate": parameters.learning_rate,
-        "lr_scheduler_type": parameters.lr_schedule,
-        "warmup_steps": round(parameters.warmup_ratio * parameters.updates),
+        "lr_scheduler_type": schedule,
+        "warmup_steps": warmup,
         "max_grad_norm": parameters.max_grad_norm,
         "weight_decay": parameters.weight_decay,
         "seed": job.seed,

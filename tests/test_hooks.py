@@ -29,6 +29,7 @@ from pandas import DataFrame
 from othink_pipeline import cli
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.manifests import FailedCell
+from othink_pipeline.cells.train import RUN_VARIABLE
 from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core import code
 from othink_pipeline.core.blocks import ConfigurationError
@@ -324,15 +325,21 @@ def test_ray_is_asked_before_a_run_leaves_a_record(
     from othink_pipeline.cluster import runner
 
     def refuse(_: Pipeline) -> None:
+        tokens.add(os.environ[RUN_VARIABLE])
         raise ConfigurationError("cluster.address does not answer")
+
+    tokens: set[str] = set()
+    monkeypatch.setenv(RUN_VARIABLE, "of a run before")
 
     monkeypatch.setattr(runner, "prepare", refuse)
     GridConfigLoader("conf", env="smoke", base_env="base", default_run_env="local")
     monkeypatch.setattr("othink_pipeline.hooks.plan_cells", lambda *_: [])
     training = Pipeline([Node(len, "x", "y", tags=["sft"])])
     params = run_params(tmp_path, runner=str(runner.RayRunner()))
-    with pytest.raises(ConfigurationError, match="does not answer"):
-        PreflightHooks().before_pipeline_run(params, training, DataCatalog())
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="does not answer"):
+            PreflightHooks().before_pipeline_run(params, training, DataCatalog())
+    assert len(tokens - {"of a run before"}) == 2, "Ray's processes have a token for each run"
 
 
 # --- The run that a `kedro run` is

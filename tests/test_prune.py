@@ -340,6 +340,23 @@ def test_half_deleted_is_never_taken_for_whole_and_goes_the_next_time(
     assert not any(KEYS[1] in name and "lock" not in name for name in tree(data))
 
 
+def test_what_was_set_aside_and_never_replaced_goes_unless_a_run_is_at_work(data: Path) -> None:
+    home = data / "06_models" / "counting" / "grpo_d" / "s0"
+    retired = home / f".{KEYS[0]}.old"
+    make_training(home, retired.name)
+    (home / f"{retired.name}.lock").unlink()
+    age(data)
+    with another_process_that_holds(home / f"{KEYS[0]}.lock"):
+        assert str(retired) not in {str(unused.path) for unused in find_unused(data)}
+        with pytest.raises(KeptError):
+            remove(retired)
+    age(data)
+    listed = {unused.path: unused for unused in find_unused(data)}
+    assert "set aside" in listed[retired].what and listed[retired].finished
+    remove(retired)
+    assert not list(home.glob(f".{KEYS[0]}*")) and (home / KEYS[0]).exists()
+
+
 def test_a_half_deleted_one_does_not_stand_in_the_way(data: Path) -> None:
     home = data / "06_models" / "counting" / "grpo_d" / "s0"
     (home / f".{KEYS[1]}.pruned" / "update-000016").mkdir(parents=True)

@@ -17,6 +17,7 @@ from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import click
 from kedro.config import OmegaConfigLoader
@@ -31,6 +32,7 @@ from pydantic import ValidationError
 
 from othink_pipeline.cells.manifests import FailedCell, FailedTest
 from othink_pipeline.cells.parameters import Parameters
+from othink_pipeline.cells.train import RUN_VARIABLE
 from othink_pipeline.config_loader import GridConfigLoader, read_grid
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_tags
@@ -121,6 +123,7 @@ class PreflightHooks:
         self.planned = plan_cells(pipeline, parameters, catalog)
         if self.planned:
             logger.info(describe_plan(self.planned))
+        os.environ[RUN_VARIABLE] = uuid4().hex
         at_once: int | None = 1
         if "RayRunner" in run_params["runner"]:
             from othink_pipeline.cluster.runner import prepare

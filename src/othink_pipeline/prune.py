@@ -32,7 +32,9 @@ RECENT_S = 60.0
 """A run that has just made or taken something has yet to name it in the JSON file."""
 
 _KEY = re.compile(r"([0-9a-f]{16})(\.parquet)?")
-_PRUNED = re.compile(r"\.[0-9a-f]{16}(\.parquet)?\.pruned")
+_RETIRED = re.compile(r"\.[0-9a-f]{16}\.old")
+"""The name of a training whose place another was to take, which is not finished."""
+_PRUNED = re.compile(r"\.[0-9a-f]{16}(\.parquet|\.old)?\.pruned")
 """The name of what is being deleted: nothing takes it for a checkpoint any more."""
 
 _UPDATE = re.compile(r"(?:update|checkpoint)-(\d+)")
@@ -115,11 +117,14 @@ def find_unused(data: Path) -> Iterator[Unused]:
                     continue
                 if _PRUNED.fullmatch(path.name):
                     yield _describe(path, f"{maker}, half deleted")
-                elif _KEY.fullmatch(path.name) and path.name not in bases and not _in_use(path):
+                elif _RETIRED.fullmatch(path.name) or (
+                    _KEY.fullmatch(path.name) and path.name not in bases and not _in_use(path)
+                ):
                     if reason := _why_keep(path):
                         click.echo(f"{path} is kept: {reason}")
                     else:
-                        yield _describe(path, maker)
+                        replaced = ", set aside for one to be made anew"
+                        yield _describe(path, maker + replaced * path.name.startswith("."))
 
 
 def remove(path: Path) -> None:
@@ -137,9 +142,9 @@ def remove(path: Path) -> None:
     # Predictions that no run ever locked get no lock file for the sake of their end.
     locked = path.is_dir() or _lock_file(path).exists()
     with lock(_lock_file(path), _give_up) if locked else nullcontext():
-        if _in_use(path):
+        if not _RETIRED.fullmatch(path.name) and _in_use(path):
             raise KeptError("a run has come to use it")
-        hidden = path.with_name(f".{path.name}.pruned")
+        hidden = path.with_name(f".{path.name.lstrip('.')}.pruned")
         if hidden.exists():  # of an earlier one with the same key
             _delete(hidden)
         path.rename(hidden)  # at once, so that it is never taken for whole
@@ -227,7 +232,7 @@ def _describe(path: Path, maker: str) -> Unused:
 
 
 def _key(path: Path) -> str:
-    return path.name.partition(".")[0]
+    return path.name.lstrip(".").partition(".")[0]
 
 
 def _lock_file(path: Path) -> Path:

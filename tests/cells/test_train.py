@@ -22,7 +22,7 @@ from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.keys import JOURNAL, Settings
 from othink_pipeline.cells.manifests import Checkpoint, FailedCell, FailedTest, Training
 from othink_pipeline.cells.parameters import Folders
-from othink_pipeline.cells.train import train_cell
+from othink_pipeline.cells.train import RUN_VARIABLE, _retire, train_cell
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import MANIFEST, digest_folder
 from othink_pipeline.data.manifests import Examples
@@ -132,7 +132,8 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def enter(project: Path, patch: pytest.MonkeyPatch) -> None:
     patch.chdir(project)
-    patch.delenv(runs.PARENT_VARIABLE, raising=False)
+    for variable in (runs.PARENT_VARIABLE, RUN_VARIABLE):
+        patch.delenv(variable, raising=False)
     mlflow.set_tracking_uri(f"sqlite:///{project / STORE}")
 
 
@@ -692,14 +693,27 @@ def test_the_former_training_is_kept_until_another_takes_its_place(
     call()
     folder = folder_of()
     content = digest_folder(folder)
+    monkeypatch.setenv(RUN_VARIABLE, "this one")
     with monkeypatch.context() as patch:
         kill_when(patch, *KILLS["update 3"])
         with pytest.raises(KeyboardInterrupt):
             call(fresh=True)
     aside = folder.with_name(f".{folder.name}.old")
     assert digest_folder(aside) == content
-    call()  # goes on with the new one
+    again, _ = call(fresh=True)  # given again by the same run it goes on with the new one
+    assert run_of(again).data.tags["resumed"]
     assert not aside.exists()
+    monkeypatch.setattr(loop, "train", never)
+    assert call(fresh=True)[0] == again
+
+
+def test_what_is_finished_stays_aside_however_often_it_is_begun_anew(tmp_path: Path) -> None:
+    folder, aside = tmp_path / "key", tmp_path / ".key.old"
+    for place, file in ((folder, "journal.jsonl"), (aside, MANIFEST)):
+        place.mkdir()
+        (place / file).touch()
+    _retire(folder, aside)
+    assert [path.name for path in tmp_path.rglob("*")] == [".key.old", MANIFEST]
 
 
 # --- Failures

@@ -44,6 +44,11 @@ from othink_pipeline.training.parameters import RL, SFT
 
 logger = logging.getLogger(__name__)
 
+RUN_VARIABLE = "OTHINK_RUN"
+"""Environment variable with the token of this `kedro run`, which worker processes inherit."""
+BEGUN_BY = "begun_by"
+"""The file, in the folder of a cell that was begun anew, with the token of the run that did so."""
+
 
 def train_cell(
     cell: Cell,
@@ -74,10 +79,13 @@ def train_cell(
     retired = folder.with_name(f".{key}.old")
     busy = say_busy(f"{cell.name}: another run works on it")
     with lock(folder.with_name(f"{key}.lock"), busy):
-        finished = None if settings.compute.fresh else find_finished(folder, settings.health)
+        anew = settings.compute.fresh and not _begun_by_this_run(folder)
+        finished = None if anew else find_finished(folder, settings.health)
         if finished is None:
-            if settings.compute.fresh or (folder / MANIFEST).exists():
+            if anew or (folder / MANIFEST).exists():
                 _retire(folder, retired)  # to be made anew, under a new MLflow run
+            if anew:
+                _sign(folder)
             remedy = f"Check it: kedro run --pipelines=data_preparation {SAME_ENV}"
             check_model(base_model.path, base_model.digest, remedy, base_model.is_hubs)
             for each in examples:
@@ -150,8 +158,30 @@ def _logged(job: CellJob) -> dict[str, Any]:
     }
 
 
+def _begun_by_this_run(folder: Path) -> bool:
+    """Whether this `kedro run` has begun it anew: Ray gives a cell again whose process died."""
+    run, file = os.environ.get(RUN_VARIABLE), folder / BEGUN_BY
+    return bool(run) and file.exists() and file.read_text() == run
+
+
+def _sign(folder: Path) -> None:
+    """Say by which `kedro run` a training is begun anew."""
+    folder.mkdir(parents=True)
+    (folder / BEGUN_BY).write_text(os.environ.get(RUN_VARIABLE, ""))
+
+
 def _retire(folder: Path, retired: Path) -> None:
-    """Set a training aside, at once, until the one that takes its place is finished."""
-    if folder.exists():
+    """Set a training aside, at once, until the one that takes its place is finished.
+
+    One that is not finished itself goes for good where one that is was set aside before.
+    """
+    if not folder.exists():
+        return
+    if retired.exists() and not (folder / MANIFEST).exists():
+        doomed = folder.with_name(f".{folder.name}.pruned")  # a name that `prune` knows
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    else:
         shutil.rmtree(retired, ignore_errors=True)
         os.replace(folder, retired)

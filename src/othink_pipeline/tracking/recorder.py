@@ -68,7 +68,8 @@ def raise_if_away(error: Exception) -> None:
     if isinstance(error, MlflowException) and not mlflow_store.is_refusal(error):
         raise TrackingUnavailableError(
             f"MLflow at {_address()} does not answer ({_brief(error)}). Nothing is lost: what is "
-            "finished is kept. Start the server, then run the same command again."
+            "finished is kept. Start the server, then run the same command again, without "
+            "compute.fresh."
         ) from None
 
 
@@ -230,7 +231,10 @@ class Recorder:
                 "Nothing is lost: what was trained is kept, and so are the records, in "
                 f"{self.journal.path}."
             )
-            again = "run the same command again: it trains nothing anew, but delivers the records."
+            again = (
+                "run the same command again, without compute.fresh: it trains nothing anew, but "
+                "delivers the records."
+            )
             if self._state is _State.ENDED:
                 raise TrackingRefusedError(
                     f"{self._name}: MLflow at {_address()} refuses a record "

@@ -33,7 +33,7 @@ from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.training.kl import KLSchedule
 from othink_pipeline.training.parameters import RL, SFT, Health
 from tests.conftest import TASKS, shipped, shipped_health
-from tests.support.manifests import examples_of, training_of, with_split
+from tests.support.manifests import examples_of, shipped_method, training_of, with_split
 
 CELL = Cell("counting", "grpo", 0)
 METHOD: dict[str, Any] = {
@@ -301,7 +301,7 @@ def finished_training(checkpoint: Path, **changes: Any) -> Training:
     )
 
 
-def health_of(**policies: str) -> Health:
+def health_of(**policies: Any) -> Health:
     return Health(**{**shipped_health().model_dump(), **policies})
 
 
@@ -398,6 +398,31 @@ def test_a_fault_binds_a_training_to_the_policy_for_it(
     assert find_finished(finished, health_of(loss_not_finite="skip_batch")) is None
     assert "health.loss_not_finite" in caplog.text
     assert str(finished) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "faults", "other", "found"),
+    [
+        ("grpo", {}, {"reward_timeout_s": 120, "format_lost": 0.3}, True),  # looser
+        ("grpo", {}, {"no_advantage": "stop"}, True),  # nothing to stop for
+        ("grpo", {}, {"patience_updates": 19}, False),
+        ("grpo", {}, {"endless_share": 0.8}, False),
+        ("grpo", {}, {"format_lost": 0.5}, False),
+        ("sft", {}, {"patience_updates": 19}, True),  # it has no such faults
+        ("sft", {"loss_not_finite": 2}, {"patience_updates": 19}, False),
+        ("grpo", {"endless_completions": 3}, {"endless_share": 0.95}, False),
+        ("grpo", {"endless_completions": 3}, {"format_learnt": 0.9}, True),
+    ],
+)
+def test_stricter_thresholds_and_those_of_a_fault_make_another_training(
+    finished: Path, method: str, faults: dict[str, int], other: dict[str, Any], found: bool
+) -> None:
+    parameters = shipped_method(Cell("counting", method, 0))
+    training = finished_training(
+        finished / "update-000004", faults=faults, method=method, parameters=parameters
+    )
+    training.write(finished / MANIFEST)
+    assert bool(find_finished(finished, health_of(**other))) == found
 
 
 def test_a_quick_look_does_not_read_the_checkpoint(finished: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.models.load import load_model
 from othink_pipeline.training.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.training.guard import MAX_KL_EXPONENT, Guarded
@@ -173,11 +174,20 @@ def test_a_restored_monitor_goes_on_counting() -> None:
         ("format_collapse", 4),
     ]
     state = json.loads(json.dumps(whole.monitor.state()))
-    restored, _ = told(patience_updates=3)
+    restored, _ = told(patience_updates=3, no_advantage="skip_batch")
     restored.restore(state)
     assert json.loads(json.dumps(restored.state())) == state
     restored.watch(7)  # learns from the completions that update 6 was the first to learn from
     assert restored.counts["no_advantage"] == whole.monitor.counts["no_advantage"] + 1
+
+
+@pytest.mark.parametrize("other", [{"no_advantage": "go_on"}, {"patience_updates": 2}])
+def test_a_training_does_not_go_on_where_it_would_not_have_come_from(other: Any) -> None:
+    monitor, _ = told(patience_updates=1, no_advantage="skip_batch")
+    watched(monitor, 1, 1.0, 0.0, None)
+    restored, _ = told(**{"patience_updates": 1, "no_advantage": "skip_batch", **other})
+    with pytest.raises(ConfigurationError, match=rf"health\.{min(other)} = .*compute\.fresh"):
+        restored.restore(monitor.state())
 
 
 # In trainings.
@@ -531,6 +541,16 @@ LASTING = {
     "endless_completions": (reward,),
     "format_collapse": (reward, every(0.1, "format_reward")),
 }
+
+
+def test_a_group_is_level_by_its_own_rewards_whatever_scales_advantages(rl: Make) -> None:
+    def by_group(completions: Any, **_: Any) -> list[float]:
+        return [float(row // COPIES) for row in range(len(completions))]
+
+    policies = health(patience_updates=1, no_advantage="stop")
+    trial = rl(policies, rewards=[by_group], scale_rewards="batch", max_steps=1)
+    with pytest.raises(TrainingFault, match="update 1: no_advantage"):
+        trial.trainer.train()
 
 
 @pytest.mark.parametrize("policy", ["stop", "go_on"])

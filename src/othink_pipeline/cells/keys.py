@@ -22,6 +22,7 @@ from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.base_models import digest_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.tracking.journal import DatasetRef
+from othink_pipeline.training.health import find_change
 from othink_pipeline.training.parameters import RL, SFT, Health
 
 logger = logging.getLogger(__name__)
@@ -134,8 +135,8 @@ def cell_folder(folders: Folders, cell: Cell, key: str) -> Path:
 def find_finished(folder: Path, health: Health, whole: bool = True) -> Training | None:
     """The manifest of a finished training that is still what it says, else None.
 
-    The policies for numbers that go wrong are not in the content key, for mostly nothing does.
-    Where something did, only the same policies for it make the same training.
+    The policies for numbers that go wrong are not in the content key, for mostly nothing does:
+    see ``find_change`` for which of them make the same training.
 
     Args:
         whole: look at every byte of the checkpoint, not just whether it is there.
@@ -156,10 +157,10 @@ def find_finished(folder: Path, health: Health, whole: bool = True) -> Training 
         "Go on with the code that wrote it, or train the cell again: kedro run "
         f"--namespaces={cell} --params=compute.fresh=true {SAME_ENV}",
     )
-    for fault in training.faults:
-        if training.health.get(fault) != (policy := getattr(health, fault)):
-            logger.warning("%s: not made with health.%s = %s", folder, fault, policy)
-            return None
+    rewarded = training.parameters.algorithm == "rl"
+    if key := find_change(training.health, health, training.faults, rewarded):
+        logger.warning("%s: not made with health.%s = %s", folder, key, getattr(health, key))
+        return None
     checkpoint = folder / training.checkpoint
     if not checkpoint.is_dir() or (whole and digest_folder(checkpoint) != training.digest):
         logger.warning("%s: missing, or changed since it was finished", checkpoint)

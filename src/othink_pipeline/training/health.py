@@ -12,10 +12,12 @@ Updates count from 1, as in the logs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from othink_pipeline.core.blocks import ConfigurationError
 
 if TYPE_CHECKING:
     from othink_pipeline.training.parameters import Health
@@ -34,6 +36,48 @@ REMEDIES = {
     "format_collapse": "a lower learning_rate, a higher KL weight or rewards.format",
 }
 """What may help against each fault."""
+
+
+THRESHOLDS = {
+    "reward_timeout": ("reward_timeout_s",),
+    "no_advantage": ("patience_updates",),
+    "endless_completions": ("patience_updates", "endless_share"),
+    "format_collapse": ("patience_updates", "format_learnt", "format_lost"),
+}
+"""From which figures on something is each of RL's faults."""
+LOOSER: dict[str, Callable[[Any, Any], Any]] = {
+    "reward_timeout_s": max,
+    "patience_updates": max,
+    "endless_share": max,
+    "format_learnt": max,
+    "format_lost": min,
+}
+"""Threshold -> which of two values is the looser one."""
+
+
+def find_change(
+    then: Mapping[str, Any], now: Health, counted: Collection[str], rewarded: bool
+) -> str | None:
+    """The key of ``health`` by which a training would now become another; None: there is none.
+
+    What occurred must have its policy and its thresholds as then. What did not occur might have
+    under stricter thresholds, so none may be stricter.
+
+    Args:
+        then: the policies that it was made with, or what is known of them.
+        counted: the faults that occurred in it.
+        rewarded: it is RL; supervised fine-tuning has no faults with thresholds.
+    """
+    for fault in counted:
+        for key in (fault, *THRESHOLDS.get(fault, ())):
+            if then.get(key) != getattr(now, key):
+                return key
+    # Any fault's updates in a row may be skipped.
+    for key in LOOSER if rewarded else ("patience_updates",) if counted else ():
+        value = getattr(now, key)
+        if key not in then or LOOSER[key](then[key], value) != value:
+            return key
+    return None
 
 
 class TrainingFault(click.ClickException):
@@ -137,6 +181,7 @@ class Monitor:
     def state(self) -> dict[str, Any]:
         """All that changes, fit for JSON."""
         return {
+            "health": self.health.model_dump(),
             "counts": dict(self.counts),
             "skipped": self.skipped,
             "lasting": dict(self._lasting),
@@ -148,7 +193,18 @@ class Monitor:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Go on from ``state``.
+
+        Raises:
+            ConfigurationError: a training that began so would have come elsewhere until here.
+        """
+        then, rewarded = state["health"], state["signs_update"] > 0
+        if key := find_change(then, self.health, state["counts"], rewarded):
+            raise ConfigurationError(
+                f"health.{key} = {getattr(self.health, key)!r}, and this training was interrupted "
+                f"under {then[key]!r}: it would be neither one nor the other. Set it back to go "
+                "on, or begin anew: --params=compute.fresh=true"
+            )
         self.counts, self.skipped = Counter(state["counts"]), state["skipped"]
         self._lasting = Counter(state["lasting"])
         self._skipped_last = state["skipped_last"]

@@ -282,6 +282,7 @@ def test_a_block_is_a_block(block: str, wrong: object) -> None:
         ("methods.grpo.trained_on.geometry.kl.weight", -0.1, 0),
         ("data_preparation.train_examples", {"counting": 0}, {"counting": 100}),
         ("experiment.seeds", [-1], [0]),
+        ("experiment.seeds", [2**31], [2**31 - 1]),
         ("health.reward_timeout_s", 0, 0.5),
         ("health.patience_updates", 0, 1),
         ("health.endless_share", 0, 1),
@@ -593,7 +594,7 @@ def without(block: Mapping[str, Any], key: str) -> dict[str, Any]:
         ("rl.kl_estimator", "k4", "rl.kl_estimator = 'k4': Input should be 'k1', 'k2' or 'k3'"),
         ("rl.kl_estimator", "k1", "rl.kl_estimator = 'k1': asks for unbiased_kl: true. By itself"),
         ("rl.ref_model_mixup_alpha", 0.0, "rl.ref_model_mixup_alpha = 0.0: "),
-        ("rl.sync_ref_model", True, "rl.ref_model_sync_steps = 512: must be less than updates (48"),
+        ("rl.sync_ref_model", True, "rl.ref_model_sync_steps = 512: must be at most updates - num"),
         ("rl.loss_type", "drgrpo", "rl.loss_type = 'drgrpo': Input should be 'grpo', 'dr_grpo'"),
         ("compute.num_processes", 0, "compute.num_processes = 0: "),
         ("compute.micro_batch_size", 0, "compute.micro_batch_size = 0: "),
@@ -633,15 +634,23 @@ def test_what_can_be_trained_so_is_not_refused(path: str, value: object) -> None
 
 
 def test_an_estimator_a_reference_and_adapters_that_go_together() -> None:
-    """k1 wants its gradient unbiased, k2's own is; adapters have no reference that could move."""
+    """k1 wants its gradient unbiased, k2's own is, and no ratio of sequences makes it so; adapters
+    have no reference that could move."""
     raw = changed("rl.unbiased_kl", True)
     raw["methods"]["grpo"]["kl_estimator"] = "k1"
     Parameters.read(raw)
     raw["methods"]["grpo"]["kl_estimator"] = "k2"
     assert "methods.grpo.kl_estimator = 'k2': asks for unbiased_kl: false." in fault(raw)
+    raw["methods"]["grpo"] |= {"kl_estimator": "k1", "importance_sampling_level": "sequence"}
+    told = "methods.grpo.unbiased_kl = True: does not go with importance_sampling_level = 'seq"
+    assert told in fault(raw)
     raw = changed("rl.sync_ref_model", True)
-    raw["rl"]["ref_model_sync_steps"] = 8
+    raw["rl"] |= {"num_iterations": 8, "ref_model_sync_steps": 40}
     Parameters.read(raw)
+    raw["rl"]["ref_model_sync_steps"] = 41  # the last completions are sampled after 40 updates
+    told = "rl.ref_model_sync_steps = 41: must be at most updates - num_iterations (40), or"
+    assert told in fault(raw)
+    raw["rl"]["ref_model_sync_steps"] = 40
     raw["training"]["lora"] = LORA
     assert "rl.sync_ref_model = True: does not go with lora" in fault(raw)
 

@@ -80,6 +80,8 @@ class Comparing(KLEstimatorTrainer):
             ratios: Any = (("token", {}), ("token", sampled), ("sequence", sampled))
             kinds = product(("grpo", "bnpo", "dr_grpo", "dapo"), (True, False), ratios)
             for self.loss_type, corrected, (level, old) in kinds:
+                if corrected and level == "sequence":
+                    continue  # refused
                 self.args.use_bias_correction_kl = corrected
                 self.importance_sampling_level = level
                 self._compare(model, {**inputs, **other, **old})
@@ -141,4 +143,4 @@ def test_the_loss_around_an_estimator_is_trls(
         processing_class=processor,
     )
     trainer.train()
-    assert trainer.compared == 4 * 2 * 3
+    assert trainer.compared == 4 * (2 * 3 - 1)

@@ -36,6 +36,9 @@ from othink_pipeline.training.parameters import RL, SFT, Health, Training
 MAX_SEEDS = 1000
 """A larger count is a mistake, and its grid would not fit into memory."""
 
+MAX_SEED = 2**31 - 1
+"""NumPy takes 32 bits, and each process of a training adds its number."""
+
 MAX_SAMPLES = 8
 """majority@k goes through all subsets of the samples: 70 of them at most."""
 
@@ -52,7 +55,7 @@ class Experiment(Block):
     methods: tuple[Name, ...] = Field(strict=False)
     """Keys of ``methods``, in the order of the report."""
     seeds: tuple[Count, ...] = Field(strict=False)
-    """A list of seeds, or a count ``n`` for 0 .. n-1."""
+    """A list of seeds below 2^31, or a count ``n`` for 0 .. n-1."""
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -71,6 +74,13 @@ class Experiment(Block):
         if len(set(values)) < len(values):
             raise ValueError("holds a value twice")
         return values
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if max(seeds) > MAX_SEED:
+            raise ValueError(f"holds {max(seeds)}; the largest seed is {MAX_SEED}")
+        return seeds
 
     @field_validator("tasks")
     @classmethod

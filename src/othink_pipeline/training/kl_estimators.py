@@ -15,7 +15,8 @@ k3    exp(d) - d - 1  1 - exp(d): that of KL(reference, policy)  -d: the KL's
 ====  ==============  =========================================  ==========================
 
 So k1 without the ratio holds the policy to nothing, and k2 with it no longer has the KL's gradient:
-``parameters.RL`` refuses both.
+``parameters.RL`` refuses both. The ratio is the token's: the gradient of a completion's geometric
+mean is the same for all its tokens, and the right column no longer holds; refused, too.
 
 Legend: R rows (completions), C completion tokens (padded on the right).
 """
@@ -94,13 +95,9 @@ class KLEstimatorTrainer(MovingReferenceTrainer):
         return loss + weight * self._average(kl, inputs)
 
     def _ratio(self, policy: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-        """Of the policy to the one that sampled, as TRL has it: [R x C]; of sequences [R x 1]."""
-        sampled, mask = inputs.get("old_per_token_logps"), inputs["completion_mask"]
-        log_ratio = policy - (policy.detach() if sampled is None else sampled)
-        if self.importance_sampling_level == "sequence":
-            total = (log_ratio * mask).sum(-1, keepdim=True)
-            log_ratio = total / mask.sum(-1, keepdim=True).clamp(min=1)
-        return torch.exp(log_ratio)
+        """Of the policy to the one that sampled, as TRL has it for tokens [R x C]."""
+        sampled = inputs.get("old_per_token_logps")
+        return torch.exp(policy - (policy.detach() if sampled is None else sampled))
 
     def _average(self, values: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Of all tokens' values [R x C], in TRL's way for the type of the loss."""

@@ -73,7 +73,8 @@ class Method(Training):
     max_grad_norm: Annotated[float, Field(gt=0)]
     """A gradient whose L2 norm is larger is scaled down to it."""
     weight_decay: Weight
-    """AdamW's: an update also takes learning rate times this share off each weight."""
+    """AdamW's: an update also takes learning rate times this share off each weight, but off no bias
+    and no norm."""
 
 
 class SFT(Method):
@@ -139,7 +140,7 @@ class RL(Method):
     unbiased_kl: bool
     """Multiply the KL's estimator by the policy's ratio to itself: its gradient is then that of the
     KL (DeepSeek-V3.2, arXiv 2512.02556; TRL's default). false: the estimator alone, as GRPO and
-    R1-V have it."""
+    R1-V have it, and as ratios of sequences ask for it."""
     kl_estimator: Literal["k1", "k2", "k3"]
     """What stands for the KL of a token in the loss, with d = log reference - log policy: -d, d²/2
     or exp(d) - d - 1 (http://joschu.net/blog/kl-approx.html). k1 wants ``unbiased_kl``, k2 must not
@@ -164,6 +165,17 @@ class RL(Method):
                 "less often"
             )
         return iterations
+
+    @field_validator("unbiased_kl")
+    @classmethod
+    def _check_ratio(cls, unbiased: bool, info: ValidationInfo) -> bool:
+        if unbiased and info.data.get("importance_sampling_level") == "sequence":
+            raise ValueError(
+                "does not go with importance_sampling_level = 'sequence': the gradient of such a "
+                "ratio is a mean over the completion, and the KL's of no token. Set unbiased_kl: "
+                "false, or importance_sampling_level: token"
+            )
+        return unbiased
 
     @field_validator("kl_estimator")
     @classmethod
@@ -194,11 +206,13 @@ class RL(Method):
     @field_validator("ref_model_sync_steps")
     @classmethod
     def _check_sync_steps(cls, steps: int, info: ValidationInfo) -> int:
-        updates = info.data.get("updates", steps + 1)
-        if info.data.get("sync_ref_model") and steps >= updates:
+        if not info.data.get("sync_ref_model") or not {"updates", "num_iterations"} <= info.data:
+            return steps
+        latest = info.data["updates"] - info.data["num_iterations"]
+        if steps > latest:
             raise ValueError(
-                f"must be less than updates ({updates}), or the reference never moves in time for "
-                "a loss. Lower it, or set sync_ref_model: false"
+                f"must be at most updates - num_iterations ({latest}), or the reference never "
+                "moves in time for completions. Lower it, or set sync_ref_model: false"
             )
         return steps
 
@@ -216,8 +230,8 @@ class RL(Method):
 class Health(Block):
     """What is done about numbers that go wrong; each fault has its policy.
 
-    In no content key, for mostly nothing goes wrong; where something did, the manifest of the
-    training says under which policies.
+    In no content key, for mostly nothing goes wrong. A training is reused, or gone on with, where
+    what went wrong in it has its policy and thresholds as then, and no threshold is stricter.
     """
 
     loss_not_finite: FaultPolicy

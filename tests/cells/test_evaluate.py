@@ -245,7 +245,7 @@ def test_whatever_the_predictions_depend_on_names_them(
         patch.setattr(cell_evaluation, "code_digest", lambda *_: "edited")
         keys.append(evaluate(checkpoint, examples).key)
     with monkeypatch.context() as patch:
-        patch.setattr(cell_evaluation, "library_versions", lambda: {"torch": "0.1"})
+        patch.setattr(cell_evaluation, "library_versions", lambda _: {"torch": "0.1"})
         keys.append(evaluate(checkpoint, examples).key)
     assert len(set(keys)) == len(keys)
     assert evaluate(checkpoint, with_split(examples, "train", digest="other")).key == keys[0]

@@ -24,6 +24,7 @@ from othink_pipeline.cells.keys import (
 )
 from othink_pipeline.cells.manifests import Training
 from othink_pipeline.cells.parameters import Evaluation, Folders
+from othink_pipeline.core import code
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import reached
 from othink_pipeline.core.files import MANIFEST, digest_folder, write_json
@@ -271,8 +272,36 @@ def test_the_key_covers_the_code_that_the_algorithm_runs(monkeypatch: pytest.Mon
 
 def test_the_key_covers_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     before = key_of()
-    monkeypatch.setattr(cells, "library_versions", lambda: {"torch": "0.1"})
+    monkeypatch.setattr(cells, "library_versions", lambda _: {"torch": "0.1"})
     assert key_of() != before
+
+
+VLLM = {"vllm": {"mode": "server", "host": "localhost", "port": 8000}}
+EIGHT_BIT = {"block": {**SFT_BLOCK, "optimizer": "adamw_8bit"}}
+FLASH = {"model": {"attention": "flash_attention_2"}}
+
+
+@pytest.mark.parametrize(
+    ("library", "asking", "not_asking"),
+    [
+        ("vllm", {"compute": VLLM}, {"compute": VLLM, "block": SFT_BLOCK}),
+        ("bitsandbytes", EIGHT_BIT, {}),
+        ("flash_attn", FLASH, {}),
+        ("deepspeed", {"compute": {"launcher": "zero2"}}, {"compute": {"launcher": "fsdp"}}),
+    ],
+)
+def test_a_library_that_nothing_asks_for_is_in_no_key(
+    library: str, asking: Any, not_asking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key_with(version: str, settings: dict[str, Any]) -> str:
+        monkeypatch.setattr(code, "version", lambda name: version if name == library else "1")
+        if launcher := settings.get("compute", {}).get("launcher"):
+            file = Path(__file__).parents[2] / f"conf/base/accelerate/{launcher}.yaml"
+            settings = {"compute": {"launcher": str(file)}}
+        return key_of(**settings)
+
+    assert key_with("1", asking) != key_with("2", asking)
+    assert key_with("1", not_asking) == key_with("2", not_asking)
 
 
 def test_a_cells_folder_names_task_method_seed_and_key(tmp_path: Path) -> None:

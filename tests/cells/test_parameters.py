@@ -642,7 +642,7 @@ def test_an_estimator_a_reference_and_adapters_that_go_together() -> None:
     raw["methods"]["grpo"]["kl_estimator"] = "k2"
     assert "methods.grpo.kl_estimator = 'k2': asks for unbiased_kl: false." in fault(raw)
     raw["methods"]["grpo"] |= {"kl_estimator": "k1", "importance_sampling_level": "sequence"}
-    told = "methods.grpo.unbiased_kl = True: does not go with importance_sampling_level = 'seq"
+    told = "rl.unbiased_kl = True: does not go with importance_sampling_level = 'seq"
     assert told in fault(raw)
     raw = changed("rl.sync_ref_model", True)
     raw["rl"] |= {"num_iterations": 8, "ref_model_sync_steps": 40}

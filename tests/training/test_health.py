@@ -177,7 +177,7 @@ def test_a_restored_monitor_goes_on_counting() -> None:
     restored, _ = told(patience_updates=3, no_advantage="skip_batch")
     restored.restore(state)
     assert json.loads(json.dumps(restored.state())) == state
-    restored.watch(7)  # learns from the completions that update 6 was the first to learn from
+    restored.watch(8)  # learns from the completions that update 6 was the first to learn from
     assert restored.counts["no_advantage"] == whole.monitor.counts["no_advantage"] + 1
 
 

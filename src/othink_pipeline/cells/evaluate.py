@@ -163,7 +163,7 @@ def _content_key(
             "model": model.model_dump(),
             "about": about,
             "code": code_digest(*EVALUATION),
-            "libraries": library_versions(),
+            "libraries": library_versions({"flash_attn"} if model.uses_flash_attention else ()),
         }
     )
 

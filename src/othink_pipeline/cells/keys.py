@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from othink_pipeline.cells.accelerate_config import read_launcher
+from othink_pipeline.cells.accelerate_config import read_launcher, read_sharing
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.manifests import Training
 from othink_pipeline.cells.parameters import Evaluation, Folders, Parameters
@@ -90,7 +90,7 @@ def training_key(
             "max_completion_tokens": settings.evaluation.max_completion_tokens,
             **numerics(parameters, settings),
             "code": code_digest(*training_code(parameters.algorithm)),
-            "libraries": library_versions(),
+            "libraries": library_versions(_optional_libraries(parameters, settings)),
         }
     )
 
@@ -125,6 +125,17 @@ def arithmetic(compute: Compute) -> dict[str, Any]:
         "launcher": compute.launcher and read_launcher(compute.launcher),
         "vllm": compute.vllm and compute.vllm.mode,  # where it runs makes no difference
     }
+
+
+def _optional_libraries(parameters: SFT | RL, settings: Settings) -> set[str]:
+    """Those of ``core.code.OPTIONAL`` that a training uses."""
+    uses = {
+        "bitsandbytes": parameters.optimizer != "adamw",
+        "deepspeed": read_sharing(settings.compute).deepspeed,
+        "flash_attn": settings.model.uses_flash_attention,
+        "vllm": parameters.algorithm == "rl" and settings.compute.vllm is not None,
+    }
+    return {name for name, used in uses.items() if used}
 
 
 def cell_folder(folders: Folders, cell: Cell, key: str) -> Path:

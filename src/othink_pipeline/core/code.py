@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import resolve_name
@@ -32,6 +32,9 @@ LIBRARIES = (
 )
 """Those whose version may change a result."""
 
+OPTIONAL = frozenset({"bitsandbytes", "deepspeed", "flash_attn", "vllm"})
+"""Those of them that change none unless a parameter asks for them."""
+
 
 @lru_cache  # what runs is the code as it was read: an edit on the way belongs to the next run
 def code_digest(*modules: str, package: Path = PACKAGE) -> str:
@@ -55,10 +58,16 @@ def code_digest(*modules: str, package: Path = PACKAGE) -> str:
     return digest.hexdigest()
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of those of ``LIBRARIES`` that are installed; none is imported."""
+def library_versions(asked_for: Collection[str] = OPTIONAL) -> dict[str, str]:
+    """Versions of those of ``LIBRARIES`` that are installed; none is imported.
+
+    Args:
+        asked_for: those of ``OPTIONAL`` that count.
+    """
     versions = {}
     for name in LIBRARIES:
+        if name in OPTIONAL and name not in asked_for:
+            continue
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

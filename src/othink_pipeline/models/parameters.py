@@ -60,6 +60,11 @@ class ModelSettings(Block):
     max_pixels: Positive | None
     """A picture of more pixels is scaled down to so many; null: as the model's files say."""
 
+    @property
+    def uses_flash_attention(self) -> bool:
+        """The layers attend with the library ``flash_attn``."""
+        return self.attention == "flash_attention_2"
+
     @model_validator(mode="after")
     def _check_pixels(self) -> ModelSettings:
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:

@@ -48,7 +48,7 @@ def check_libraries(
             back = "or set optimizer: adamw."
             rows.append(_installed(key, "bitsandbytes", "pip install bitsandbytes", back))
             rows.append(_on_gpu(key, gpu, back))
-    if settings.attention == "flash_attention_2":
+    if settings.uses_flash_attention:
         key, back = f"model.attention = {settings.attention!r}", "or set model.attention: sdpa."
         install = "pip install flash-attn --no-build-isolation"
         rows.append(_installed(key, "flash_attn", install, back))

@@ -206,10 +206,9 @@ class RL(Method):
     @field_validator("ref_model_sync_steps")
     @classmethod
     def _check_sync_steps(cls, steps: int, info: ValidationInfo) -> int:
-        if not info.data.get("sync_ref_model") or not {"updates", "num_iterations"} <= info.data:
-            return steps
-        latest = info.data["updates"] - info.data["num_iterations"]
-        if steps > latest:
+        iterations = info.data.get("num_iterations", 1)
+        latest = info.data.get("updates", steps + iterations) - iterations
+        if info.data.get("sync_ref_model") and steps > latest:
             raise ValueError(
                 f"must be at most updates - num_iterations ({latest}), or the reference never "
                 "moves in time for completions. Lower it, or set sync_ref_model: false"

@@ -6,7 +6,6 @@ report one for all. Runs with the same parameters write the same there, and may 
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -15,9 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.core.locks import is_locked, lock
-
-logger = logging.getLogger(__name__)
+from othink_pipeline.core.locks import is_locked, lock, say_busy
 
 
 @contextmanager
@@ -34,11 +31,8 @@ def at_work(folder: Path, parameters: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     # Two containers may have one host name, and in both a process of the same number.
     mark = folder / f"{parameters}-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}.lock"
-
-    def say_busy(holder: str) -> None:
-        logger.info("%s: another run looks around there (%s): waiting", folder, holder)
-
-    with lock(folder / "door.lock", say_busy):  # held for as long as it takes to look around
+    busy = say_busy(f"{folder}: another run looks around there")
+    with lock(folder / "door.lock", busy):  # held for as long as it takes to look around
         for other in folder.glob("*-*.lock"):
             if not is_locked(other):
                 other.unlink(missing_ok=True)  # nobody waits for a mark, and its process is gone

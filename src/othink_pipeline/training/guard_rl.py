@@ -30,6 +30,7 @@ class GuardedRL(Guarded, GRPOTrainer):
     """
 
     _buffered_inputs: Any
+    num_generations: Any  # typed too widely where it is inherited from
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

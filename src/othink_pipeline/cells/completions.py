@@ -33,11 +33,10 @@ def show_completions(algorithm: Algorithm, job: Job, every: int, record: Record)
         record: called with an update, the names of columns, and a row for each completion.
     """
     watch = _Watch(job, every, record)
-    build: Callable[..., Any] = algorithm.build_trainer
 
     def build_trainer(*given: Any) -> Any:
-        *most, callbacks = given
-        watch.trainer = build(*most, [*callbacks, watch])
+        arguments = [*given[:-1], [*given[-1], watch]]  # the callbacks come last
+        watch.trainer = algorithm.build_trainer(*arguments)
         return watch.trainer
 
     return SimpleNamespace(

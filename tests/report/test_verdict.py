@@ -130,9 +130,9 @@ def test_gains_over_other_cells_do_not_stand_side_by_side() -> None:
 
 
 def test_without_a_seed_that_has_all_cells_nothing_is_told() -> None:
-    nothing = {"points": math.nan, "low": math.nan, "high": math.nan, "p_holm": math.nan}
-    nothing |= {"seeds": 0, "base_models": 0, "pairs": 0, "discordant": 0, "cells": 0}
-    said = told(row("grpo", "base", 0, 0, **nothing), row("grpo", "sft", 0, 0, **nothing))
+    none = {"seeds": 0, "base_models": 0, "pairs": 0, "discordant": 0, "p_holm": math.nan}
+    pairs = [("grpo", "base"), ("grpo", "sft")]
+    said = told(*(row(*pair, math.nan, math.nan, **none) for pair in pairs))
     assert said == {
         "Own task": "undecided for grpo (?) (no seed has all cells)",
         "grpo against SFT": "own task ? [?, ?] undecided (no seed has all cells)",

@@ -170,8 +170,8 @@ def test_trainings_are_collected_by_name() -> None:
         ["counting", "grpo", 0, "r"],
         ["counting", "sft", 1, "of sft"],
     ]
-    assert training["kl_term"].tolist()[0] == pytest.approx((0.1 * 1 + 0.3 * 2) / 2)
-    assert math.isnan(training["kl_term"].tolist()[1])
+    assert training["kl_pull"].tolist()[0] == pytest.approx((0.2**0.5 + 2 * 0.6**0.5) / 2)
+    assert math.isnan(training["kl_pull"].tolist()[1])
     assert training["learning_rate"].tolist() == [CHECKPOINT.parameters.learning_rate] * 2
     assert history.groupby("method").size().to_dict() == {"grpo": len(longer), "sft": 2}
 
@@ -348,7 +348,7 @@ def test_a_history_is_summed_up_by_its_ends_and_its_means() -> None:
     )
     assert summarize_history(history, "counting") == pytest.approx(
         {
-            "kl_term": (0.1 + 0.2 + 0.6 + 0.8 + 2.0) / 5,
+            "kl_pull": (0.2**0.5 + 0.4**0.5 + 2 * 0.6**0.5 + 2 * 0.8**0.5 + 4) / 5,
             "kl_weight_mean": 2.0,
             "kl_weight_end": 4.0,
             "kl_last": 0.45,

@@ -24,7 +24,8 @@ def test_same_task_comparison_by_hand(predictions: pd.DataFrame) -> None:
     # the relative one is not: (11/16) / (7/16) - 1, pooled (8/12) / (5/12) - 1 = 60 %.
     assert comparison.over_items.value == pytest.approx(0.25)
     assert comparison.relative.value == pytest.approx(100 * (11 / 7 - 1))
-    assert comparison.p_items == pytest.approx(0.25)  # 3 discordant pairs, all one way: 2 * 0.5^3
+    # Two items of 1/16 and one of 1/8: z = (1/4) / sqrt(6/256).
+    assert comparison.p_items == pytest.approx(math.erfc(4 / math.sqrt(6) / math.sqrt(2)))
     assert math.isnan(comparison.over_seeds.low)
 
 
@@ -71,11 +72,10 @@ def test_a_seed_that_lacks_a_cell_does_not_count_as_a_seed() -> None:
             cells.append(cell("geometry", "grpo_d", seed, "geometry", [0, 1]))
     comparison = compare(grid(*cells), "grpo_d", "sft", "same")
     assert comparison is not None
-    assert comparison.cells == 5
-    # Items: counting (0 + 0 + 1 + 1/3) / 4 = 1/3, geometry 1/2.
-    assert comparison.over_items.value == pytest.approx((1 / 3 + 1 / 2) / 2)
-    # Seeds 0 and 1 only: counting (0 + 0 + 1 + 1/2) / 4 = 3/8.
-    assert comparison.over_seeds.value == pytest.approx((3 / 8 + 1 / 2) / 2)
+    assert (comparison.seeds, comparison.cells) == (2, 4)
+    # Seeds 0 and 1 only: counting (0 + 0 + 1 + 1/2) / 4 = 3/8, geometry 1/2.
+    assert comparison.over_items.value == pytest.approx((3 / 8 + 1 / 2) / 2)
+    assert comparison.over_seeds.value == comparison.over_items.value
     assert not math.isnan(comparison.over_seeds.low)
 
 
@@ -88,8 +88,11 @@ def test_no_complete_seed_is_unknown_not_an_error() -> None:
     )
     comparison = compare(predictions, "grpo_d", "sft", "same")
     assert comparison is not None
-    assert comparison.over_items.value == 0.5
+    assert (comparison.seeds, comparison.cells, comparison.pairs) == (0, 0, 0)
+    assert math.isnan(comparison.over_items.value)
     assert math.isnan(comparison.over_seeds.value)
+    assert math.isnan(comparison.p)
+    assert comparison.directions == (("counting", "counting"), ("geometry", "geometry"))
 
 
 def two_base_models() -> pd.DataFrame:
@@ -119,7 +122,8 @@ def test_a_cell_is_held_against_its_own_base_model() -> None:
     assert comparison.over_items.value == comparison.over_seeds.value == pytest.approx(1 / 4)
     # Base models: 1/8 and 3/8, so t = (1/4) / (1/8) = 2 with one degree of freedom.
     assert comparison.p_seeds == pytest.approx(1 - 2 / math.pi * math.atan(2))
-    assert math.isnan(comparison.p_items)  # every item stands in four cells
+    # Every item stands in four cells and counts once: 1/16 and 3/16, z = (1/4) / sqrt(10/256).
+    assert comparison.p_items == pytest.approx(math.erfc(4 / math.sqrt(10) / math.sqrt(2)))
     assert comparison.relative.value == pytest.approx(100 * (10 / 6 - 1))
     assert comparison.relative_over_seeds.value == pytest.approx(100 * (10 / 6 - 1))
     assert comparison.widest == comparison.over_seeds
@@ -151,8 +155,10 @@ def test_base_models_that_disagree_widen_the_interval_over_seeds() -> None:
     one, two = (compare(grown(count), "grpo", "base", "same") for count in (1, 2))
     assert one is not None
     assert two is not None
-    assert (one.over_seeds.low, one.over_seeds.high) == pytest.approx((1 / 6, 5 / 6))
-    assert (two.over_seeds.low, two.over_seeds.high) == pytest.approx((0, 1))
+    # Percentiles of 1/6 and 5/6, which Student's t of 5 and √(6/5) stretch by 1.437; of 0 and 1.
+    assert (one.over_seeds.low, one.over_seeds.high) == pytest.approx((0.0211, 0.9789), abs=1e-4)
+    assert (two.over_seeds.low, two.over_seeds.high) == (-1, 1)
+    assert (one.unit, two.unit) == ("seeds", "base models")
     assert one.over_items == two.over_items
 
 
@@ -167,3 +173,21 @@ def test_a_base_model_with_two_answers_to_an_item_is_refused() -> None:
     twice = grid(two_base_models(), cell("none", "base", None, "counting", [1, 1, 1, 1], 1))
     with pytest.raises(pd.errors.MergeError):
         compare(twice, "grpo", "base", "same")
+
+
+def test_interval_and_p_are_of_one_mean_where_base_models_have_unequal_seeds() -> None:
+    # Seeds 0 and 3 of base model 0 gain 1/2; base models 1 and 2 have a seed each, which lose it.
+    right = {0: [1, 1, 0, 0], 3: [1, 1, 0, 0], 1: [0, 0, 0, 0], 2: [0, 0, 0, 0]}
+    predictions = grid(
+        *(
+            cell("counting", "sft", s, "counting", [int(s % 3 > 0)] * 2 + [0] * 2, s % 3)
+            for s in right
+        ),
+        *(cell("counting", "grpo", s, "counting", answers, s % 3) for s, answers in right.items()),
+    )
+    comparison = compare(predictions, "grpo", "sft", "same")
+    assert comparison is not None
+    assert comparison.units == (0.5, -0.5, -0.5)
+    assert comparison.over_seeds.value == pytest.approx(-1 / 6)
+    assert comparison.over_items.value == pytest.approx(-1 / 6)
+    assert (comparison.base_models, comparison.seeds, comparison.unit) == (3, 4, "base models")

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import t as student_t
 
 from othink_pipeline.report.estimators import (
+    RELATIVE,
     difference,
     difference_where,
     improvement,
@@ -28,8 +29,13 @@ from othink_pipeline.report.significance import (
     equivalence_p,
     holm,
     mcnemar_p,
-    unit_differences,
+    weighted_items_p,
 )
+
+
+def unit_differences(a: ArrayLike, b: ArrayLike, strata: Any = None, clusters: Any = None) -> Any:
+    """Of each unit, as comparisons have them."""
+    return difference(resample([a, b], 0, strata=strata, clusters=clusters).units)
 
 
 def between_seeds_p(a: ArrayLike, b: ArrayLike, *of: Any, **named: Any) -> float:
@@ -47,11 +53,11 @@ def relative_over_items(a: ArrayLike, b: ArrayLike, seed: int) -> Estimate:
 
 def over_seeds(a: ArrayLike, b: ArrayLike, seed: int, **how: Any) -> Estimate:
     """The difference of two columns of [seeds x items]."""
-    return resample([a, b], seed, **how).estimate_over_seeds(difference)
+    return resample([a, b], seed, **how).estimate(difference)
 
 
 def relative_over_seeds(a: ArrayLike, b: ArrayLike, seed: int) -> Estimate:
-    return resample([a, b], seed).estimate_over_seeds(improvement)
+    return resample([a, b], seed).estimate(improvement, RELATIVE)
 
 
 def is_unknown(estimate: Estimate) -> bool:
@@ -168,12 +174,6 @@ def test_relative_improvement_over_zero_is_unknown() -> None:
     assert is_unknown(rarely)
 
 
-def test_one_seed_leaves_the_variation_between_seeds_unknown() -> None:
-    estimate = over_seeds([[1, 1, 0, 0]], [[0, 0, 0, 0]], seed=0)
-    assert estimate.value == 0.5
-    assert is_unknown(estimate)
-
-
 def test_seeds_that_disagree_widen_the_interval() -> None:
     items = 100
     zeros = np.zeros((4, items))
@@ -190,7 +190,8 @@ def test_axes_are_seeds_by_items() -> None:
     # Seeds differ, items do not: with the axes swapped there would be nothing between "seeds".
     a = np.repeat([[0.0], [1.0]], 50, axis=1)
     estimate = over_seeds(a, np.zeros((2, 50)), seed=0)
-    assert (estimate.low, estimate.value, estimate.high) == pytest.approx((0, 0.5, 1))
+    # Twice 12.7 / 1.96 · √2 the percentiles' half of 1/2, and no difference is beyond -1 or 1.
+    assert (estimate.low, estimate.value, estimate.high) == (-1, 0.5, 1)
 
 
 def test_items_are_shared_by_the_seeds() -> None:
@@ -218,15 +219,34 @@ def test_base_models_are_drawn_first() -> None:
     a, b = np.repeat([[0.0], [1.0]] * 3, 50, axis=1), np.zeros((6, 50))
     alone = over_seeds(a, b, seed=0)
     clustered = over_seeds(a, b, seed=0, clusters=[0, 1] * 3)
-    assert (alone.low, alone.value, alone.high) == pytest.approx((1 / 6, 1 / 2, 5 / 6))
-    assert (clustered.low, clustered.value, clustered.high) == pytest.approx((0, 1 / 2, 1))
+    half = 1 / 3 * student_t.ppf(0.975, 5) / 1.959964 * math.sqrt(6 / 5)
+    assert (alone.low, alone.value, alone.high) == pytest.approx((0.5 - half, 0.5, 0.5 + half))
+    assert (clustered.low, clustered.value, clustered.high) == (-1, 0.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "spread", "clusters"),
+    [(2, 0.06, None), (3, 0.06, None), (6, 0.0, None), (6, 0.15, [0, 1, 2] * 2)],
+)
+def test_an_interval_over_few_seeds_covers(
+    seeds: int, spread: float, clusters: list[int] | None
+) -> None:
+    """67, 80 and 75 % by percentiles alone where units differ more than items."""
+    generator = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        units = generator.normal(0, spread, seeds if clusters is None else 3)
+        level = units if clusters is None else units[clusters]
+        a = level[:, None] + generator.normal(0, 0.07, 50) + generator.normal(0, 0.07, (seeds, 50))
+        estimate = over_seeds(a, 0 * a, trial, resamples=200, clusters=clusters)
+        hits += estimate.low <= 0 <= estimate.high
+    assert hits >= 181  # 95 % of 200 is 190, of which three standard errors are 9
 
 
 def test_one_base_model_is_as_none_given() -> None:
     noise = np.random.default_rng(0).random((3, 100))
     given = over_seeds(noise, 0 * noise, seed=1, clusters=["x"] * 3)
     assert given == over_seeds(noise, 0 * noise, seed=1)
-    assert is_unknown(over_seeds(noise[:1], 0 * noise[:1], seed=1, clusters=["x"]))
 
 
 def test_seeds_are_drawn_anew_each_time_their_base_model_is() -> None:
@@ -239,12 +259,14 @@ def test_seeds_are_drawn_anew_each_time_their_base_model_is() -> None:
     assert (weights[:, :2].sum(axis=1) == 1).mean() == pytest.approx(1 / 4, abs=0.01)
 
 
-def test_a_base_model_with_more_seeds_counts_more() -> None:
+def test_base_models_count_alike_whatever_their_seeds() -> None:
     a = np.repeat([[0.0], [0.0], [0.0], [1.0]], 10, axis=1)
-    estimate = over_seeds(a, 0 * a, seed=0, clusters=[0, 0, 0, 1])
-    assert estimate.value == 1 / 4
+    drawn = resample([a], 0, clusters=[0, 0, 0, 1])
+    assert drawn.means.tolist() == [1 / 2]  # as its units have it: 0 and 1
+    assert drawn.units.tolist() == [[0, 1]]
+    assert drawn.draws.mean() == pytest.approx(1 / 2, abs=0.03)
     weights = seed_weights([0, 0, 0, 1], 1_000, np.random.default_rng(0))
-    assert set(weights[:, 3].round(12)) == {0, 1 / 4, 1}  # never, once, twice
+    assert set(weights[:, 3]) == {0, 1 / 2, 1}  # never, once, twice
 
 
 def test_relative_improvement_over_seeds() -> None:
@@ -252,7 +274,6 @@ def test_relative_improvement_over_seeds() -> None:
     estimate = relative_over_seeds(a, b, seed=0)
     assert estimate.value == pytest.approx(100)
     assert 40 < estimate.low < 100 < estimate.high < 250
-    assert is_unknown(relative_over_seeds(a[:1], b[:1], seed=0))
     assert math.isnan(relative_over_seeds(a, 0 * b, seed=0).value)
 
 
@@ -262,8 +283,13 @@ def test_mean_score_of_one_seed_is_over_items_and_of_several_over_seeds() -> Non
     assert one == over_items(answers, 0 * answers, seed=0)
     several = mean_score([answers, 1 - answers])
     assert several.value == 0.5
-    assert (several.low, several.high) == pytest.approx((0.3, 0.7), abs=0.1)
+    assert (several.low, several.high) == (0, 1)  # two seeds, 40 points apart: no share is beyond
     assert mean_score([answers, 1 - answers], clusters=[0, 0]) == several
+
+
+def test_seeds_that_are_all_right_or_all_wrong_have_wilsons_interval_of_the_items() -> None:
+    assert mean_score(np.zeros((3, 200))) == wilson_interval(0, 200)
+    assert mean_score(np.ones((3, 200))) == wilson_interval(200, 200)
 
 
 def test_a_gain_splits_into_format_and_ability_by_hand() -> None:
@@ -410,11 +436,24 @@ def test_equivalence_has_the_units_of_the_test_of_a_difference() -> None:
 def test_mcnemar_by_hand(only_a: int, only_b: int, p: float) -> None:
     a = [1] * only_a + [0] * only_b + [1, 1, 0]  # concordant pairs say nothing
     b = [0] * only_a + [1] * only_b + [1, 1, 0]
-    assert mcnemar_p(a, b) == pytest.approx(p)
+    assert mcnemar_p(np.subtract(a, b)) == pytest.approx(p)
 
 
 def test_mcnemar_without_pairs_is_unknown() -> None:
-    assert math.isnan(mcnemar_p([], []))
+    assert math.isnan(mcnemar_p([]))
+    assert math.isnan(weighted_items_p([]))
+
+
+def test_items_are_tested_as_they_are_weighted() -> None:
+    # 5 items against 45 of a test set of 200, 100 against 10 of one of 754: the mean over both sets
+    # is below zero, though far more items are above it.
+    parts = np.array([1] * 5 + [-1] * 45) / 200, np.array([1] * 100 + [-1] * 10) / 754
+    x = np.concatenate(parts) / 2
+    z = (40 / 200 - 90 / 754) / math.sqrt(50 / 200**2 + 110 / 754**2)
+    assert weighted_items_p(x) == pytest.approx(math.erfc(z / math.sqrt(2)))
+    assert 0.02 < weighted_items_p(x) < 0.05
+    assert weighted_items_p(-3 * x) == pytest.approx(weighted_items_p(x))
+    assert weighted_items_p([0.0, 0.0]) == 1
 
 
 def test_holm_by_hand_keeps_order_and_skips_unknowns() -> None:

@@ -150,7 +150,7 @@ def test_report_by_hand(predictions: pd.DataFrame, training: pd.DataFrame) -> No
         "| grpo_d | 68.8 (2) | 37.5 (2) |",
         "| grpo_d minus sft | same-task | 2 | 12 | +25.0 [",
         "| grpo_d | sft | same-task | +57.1 [",
-        "one training seed: **the variation between seeds is unknown**",
+        "**The variation between seeds is unknown**",
         "| geometry | grpo_d | 0 | 60 | 960 | 1,234,567 | — |",
         "| counting | grpo_d | counting | 62.5 | 75.0 | 87.5 | 75.0 | 12.5 | 13.5 |",
         "| counting | grpo_d | counting | 66.7 (n = 6) | 16.7 | 50.0 (n = 2) | 50.0 | — |",
@@ -213,14 +213,16 @@ def test_report_adjusts_for_all_its_tests(
     text = section(report, "Paired tests: differences in points")
     rows = [line for line in text.splitlines() if " minus " in line]
     assert len(rows) == 6
-    assert "for the 6 tests here" in text
-    # GRPO-D beats the base on 6 items and loses on 1: p = 2 * (1 + 7) / 2^7, times 6 tests.
+    assert "(2 between methods; 4 against the base model)" in text
+    # GRPO-D beats the base on 4 items of counting and 2 of geometry and loses on 1 of counting:
+    # z = (3/16 + 2/8) / sqrt(5/16² + 2/8²) = 7 / √13, p = 0.052, times 4 tests.
     smallest = [row for row in rows if row.startswith("| grpo_d minus base | same-task")]
     assert [row.split(" | ")[-6:] for row in smallest] == [
-        ["0.125", "?", "0.750", "—", "—", "undecided, one seed |"]
+        ["0.052", "?", "0.209", "—", "—", "undecided, one seed |"]
     ]
     assert rows[0].endswith(" | ? | ? | undecided, one seed |")
-    assert sum(row.split(" | ")[-4] == "1.000" for row in rows) == 5
+    # Against SFT 4 / √6 and 3 / √5: 0.102 and 0.180, times 2.
+    assert [row.split(" | ")[-4] for row in rows[:2]] == ["0.205", "0.205"]
 
 
 @pytest.mark.parametrize(
@@ -297,7 +299,7 @@ def test_more_tasks_and_seeds_have_a_report(training: pd.DataFrame) -> None:
     )
     pairs = [("grpo_d", "sft"), ("mine", "grpo")]
     text = report_on(predictions, training, comparisons=pairs)
-    assert "There are 2 training seeds" in text
+    assert "Differences are told over 2 seeds of one base model:" in text
     tests = [line for line in text.splitlines() if " minus " in line]
     assert tests
     assert "[?]" not in "".join(tests)
@@ -424,7 +426,7 @@ def test_base_models_have_a_row_each_in_the_matrix_and_one_in_the_report(
     assert base.startswith("| none | base | 2 base models | 37.5 [")  # mean of 25 and 50
     low, high = map(float, base.split("[")[1].split("]")[0].split(", "))
     assert low < 20 < 55 < high  # wider than one base model's: over both and the items
-    assert "4 training seeds from 2 base models" in text
+    assert "Differences are told over 2 base models, 4 seeds:" in text
     assert "speak for base models made like these 2" in text
     assert "another base model would do" not in text
     # Own base model: 2/8, 1/8, 1/8 and -2/8; against the first one alone it would be 14/32 - 1/4.
@@ -434,7 +436,7 @@ def test_base_models_have_a_row_each_in_the_matrix_and_one_in_the_report(
     assert written[2:4] == ["43.8", "25.0 to 62.5, 4 seeds"]
 
 
-@pytest.mark.parametrize(("bases", "interval"), [(1, "[16.7, 83.3]"), (2, "[0.0, 100.0]")])
+@pytest.mark.parametrize(("bases", "interval"), [(1, "[2.1, 97.9]"), (2, "[0.0, 100.0]")])
 def test_an_accuracy_over_seeds_draws_base_models_first(
     training: pd.DataFrame, bases: int, interval: str
 ) -> None:
@@ -618,7 +620,7 @@ def test_shuffled_pictures_are_announced(predictions: pd.DataFrame, training: pd
     assert words in report_on(shown, training)
 
 
-def test_one_family_of_tests_over_seeds(two_bases: pd.DataFrame, training: pd.DataFrame) -> None:
+def test_families_of_tests_over_seeds(two_bases: pd.DataFrame, training: pd.DataFrame) -> None:
     predictions = grid(
         two_bases,
         *(
@@ -629,10 +631,12 @@ def test_one_family_of_tests_over_seeds(two_bases: pd.DataFrame, training: pd.Da
     text = report_on(predictions, training, comparisons=[("grpo_d", "sft")])
     rows = [line.split(" | ") for line in text.splitlines() if " minus " in line]
     assert len(rows) == 3
-    assert "for the 3 tests here" in text
-    p_values = sorted((float(row[7]), float(row[8].removesuffix(" |"))) for row in rows)
-    assert all(row[6] == "?" for row in rows)  # no independent items
-    assert p_values[0][1] == pytest.approx(min(1, 3 * p_values[0][0]), abs=0.002)
+    # One degree of freedom: t = tan(π / 2 · (1 - 0.05)), of two tests the first tan(π / 2 · 0.975).
+    assert "1 between methods, over 2 units: a difference needs t > 12.7;" in text
+    assert "2 against the base model, over 2 units: a difference needs t > 25.5)" in text
+    between, *against_base = ((float(row[7]), float(row[8])) for row in rows)
+    assert between[1] == between[0]
+    assert min(against_base)[1] == pytest.approx(min(1, 2 * min(against_base)[0]), abs=0.002)
 
 
 def test_question_forms_are_told_apart(training: pd.DataFrame) -> None:

@@ -90,11 +90,13 @@ def test_the_grid_has_its_differences_with_bounds_and_holms_p() -> None:
     name = "difference/own/grpo_d-sft"
     assert metrics[name] == 0.25
     assert metrics[f"{name}_low"] <= 0.25 <= metrics[f"{name}_high"]
-    # Six tests; the least p of 0.125 (4 discordant pairs, all one way: 2 * 0.5^4) times 6.
+    # Two families: 2 tests between methods, 4 against the base model.
     p_values = [value for key, value in metrics.items() if key.endswith("_p")]
     assert len(p_values) == len(compared) == 6
     assert not [key for key in metrics if key.endswith("_p_equivalent")]  # with one seed
-    assert min(p_values) == pytest.approx(min(6 * min(c.p_items for c in compared), 1))
+    between, against_base = ([c.p for c in compared if (c.baseline == "base") == b] for b in (0, 1))
+    assert (len(between), len(against_base)) == (2, 4)
+    assert min(p_values) == pytest.approx(min(2 * min(between), 4 * min(against_base)))
     told = differences_table(compared, MARGIN)
     told.loc[told["baseline"] == "sft", "p_equivalent_holm"] = 0.04
     metrics = grid_metrics(matrix_of(predictions), told)

@@ -209,6 +209,23 @@ def test_a_sample_shows_all_that_were_trained_on_its_task() -> None:
     assert trained == ["none", "counting", "geometry"]
 
 
+def test_samples_hold_a_method_against_its_own_seed_and_base_model() -> None:
+    # The method has no seed 0: its seed 1 started from base model 1, which was right on item 0.
+    predictions = grid(
+        cell("none", "base", None, "counting", [0, 0, 0], base_model=0),
+        cell("none", "base", None, "counting", [1, 0, 0], base_model=1),
+        cell("counting", "sft", 0, "counting", [0, 0, 0], base_model=0),
+        cell("counting", "sft", 1, "counting", [1, 1, 0], base_model=1),
+        cell("counting", "grpo_d", 1, "counting", [1, 1, 1], base_model=1),
+    )
+    samples = choose_samples(predictions, METHODS, [("grpo_d", "sft")])
+    found = {sample.rule.title: (sample.example_id, sample.found) for sample in samples}
+    assert found == {"Learnt": ("counting-1", 2), "Ahead": ("counting-2", 1)}
+    for sample in samples:
+        assert sample.answers["base_model"].tolist() == [1, 1, 1]
+        assert sample.answers["seed"].dropna().tolist() == [1, 1]
+
+
 def test_a_grid_without_a_pair_or_a_match_has_fewer_samples() -> None:
     predictions = grid(
         cell("none", "base", None, "counting", [0, 0]),
@@ -242,7 +259,8 @@ def test_pictures_are_small_and_those_that_were_seen() -> None:
 
 def test_a_forest_has_one_axis_and_says_what_its_tests_are_over() -> None:
     row = {"method": "grpo_d", "baseline": "sft", "scope": "same", "seeds": 1, "unit": "items"}
-    row |= {"cells": 1, "pairs": 9, "p": 0.5, "margin": 5.0}
+    row |= {"cells": 1, "pairs": 9, "discordant": 3, "p": 0.5, "margin": 5.0, "base_models": 1}
+    row |= {"directions": "counting → counting"}
     row |= {"p_equivalent": 0.01, "p_equivalent_holm": 0.02}
     differences = pd.DataFrame(
         [
@@ -259,8 +277,8 @@ def test_a_forest_has_one_axis_and_says_what_its_tests_are_over() -> None:
     assert drawn.zero == 40
     assert [(w.low, w.value, w.high) for w in drawn.whiskers[:2]] == [(60, 80, 100), (0, 20, 40)]
     assert [whisker.p for whisker in drawn.whiskers] == [
-        *("p = 0.010 over items, one seed", "p < 0.001 over items, one seed"),
-        "no test over 4 seeds",
+        *("p = 0.010, over items, one seed", "p < 0.001, over items, one seed"),
+        "no test, over 4 seeds of one base model",
     ]
     assert [whisker.margin for whisker in drawn.whiskers] == [(30, 20), None, (30, 20)]
     assert [whisker.conclusion for whisker in drawn.whiskers] == [
@@ -274,13 +292,13 @@ def test_curves_begin_with_the_own_task_and_multiply_the_kl_by_its_weight() -> N
     assert [panel.title for panel in panels["geometry"]] == [
         "accuracy, geometry (own task)",
         "accuracy, counting (other task)",
-        *("reward", "KL weight × KL"),
+        *("reward", "KL weight × √(2 KL)"),
     ]
-    own, *_, kl_term = panels["geometry"]
+    own, *_, kl_pull = panels["geometry"]
     assert own.lines[0].points == "33.3,90.0 66.7,80.0 100.0,70.0"
     assert own.summary.endswith("first → last step: GRPO-D 10 % → 30 %")
-    # 0.01 · 0.04 · step²: at most 0.0036, under a top of 0.004.
-    assert (kl_term.top, kl_term.lines[0].points) == ("0.004", "33.3,90.0 66.7,60.0 100.0,10.0")
+    # 0.04 step · √(0.02 step): 0.0057, 0.016 and 0.0294 under a top of 0.032.
+    assert (kl_pull.top, kl_pull.lines[0].points) == ("0.032", "33.3,82.3 66.7,50.0 100.0,8.1")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ NOTHING_TRAINED = pd.DataFrame()
 def row(method: str, baseline: str, points: float, width: float, **other: Any) -> dict[str, Any]:
     return {
         **{"method": method, "baseline": baseline, "scope": "same", "seeds": 1, "cells": 2},
-        **{"points": points, "low": points - width, "high": points + width, "pairs": 99},
+        **{"base_models": 1, "directions": "counting → counting", "pairs": 99, "discordant": 9},
+        **{"points": points, "low": points - width, "high": points + width},
         **{"unit": "items", "p": 0.001, "p_holm": 0.004},
         **{"margin": 3.0, "p_equivalent": math.nan, "p_equivalent_holm": math.nan, **other},
     }
@@ -48,8 +49,8 @@ def test_gains_are_told_together_and_what_is_not_shown_apart() -> None:
 def test_one_seed_decides_nothing_between_two_methods() -> None:
     said = told(row("grpo_d", "sft", 40, 3), row("grpo_d", "sft", 8, 3, scope="cross"))
     assert said == {
-        "GRPO-D against SFT": "own task +40.0 [+37.0, +43.0]; other tasks +8.0 [+5.0, +11.0]:"
-        " undecided, one seed"
+        "GRPO-D against SFT": "own task +40.0 [+37.0, +43.0] undecided; other tasks +8.0 [+5.0,"
+        " +11.0] undecided (over items, one seed)"
     }
 
 
@@ -58,13 +59,17 @@ def test_several_seeds_may_decide() -> None:
     said = told(
         row("grpo_d", "sft", 40, 3, **over),
         row("grpo_d", "sft", 1, 3, scope="cross", **over, p_holm=0.7),
-        row("grpo", "base", 7, 2, **over, p_holm=math.nan),  # no spread to test by
+        row("grpo", "base", 7, 2, **over),
+        row("sft", "base", 7, 2, **over, p_holm=math.nan),  # no spread to test by
     )
     assert said["GRPO-D against SFT"] == (
         "own task +40.0 [+37.0, +43.0] different; other tasks +1.0 [−2.0, +4.0] undecided"
-        " (over 6 seeds)"
+        " (over 6 seeds of one base model)"
     )
-    assert said["Own task"] == "grpo gains 7.0 points over the base model (over 6 seeds)"
+    assert said["Own task"] == (
+        "grpo gains 7.0 points over the base model; undecided for SFT (+7.0)"
+        " (over 6 seeds of one base model)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,13 +89,13 @@ def test_equal_is_shown_and_never_assumed(
 ) -> None:
     tests = {"p_holm": p_holm, "p_equivalent_holm": p_equivalent_holm}
     said = told(row("grpo_d", "sft", points, width, unit="seeds", seeds=9, **tests))
-    assert said["GRPO-D against SFT"].endswith(f"] {conclusion} (over 9 seeds)")
+    assert said["GRPO-D against SFT"].endswith(f"] {conclusion} (over 9 seeds of one base model)")
     one_seed = told(row("grpo_d", "sft", points, width, **tests))
-    assert one_seed["GRPO-D against SFT"].endswith(": undecided, one seed")
+    assert one_seed["GRPO-D against SFT"].endswith("] undecided (over items, one seed)")
 
 
 def test_one_seed_is_not_told_as_several_where_others_have_them() -> None:
-    over = {"unit": "seeds", "seeds": 6}
+    over = {"unit": "base models", "base_models": 3, "seeds": 6}
     said = told(
         row("grpo_d", "sft", 40, 3, **over),
         row("grpo_d", "sft", 8, 3, scope="cross"),
@@ -99,20 +104,47 @@ def test_one_seed_is_not_told_as_several_where_others_have_them() -> None:
         row("grpo_d", "base", 9, 2, **over),
     )
     assert said["Own task"] == (
-        "grpo and GRPO-D gain 7.0 and 9.0 points over the base model (over 6 seeds);"
+        "grpo and GRPO-D gain 7.0 and 9.0 points over the base model (over 3 base models, 6 seeds);"
         " SFT gains 50.0 points over the base model (over items, one seed)"
     )
     assert said["GRPO-D against SFT"] == (
-        "own task +40.0 [+37.0, +43.0] different (over 6 seeds);"
-        " other tasks +8.0 [+5.0, +11.0]: undecided, one seed"
+        "own task +40.0 [+37.0, +43.0] different (over 3 base models, 6 seeds);"
+        " other tasks +8.0 [+5.0, +11.0] undecided (over items, one seed)"
     )
 
 
+def test_gains_over_other_cells_do_not_stand_side_by_side() -> None:
+    both = {"directions": "counting → counting, geometry → geometry", "unit": "seeds", "seeds": 3}
+    said = told(
+        row("grpo_d", "grpo", 0, 0, **{**both, "directions": "geometry → geometry"}, discordant=0),
+        row("grpo", "base", 25.5, 3, **both),
+        row("grpo_d", "base", 40.5, 3, **{**both, "directions": "geometry → geometry"}),
+    )
+    end = "over 3 seeds of one base model"
+    assert said == {
+        "Own task": f"grpo gains 25.5 points over the base model ({end}); GRPO-D gains 40.5 points"
+        f" over the base model ({end}; only geometry → geometry)",
+        "GRPO-D against grpo": "own task +0.0 [+0.0, +0.0] the same items right"
+        f" ({end}; only geometry → geometry)",
+    }
+
+
+def test_without_a_seed_that_has_all_cells_nothing_is_told() -> None:
+    none = {"seeds": 0, "base_models": 0, "pairs": 0, "discordant": 0, "p_holm": math.nan}
+    pairs = [("grpo", "base"), ("grpo", "sft")]
+    said = told(*(row(*pair, math.nan, math.nan, **none) for pair in pairs))
+    assert said == {
+        "Own task": "undecided for grpo (?) (no seed has all cells)",
+        "grpo against SFT": "own task ? [?, ?] undecided (no seed has all cells)",
+    }
+
+
 def test_what_limits_it_is_told() -> None:
-    inert = told(training=pd.DataFrame({"kl_term": [0.0012, 0.0022, math.nan]}))
-    assert "at most 0.0022" in inert["KL term"]
-    assert told(training=pd.DataFrame({"kl_term": [0.0012, 0.3]})) == {}
-    assert told(training=pd.DataFrame({"kl_term": [math.nan]})) == {}
+    small = told(training=pd.DataFrame({"kl_pull": [0.013, 0.022, math.nan]}))["KL term"]
+    assert "at most 0.022" in small
+    assert small.endswith("wants more seeds than this before it is believed")
+    assert told(training=pd.DataFrame({"kl_pull": [0.013, 0.3]})) == {}
+    assert told(training=pd.DataFrame({"kl_pull": [math.nan]})) == {}
     findings = verdict(
         pd.DataFrame(columns=list(Difference._fields)),
         NOTHING_TRAINED,

@@ -9,21 +9,22 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from othink_pipeline.core.blocks import BASE
-from othink_pipeline.report.estimators import difference, improvement
-from othink_pipeline.report.resampling import Estimate, Floats, resample
+from othink_pipeline.report.estimators import RELATIVE, difference, improvement
+from othink_pipeline.report.resampling import Estimate, Floats, resample, shares
 from othink_pipeline.report.significance import (
     difference_p,
     equivalence_p,
     holm,
     mcnemar_p,
-    unit_differences,
+    weighted_items_p,
 )
 
 Scope = Literal["same", "cross"]
 SCOPES: tuple[Scope, ...] = ("same", "cross")
+Unit = Literal["base models", "seeds", "items"]
+UNKNOWN = Estimate(math.nan)
 CELL = ["train_task", "eval_task", "seed"]
 ITEM = ["eval_task", "example_id"]
 
@@ -32,19 +33,23 @@ ITEM = ["eval_task", "example_id"]
 class Comparison:
     """Method against baseline on the cells that both have; estimates in [-1, 1], relative in %.
 
+    Of the seeds that have all these cells: one that lacks a cell would mix tasks with seeds.
+    Without such a seed nothing is known. A *unit* is as in ``resampling``.
+
     Attributes:
         method: minuend.
         baseline: subtrahend.
         scope: same-task or cross-task cells.
-        seeds: number of training seeds that have all the cells.
-        cells: number of (train task, seed, eval task) compared.
+        directions: (train task, eval task) of the cells.
+        seeds: number of training seeds.
+        base_models: number of base models that these started from.
         pairs: number of paired predictions.
-        over_items: difference, interval over test items.
-        over_seeds: difference, interval over base models, training seeds and items; NaN with one
-            seed.
-        p_items: exact McNemar test on all pairs; NaN where an item stands in several cells.
-        units: difference of each independent training, the items being given: of each base model
-            where there are several, else of each seed.
+        discordant: of them, pairs of which one is right and one wrong.
+        over_items: difference, interval over test items, the trainings being given.
+        over_seeds: the same difference, interval over units and items; NaN with one seed.
+        p_items: whether other test items would tell, of these very trainings: McNemar's exact test
+            where there is one test set and one pair an item, else :func:`weighted_items_p`.
+        units: difference of each unit, the items being given.
         relative: relative improvement, interval over items.
         relative_over_seeds: relative improvement, interval as that of ``over_seeds``.
     """
@@ -52,9 +57,11 @@ class Comparison:
     method: str
     baseline: str
     scope: Scope
+    directions: tuple[tuple[str, str], ...]
     seeds: int
-    cells: int
+    base_models: int
     pairs: int
+    discordant: int
     over_items: Estimate
     over_seeds: Estimate
     p_items: float
@@ -63,14 +70,26 @@ class Comparison:
     relative_over_seeds: Estimate
 
     @property
-    def has_one_seed(self) -> bool:
-        """Nothing is known of the variation between seeds."""
-        return bool(np.isnan(self.over_seeds.low))
+    def cells(self) -> int:
+        """Number of (train task, seed, eval task) compared."""
+        return self.seeds * len(self.directions)
+
+    @property
+    def unit(self) -> Unit:
+        """What the widest interval and p are drawn over; items where no variation is known."""
+        if self.base_models > 1:
+            return "base models"
+        return "seeds" if self.seeds > 1 else "items"
 
     @property
     def widest(self) -> Estimate:
         """The difference with the interval that covers most: over seeds where there are two."""
-        return self.over_items if self.has_one_seed else self.over_seeds
+        return self.over_items if self.unit == "items" else self.over_seeds
+
+    @property
+    def widest_relative(self) -> Estimate:
+        """The same of the relative improvement."""
+        return self.relative if self.unit == "items" else self.relative_over_seeds
 
     @property
     def p_seeds(self) -> float:
@@ -86,8 +105,8 @@ class Comparison:
 
     @property
     def p(self) -> float:
-        """The one p-value there is: over seeds, else over items; NaN where there is neither."""
-        return self.p_items if np.isnan(self.p_seeds) else self.p_seeds
+        """Of what the widest interval is over; NaN where there is no test of that."""
+        return self.p_items if self.unit == "items" else self.p_seeds
 
 
 def pair(
@@ -157,8 +176,8 @@ def compare(
 ) -> Comparison | None:
     """Compare two methods, paired by test example; None if they share no cell in ``scope``.
 
-    The difference is the mean over eval tasks of the mean over items. Each cell stands against the
-    base model that it started from.
+    The difference is the mean over base models of the mean over their seeds, of the mean over eval
+    tasks of the mean over items. Each cell stands against the base model that it started from.
 
     Args:
         predictions, method, baseline, scope, train_task: as of :func:`pair`.
@@ -168,33 +187,33 @@ def compare(
     if pairs.empty:
         return None
     a, b = f"{verdict}_a", f"{verdict}_b"
-    # Several train tasks may share an eval task: an item counts once, with its mean over cells.
-    items = pairs.groupby("item").agg({a: "mean", b: "mean", "eval_task": "first"})
-    # A seed that lacks a cell would mix tasks with seeds: it does not count here.
     cells = pairs[CELL].drop_duplicates()
+    directions = sorted(set(cells[CELL[:2]].itertuples(index=False, name=None)))
     per_seed = cells["seed"].value_counts()
-    complete = per_seed.index[per_seed == len(cells[CELL[:2]].drop_duplicates())]
-    seeds = pairs[pairs["seed"].isin(complete)]
-    tasks = items["eval_task"]
-    over_items = resample([[items[a]], [items[b]]], strata=tasks)
-    ours, theirs = by_seed(seeds, a, b)
-    strata: ArrayLike = tasks if len(seeds) else []
-    bases = base_models(seeds)
-    over_seeds = resample([ours, theirs], strata=strata, clusters=bases)
+    pairs = pairs[pairs["seed"].isin(per_seed.index[per_seed == len(directions)])]
+    ours, theirs = by_seed(pairs, a, b)
+    # Several train tasks may share an eval task: an item counts once, with its mean over cells.
+    tasks = pairs.groupby("item")["eval_task"].first().to_numpy()
+    bases = base_models(pairs)
+    drawn = resample([ours, theirs], strata=tasks, clusters=bases)
+    has_seeds = len(bases) > 1
+    parts = shares(bases) @ (ours - theirs) * shares(tasks)
+    is_plain = len(pairs) == len(parts) and len(set(tasks)) == 1
     return Comparison(
         method=method,
         baseline=baseline,
         scope=scope,
-        seeds=len(complete),
-        cells=len(cells),
+        directions=tuple(directions),
+        seeds=len(bases),
+        base_models=len(set(bases)),
         pairs=len(pairs),
-        over_items=over_items.estimate(difference),
-        over_seeds=over_seeds.estimate_over_seeds(difference),
-        # The test wants independent pairs: an item that stands in several cells is not.
-        p_items=mcnemar_p(pairs[a], pairs[b]) if len(pairs) == len(items) else float("nan"),
-        units=tuple(unit_differences(ours, theirs, strata, bases).tolist()),
-        relative=over_items.estimate(improvement),
-        relative_over_seeds=over_seeds.estimate_over_seeds(improvement),
+        discordant=int((pairs[a] != pairs[b]).sum()),
+        over_items=drawn.estimate_over_items(difference),
+        over_seeds=drawn.estimate(difference) if has_seeds else UNKNOWN,
+        p_items=mcnemar_p(parts) if is_plain else weighted_items_p(parts),
+        units=tuple(difference(drawn.units).tolist()),
+        relative=drawn.estimate_over_items(improvement),
+        relative_over_seeds=drawn.estimate(improvement, RELATIVE) if has_seeds else UNKNOWN,
     )
 
 
@@ -222,18 +241,25 @@ class Difference(NamedTuple):
     method: str
     baseline: str
     scope: Scope
+    directions: str
+    """``counting → geometry``, several with commas."""
     seeds: int
+    base_models: int
+    """That the seeds started from."""
     cells: int
     pairs: int
+    discordant: int
+    """Pairs of which one is right and one wrong."""
     points: float
     low: float
     """Of the 95 % interval, in points."""
     high: float
-    unit: Literal["seeds", "items"]
+    unit: Unit
     """What the interval and p draw."""
     p: float
     p_holm: float
-    """Adjusted: all comparisons of a report are one family of tests."""
+    """Adjusted: the pairs that were asked for are one family of tests, those with the base model
+    another."""
     margin: float
     """Differences of fewer points do not matter."""
     p_equivalent: float
@@ -243,9 +269,18 @@ class Difference(NamedTuple):
     """Adjusted: these are a family of their own."""
 
     @property
-    def drawn_over(self) -> str:
-        """The same in words."""
-        return f"{self.seeds} seeds" if self.unit == "seeds" else "items, one seed"
+    def units(self) -> int:
+        """How many independent trainings there are."""
+        return self.base_models if self.unit == "base models" else self.seeds
+
+    @property
+    def basis(self) -> str:
+        """What stands behind the interval and p, in words."""
+        if self.unit == "items":
+            return "over items, one seed" if self.seeds else "no seed has all cells"
+        if self.unit == "seeds":
+            return f"over {self.seeds} seeds of one base model"
+        return f"over {self.base_models} base models, {self.seeds} seeds"
 
 
 def differences_table(comparisons: Sequence[Comparison], margin: float) -> pd.DataFrame:
@@ -255,29 +290,35 @@ def differences_table(comparisons: Sequence[Comparison], margin: float) -> pd.Da
         comparisons: all of a report.
         margin: in points, above 0.
     """
-    p_values = [comparison.p for comparison in comparisons]
-    equivalent = [comparison.p_equivalent(margin) for comparison in comparisons]
+    p_values = np.array([each.p for each in comparisons], dtype=np.float64)
+    against_base = np.array([each.baseline == BASE for each in comparisons], dtype=bool)
+    p_holm = p_values.copy()
+    for family in (against_base, ~against_base):
+        p_holm[family] = holm(p_values[family])
+    equivalent = [each.p_equivalent(margin) for each in comparisons]
+    equivalent_holm = holm(equivalent)
     rows = [
         Difference(
-            method=comparison.method,
-            baseline=comparison.baseline,
-            scope=comparison.scope,
-            seeds=comparison.seeds,
-            cells=comparison.cells,
-            pairs=comparison.pairs,
-            points=100 * comparison.widest.value,
-            low=100 * comparison.widest.low,
-            high=100 * comparison.widest.high,
-            unit="items" if comparison.has_one_seed else "seeds",
-            p=p,
-            p_holm=float(p_holm),
+            method=each.method,
+            baseline=each.baseline,
+            scope=each.scope,
+            directions=", ".join(" → ".join(direction) for direction in each.directions),
+            seeds=each.seeds,
+            base_models=each.base_models,
+            cells=each.cells,
+            pairs=each.pairs,
+            discordant=each.discordant,
+            points=100 * each.widest.value,
+            low=100 * each.widest.low,
+            high=100 * each.widest.high,
+            unit=each.unit,
+            p=each.p,
+            p_holm=float(p_holm[number]),
             margin=margin,
-            p_equivalent=p_equivalent,
-            p_equivalent_holm=float(p_equivalent_holm),
+            p_equivalent=equivalent[number],
+            p_equivalent_holm=float(equivalent_holm[number]),
         )
-        for comparison, p, p_holm, p_equivalent, p_equivalent_holm in zip(
-            comparisons, p_values, holm(p_values), equivalent, holm(equivalent), strict=True
-        )
+        for number, each in enumerate(comparisons)
     ]
     return pd.DataFrame(rows, columns=list(Difference._fields))
 

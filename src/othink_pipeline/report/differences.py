@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
 from othink_pipeline.core.blocks import BASE
@@ -19,6 +19,7 @@ from othink_pipeline.report.comparison import (
 from othink_pipeline.report.estimators import difference_where, split_gain
 from othink_pipeline.report.matrix import HOLE
 from othink_pipeline.report.parameters import KnownMethods
+from othink_pipeline.report.significance import first_t
 from othink_pipeline.report.tables import mean_percent, p_text, signed, table
 from othink_pipeline.report.verdict import conclusion
 
@@ -69,24 +70,42 @@ def tests_section(comparisons: Sequence[Comparison], differences: Sequence[Diffe
     header = ["difference", "scope", "cells", "pairs", "points [95 % over items]"]
     header += ["points [95 % over seeds and items]", "p over items", "p over seeds"]
     header += ["p after Holm", "p of equivalence", "the same after Holm", "conclusion"]
-    tests = np.isfinite([told.p_holm for told in differences]).sum()
-    equivalence_tests = np.isfinite([told.p_equivalent for told in differences]).sum()
     note = (
-        "Paired by test example, on the cells that both methods have; against the base model each"
-        " cell is paired with the one that it started from. `?`: unknown. `p over items` (McNemar's"
-        " exact test) asks whether other test items would tell, **of these very trainings**: of one"
-        " seed it says nothing about the next. It wants independent pairs, so there is none where"
-        " an item stands in several cells; the figures over seeds want 2 seeds that have all the"
-        " cells, and are of such seeds alone."
+        "Paired by test example, on the cells that both methods have, of the seeds that have all of"
+        " these; against the base model each cell is paired with the one that it started from. `?`:"
+        " unknown. `p over items` asks whether other test items would tell, **of these very"
+        " trainings**: of one seed it says nothing about the next. It is McNemar's exact test where"
+        " one pair of models was tested on one task; else the test, by the normal distribution, of"
+        " the difference as it is weighted here, each item once."
         " `p over seeds` is a paired t-test on these test items whose units are the seeds, or the"
-        " base models where there are several. `p after Holm`: of the same unit, adjusted for the"
-        f" {tests} tests here. `p of equivalence`, between methods: two one-sided t-tests on"
+        " base models where there are several. `p after Holm`: of the same unit, adjusted within"
+        f" two families ({told_tests(differences)}). `p of equivalence`, between methods: two"
+        " one-sided t-tests on"
         " the units of `p over seeds`, whether the difference is within"
         f" {differences[0].margin:g} points either way, a margin that was set beforehand; after"
-        f" Holm: of {equivalence_tests} such tests. A conclusion wants the interval to agree with"
-        " its test; **undecided** is neither a difference nor its absence."
+        f" Holm: of {_known(told.p_equivalent for told in differences)} such tests. A conclusion"
+        " wants the interval to agree with its test; **undecided** is neither a difference nor its"
+        " absence."
     )
     return table(header, rows) + f"\n\n{note}"
+
+
+def told_tests(differences: Sequence[Difference]) -> str:
+    """How many tests Holm's correction is for, and what t the first of them has to pass."""
+    texts = []
+    for family, is_it in (("between methods", False), ("against the base model", True)):
+        told = [each for each in differences if (each.baseline == BASE) == is_it]
+        tests = _known(each.p for each in told)
+        units = max((each.units for each in told), default=0)
+        needed = ""
+        if tests and units > 1:
+            needed = f", over {units} units: a difference needs t > {first_t(tests, units):.3g}"
+        texts.append(f"{tests} {family}{needed}")
+    return "; ".join(texts)
+
+
+def _known(p_values: Iterable[float]) -> int:
+    return sum(map(math.isfinite, p_values))
 
 
 def directions_section(

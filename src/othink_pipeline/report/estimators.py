@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from othink_pipeline.report.resampling import LEVEL, Estimate, Floats, paired, resample
+from othink_pipeline.report.resampling import LEVEL, SHARE, Estimate, Floats, resample
 
 
 def wilson_interval(correct: int, n: int) -> Estimate:
@@ -41,6 +41,10 @@ def difference(means: Floats) -> Floats:
     return np.asarray(a - b)
 
 
+RELATIVE = (-100.0, math.inf)
+"""Bounds of an improvement."""
+
+
 def improvement(means: Floats) -> Floats:
     """``100 * (mean a - mean b) / mean b`` in %, as the OThink-MR1 paper reports gains.
 
@@ -51,13 +55,21 @@ def improvement(means: Floats) -> Floats:
 
 
 def mean_score(values: ArrayLike, clusters: ArrayLike | None = None) -> Estimate:
-    """Mean of ``values`` with its interval over seeds and items, or the items of the one seed.
+    """Mean of shares with its interval over seeds and items, or the items of the one seed.
+
+    Where all are 0, or all 1, no resample differs: it is Wilson's of the items, each counted once
+    however many seeds were tested on it.
 
     Args:
-        values: [seeds x items].
+        values: [seeds x items], in [0, 1].
         clusters: [seeds], as in :func:`resample`.
     """
-    return resample([values], clusters=clusters).estimate(lambda means: means[0])
+    scores: Floats = np.asarray(values, dtype=np.float64)
+    for share in SHARE:
+        if scores.size and np.all(scores == share):
+            items = scores.shape[1]
+            return wilson_interval(int(share) * items, items)
+    return resample([scores], clusters=clusters).estimate(lambda means: means[0], SHARE)
 
 
 def difference_where(
@@ -66,7 +78,7 @@ def difference_where(
     chosen: ArrayLike,
     clusters: ArrayLike | None = None,
 ) -> Estimate:
-    """Mean of ``a - b`` over the chosen answers; intervals as in :func:`mean_score`.
+    """Mean of ``a - b`` over the chosen answers, its interval over seeds and items.
 
     Args:
         a: [seeds x items], values in [0, 1].
@@ -78,7 +90,7 @@ def difference_where(
     Raises:
         ValueError: the shapes differ.
     """
-    first, second = paired(a, b, dimensions=2)
+    first, second = _paired(a, b)
     where = np.asarray(chosen, dtype=np.float64)
     drawn = resample([(first - second) * where, where], clusters=clusters)
     return drawn.estimate(lambda means: means[0] / means[1])
@@ -113,7 +125,7 @@ def split_gain(
         clusters: [seeds], as in :func:`resample`.
 
     Returns:
-        All in [-1, 1], intervals as in :func:`mean_score`. The parts are NaN where one side never
+        All in [-1, 1], intervals over seeds and items. The parts are NaN where one side never
         parses: what share of its answers would be right is unknown.
 
     Raises:
@@ -191,6 +203,19 @@ def majority_at_k(answers: Sequence[Sequence[str | None]], correct: ArrayLike, k
         hits = (winners * right[:, subset]).sum(axis=1)
         total += hits / np.maximum(winners.sum(axis=1), 1)
     return total / len(subsets)
+
+
+def _paired(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
+    """Both as floats.
+
+    Raises:
+        ValueError: their shapes differ, or are not [seeds x items].
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape or first.ndim != 2:
+        shapes = f"{first.shape} and {second.shape}"
+        raise ValueError(f"a and b must have one shape of 2 axes, got {shapes}")
+    return first, second
 
 
 def _format_gain(means: Floats) -> Floats:

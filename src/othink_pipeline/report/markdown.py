@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from othink_pipeline.report.comparison import Comparison, read_differences
+from othink_pipeline.report.comparison import Comparison, Difference, read_differences
 from othink_pipeline.report.differences import (
     controls_section,
     directions_section,
@@ -103,7 +103,9 @@ def report_markdown(
         "Is the reward gamed?": reward_section(training, against_base),
         "Costs": costs_section(training),
         "Settings that differ": settings_section(training),
-        "What this does and does not say": _limits(tested(matrix), results.near_duplicates),
+        "What this does and does not say": _limits(
+            differences, tested(matrix), results.near_duplicates
+        ),
     }
     header = "\n".join(f"- {key}: {value}" for key, value in lineage.items())
     body = [f"## {title}\n\n{text}" for title, text in sections.items() if text]
@@ -117,29 +119,32 @@ def split_sections(report: str) -> tuple[str, dict[str, str]]:
     return header.strip(), {title: text.strip() for title, text in titled}
 
 
-def _limits(matrix: pd.DataFrame, near_duplicates: Mapping[str, int]) -> str:
-    seeds = matrix["seed"].nunique()
-    bases = matrix["base_model"].nunique()
-    origin = "one base model" if bases == 1 else f"{bases} base models"
-    if seeds > 1:
+def _limits(
+    differences: Sequence[Difference], matrix: pd.DataFrame, near_duplicates: Mapping[str, int]
+) -> str:
+    several = [told for told in differences if told.unit != "items"]
+    bases = max((told.base_models for told in several), default=1)
+    if several:
+        bodies = "; ".join(dict.fromkeys(told.basis for told in several))
         spread = (
-            f"There are {seeds} training seeds from {origin}: the intervals over seeds rest on no"
-            " more than these and a bootstrap of so few tends to be too narrow"
+            f"Differences are told {bodies}: their intervals rest on no more than these, and are"
+            " stretched for being so few"
         )
     else:
         spread = (
-            f"There is {'one' if seeds else 'no'} training seed: **the variation between seeds is"
-            " unknown**, and the intervals cover the choice of test items only"
+            "**The variation between seeds is unknown**: no difference is of two training seeds,"
+            " and the intervals cover the choice of test items only"
         )
     if bases == 1:
         reach = (
-            "Every cell starts from the same base model: **what another base model would do is"
+            "Every difference is of one base model: **what another base model would do is"
             " unknown**, and no interval here covers it"
         )
     else:
         reach = (
-            "The intervals over seeds draw base models, then the seeds that started from them: they"
-            f" speak for base models made like these {bases}, with other seeds"
+            "Where there are several base models, the intervals draw them, then the seeds that"
+            f" started from them: they speak for base models made like these {bases}, with other"
+            " seeds"
         )
     items = matrix.groupby("eval_task")["n"].max()
     seen = "".join(

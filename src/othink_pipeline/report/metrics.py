@@ -80,8 +80,8 @@ def grid_metrics(matrix: pd.DataFrame, differences: pd.DataFrame) -> dict[str, f
     Returns:
         ``base/accuracy``, ``own/<method>`` and ``other/<method>``: means over tasks and seeds,
         none of a method with a hole;
-        ``difference/own/<method>-<baseline>`` and so on with bounds, and with ``_p`` Holm's p over
-        all of these, as in the report; between methods of two seeds or more with ``_p_equivalent``,
+        ``difference/own/<method>-<baseline>`` and so on with bounds, and with ``_p`` Holm's p of
+        its family, as in the report; between methods of two seeds or more with ``_p_equivalent``,
         too: Holm's p of a difference within the margin.
     """
     is_same = matrix["train_task"] == matrix["eval_task"]
@@ -93,9 +93,8 @@ def grid_metrics(matrix: pd.DataFrame, differences: pd.DataFrame) -> dict[str, f
         name = f"difference/{PREFIXES[each.scope]}/{each.method}-{each.baseline}"
         estimate = Estimate(each.points / 100, each.low / 100, each.high / 100)
         metrics |= {**_with_bounds(name, estimate), f"{name}_p": each.p_holm}
-        if math.isfinite(each.p_equivalent_holm):
-            metrics[f"{name}_p_equivalent"] = each.p_equivalent_holm
-    return metrics
+        metrics[f"{name}_p_equivalent"] = each.p_equivalent_holm
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _with_bounds(name: str, estimate: Estimate) -> dict[str, float]:

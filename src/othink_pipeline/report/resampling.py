@@ -1,6 +1,10 @@
-"""The percentile bootstrap behind every interval over items, or over seeds and items.
+"""The bootstrap behind every interval over items, or over seeds and items.
 
-Legend: B base models, S training seeds, N items, K columns, R resamples.
+What is estimated is always one mean: over base models of the mean over their seeds, of the mean
+over test sets (strata) of the mean over their items. A *unit* is an independent training: a base
+model where there are several, else a seed.
+
+Legend: B base models, S training seeds, U units, N items, K columns, R resamples.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ _PERCENTILES = (50 * (1 - LEVEL), 50 * (1 + LEVEL))
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
 """Of the columns' means: [K] -> a number, [K x R] -> [R]."""
+Bounds = tuple[float, float]
+"""What a statistic cannot be below or above."""
+SHARE, CHANGE = (0.0, 1.0), (-1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,48 +38,86 @@ class Estimate:
     high: float = math.nan
 
 
-def paired(a: ArrayLike, b: ArrayLike, dimensions: int) -> tuple[Floats, Floats]:
-    """Both as floats.
-
-    Raises:
-        ValueError: their shapes differ, or have not that many axes.
-    """
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape or first.ndim != dimensions:
-        shapes = f"{first.shape} and {second.shape}"
-        raise ValueError(f"a and b must have one shape of {dimensions} axes, got {shapes}")
-    return first, second
-
-
 @dataclass(frozen=True, slots=True)
 class Resampled:
-    """Means of K columns over S seeds and N items, and of every resample."""
+    """Means of K columns: of each unit, and of all of them in every resample."""
 
-    seeds: int
-    means: Floats
-    """[K], NaN without items."""
+    units: Floats
+    """[K x U]; none without items."""
     draws: Floats
-    """[K x R]."""
+    """[K x R], of units and items."""
+    item_draws: Floats
+    """[K x R], of items alone, the units being given."""
+    unit_draws: Floats
+    """[K x R], of units alone, the items being given."""
 
-    def estimate(self, statistic: Statistic) -> Estimate:
-        """A statistic of the columns' means with its percentile interval.
+    @property
+    def means(self) -> Floats:
+        """[K]; NaN without items."""
+        return self.units.mean(axis=1) if self.units.size else np.full(len(self.units), math.nan)
+
+    def estimate(self, statistic: Statistic, bounds: Bounds = CHANGE) -> Estimate:
+        """A statistic of the columns' means, its interval over units and items; of one over items.
 
         All NaN where the statistic is not finite or there are no items; the interval is NaN where
         the statistic of a resample is not finite.
         """
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value, drawn = float(statistic(self.means)), statistic(self.draws)
-        if not math.isfinite(value):
-            return Estimate(math.nan)
-        if not np.isfinite(drawn).all():
-            return Estimate(value)
-        low, high = np.percentile(drawn, _PERCENTILES)
-        return Estimate(value, float(low), float(high))
+        if self.units.shape[1] < 2:
+            return self.estimate_over_items(statistic)
+        value, draws, item_draws, unit_draws = _apply(
+            statistic, self.means, self.draws, self.item_draws, self.unit_draws
+        )
+        plain = _percentiles(value, draws)
+        if math.isnan(plain.low) or not np.isfinite([item_draws, unit_draws]).all():
+            return Estimate(plain.value)
+        stretch = small_sample_stretch(draws, item_draws, unit_draws, self.units.shape[1])
+        ends = plain.value + stretch * (np.array([plain.low, plain.high]) - plain.value)
+        low, high = np.clip(ends, *bounds)
+        return Estimate(plain.value, float(low), float(high))
 
-    def estimate_over_seeds(self, statistic: Statistic) -> Estimate:
-        """As :meth:`estimate`; the interval is NaN with fewer than 2 seeds."""
-        estimate = self.estimate(statistic)
-        return estimate if self.seeds > 1 else Estimate(estimate.value)
+    def estimate_over_items(self, statistic: Statistic) -> Estimate:
+        """As :meth:`estimate`; the interval is of items alone, the units being given."""
+        return _percentiles(*_apply(statistic, self.means, self.item_draws))
+
+
+def _apply(statistic: Statistic, *means: Floats) -> list[Floats]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return [np.asarray(statistic(each)) for each in means]
+
+
+def _percentiles(value: Floats, draws: Floats) -> Estimate:
+    if not np.isfinite(value):
+        return Estimate(math.nan)
+    if not np.isfinite(draws).all():
+        return Estimate(float(value))
+    low, high = np.percentile(draws, _PERCENTILES)
+    return Estimate(float(value), float(low), float(high))
+
+
+def small_sample_stretch(
+    draws: Floats, item_draws: Floats, unit_draws: Floats, units: int
+) -> float:
+    """How much wider than its percentiles an interval over few units has to be, 1 at least.
+
+    A bootstrap of U units has a variance that is too small by (U - 1) / U, and its percentiles are
+    the normal distribution's where it takes Student's (Hesterberg 2015, Am. Stat. 69: 371). Both
+    concern units alone; items are many:
+
+        sqrt((z² var(items) + t² U / (U - 1) var(units)) / (z² var(units and items)))
+
+    Args:
+        draws: [R], a statistic of the resamples of units and items.
+        item_draws: [R], of items alone.
+        unit_draws: [R], of units alone.
+        units: U, 2 or more.
+    """
+    from scipy.stats import norm, t  # 0.5 s to import: not when Kedro only lists pipelines
+
+    tail = (1 + LEVEL) / 2
+    wider = (t.ppf(tail, units - 1) / norm.ppf(tail)) ** 2 * units / (units - 1)
+    total = draws.var()
+    aimed = item_draws.var() + wider * unit_draws.var()
+    return math.sqrt(max(1.0, aimed / total)) if total else 1.0
 
 
 def resample(
@@ -85,9 +130,8 @@ def resample(
     """Draw base models, then as many seeds within each drawn one as it has, then items.
 
     The drawn items serve all drawn seeds, because all seeds were tested on the same items:
-    independent draws for each seed would average away a variance that they share. Each seed counts
-    alike, so a base model with more of them counts more, in the means and in every draw. Of one
-    seed items alone are drawn.
+    independent draws for each seed would average away a variance that they share. Base models count
+    alike, whatever their numbers of seeds. Of one seed items alone are drawn.
 
     Args:
         columns: K times [S x N].
@@ -108,17 +152,32 @@ def resample(
     seeds, items = values.shape[1:]
     labels = _labels(strata, items, "strata", "items")
     bases = _labels(clusters, seeds, "clusters", "seeds")
-    means, draws = np.zeros(len(values)), np.zeros((len(values), resamples))
+    draws, item_draws = np.zeros((2, len(values), resamples))
     if values.size == 0:
-        return Resampled(seeds, means + math.nan, draws)
+        return Resampled(np.empty((len(values), 0)), draws, item_draws, 0 * draws)
     generator = np.random.default_rng(seed)
     weights = seed_weights(bases, resamples, generator)  # [R x S]
+    means = np.zeros(values.shape[:2])  # [K x S]
     groups = [values[..., labels == label] for label in np.unique(labels)]
     for group in groups:
-        means += group.mean(axis=(1, 2)) / len(groups)
+        means += group.mean(axis=2) / len(groups)
         by_seed = _resample_items(group, resamples, generator)  # [R x K x S]
         draws += np.einsum("rks,rs->kr", by_seed, weights) / len(groups)
-    return Resampled(seeds, means, draws)
+        item_draws += np.einsum("rks,s->kr", by_seed, shares(bases)) / len(groups)
+    return Resampled(_unit_means(means, bases), draws, item_draws, means @ weights.T)
+
+
+def shares(labels: ArrayLike) -> Floats:
+    """What each entry counts in a mean over groups of the mean within them.
+
+    Args:
+        labels: [entries], the group of each.
+
+    Returns:
+        [entries], with sum 1.
+    """
+    _, group, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    return np.asarray(1 / (len(sizes) * sizes[group]), dtype=np.float64)
 
 
 def seed_weights(clusters: ArrayLike, resamples: int, generator: np.random.Generator) -> Floats:
@@ -134,14 +193,22 @@ def seed_weights(clusters: ArrayLike, resamples: int, generator: np.random.Gener
     """
     bases, base_of_seed = np.unique(np.asarray(clusters), return_inverse=True)
     drawn = generator.multinomial(len(bases), np.full(len(bases), 1 / len(bases)), resamples)
-    counts = np.zeros((resamples, len(base_of_seed)))
+    weights = np.zeros((resamples, len(base_of_seed)))
     for base in range(len(bases)):
         members = np.flatnonzero(base_of_seed == base)
         share = np.full(len(members), 1 / len(members))
         # Drawn twice, a base model has its seeds drawn twice, independently.
-        counts[:, members] = generator.multinomial(drawn[:, base] * len(members), share)
-    weights: Floats = counts / counts.sum(axis=1, keepdims=True)
+        counts = generator.multinomial(drawn[:, base] * len(members), share)
+        weights[:, members] = counts / (len(bases) * len(members))
     return weights
+
+
+def _unit_means(by_seed: Floats, clusters: NDArray[np.generic]) -> Floats:
+    """[K x S] -> [K x U]."""
+    bases = np.unique(clusters)
+    if len(bases) == 1:
+        return by_seed
+    return np.stack([by_seed[:, clusters == base].mean(axis=1) for base in bases], axis=1)
 
 
 def _resample_items(values: Floats, resamples: int, generator: np.random.Generator) -> Floats:

@@ -1,7 +1,4 @@
-"""Could it be chance? p-values as pure functions; what is unknown is NaN.
-
-Axis order: ``[items]`` or ``[seeds x items]``, as in ``estimators.py``.
-"""
+"""Could it be chance? p-values as pure functions; what is unknown is NaN."""
 
 from __future__ import annotations
 
@@ -10,60 +7,48 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from othink_pipeline.report.resampling import Floats, paired
+from othink_pipeline.report.resampling import Floats
 
 
-def mcnemar_p(a: ArrayLike, b: ArrayLike) -> float:
-    """Exact two-sided McNemar test of ``a`` and ``b``, both [items] of bool.
+def mcnemar_p(differences: ArrayLike) -> float:
+    """Exact two-sided McNemar test: would other items tell, these two models being given?
+
+    Args:
+        differences: [items], of one test set: 1 where only the first is right, -1 where only the
+            second is, 0 where both are or neither.
 
     Returns:
-        p in (0, 1]; 1 where no pair is discordant; NaN where there is no pair.
-
-    Raises:
-        ValueError: the shapes differ.
+        p in (0, 1]; 1 where no item tells them apart; NaN without items.
     """
     from scipy.stats import binomtest
 
-    first, second = paired(a, b, dimensions=1)
-    if first.size == 0:
+    told: Floats = np.asarray(differences, dtype=np.float64)
+    if told.size == 0:
         return math.nan
-    only_a, only_b = int(np.sum(first > second)), int(np.sum(first < second))
-    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    better, worse = int(np.sum(told > 0)), int(np.sum(told < 0))
+    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
 
 
-def unit_differences(
-    a: ArrayLike,
-    b: ArrayLike,
-    strata: ArrayLike | None = None,
-    clusters: ArrayLike | None = None,
-) -> Floats:
-    """What tests between seeds are about: the mean of ``a - b`` in each independent training.
+def weighted_items_p(parts: ArrayLike) -> float:
+    """The same question of a mean over several test sets or trainings, two-sided.
 
-    Of each seed or, where there are several base models, of each base model (seeds of one base
-    model have it in common).
+    z = sum x / sqrt(sum x²), normal under the null hypothesis that each item's part is as likely to
+    have the other sign: of one test set with one answer to an item that is McNemar's test without
+    its exactness, which wants a dozen items or more that tell the two apart.
 
     Args:
-        a: [seeds x items], values in [0, 1].
-        b: [seeds x items], the same seeds and items.
-        strata, clusters: [items] and [seeds], as in :func:`resample`.
+        parts: [items], what each one adds to the difference that is tested, weights included.
 
     Returns:
-        [units], in [-1, 1]; none without seeds or items.
-
-    Raises:
-        ValueError: the shapes differ.
+        p in [0, 1]; 1 where no item tells them apart; NaN without items.
     """
-    first, second = paired(a, b, dimensions=2)
-    if first.size == 0:
-        return np.empty(0)
-    labels = np.zeros(first.shape[1]) if strata is None else np.asarray(strata)
-    bases = np.zeros(len(first)) if clusters is None else np.asarray(clusters)
-    by_item = first - second  # [S x N]
-    groups = [by_item[:, labels == label].mean(axis=1) for label in np.unique(labels)]
-    units: Floats = np.mean(groups, axis=0)  # [S]
-    if len(np.unique(bases)) > 1:
-        units = np.array([units[bases == base].mean() for base in np.unique(bases)])  # [B]
-    return units
+    from scipy.stats import norm
+
+    x: Floats = np.asarray(parts, dtype=np.float64)
+    if x.size == 0:
+        return math.nan
+    error = math.sqrt(np.sum(x**2))
+    return float(2 * norm.sf(abs(x.sum()) / error)) if error else 1.0
 
 
 def difference_p(units: ArrayLike) -> float:
@@ -72,7 +57,7 @@ def difference_p(units: ArrayLike) -> float:
     Degrees of freedom: units - 1.
 
     Args:
-        units: [units], as from :func:`unit_differences`.
+        units: [units], the difference of each independent training.
 
     Returns:
         p in [0, 1]; NaN with fewer than 2 units, or where all are equal (no spread to judge by).
@@ -92,7 +77,7 @@ def equivalence_p(units: ArrayLike, margin: float) -> float:
     15: 657). p < 5 % is the same as a 90 % t-interval inside the margin.
 
     Args:
-        units: [units], as from :func:`unit_differences`.
+        units: [units], the difference of each independent training.
         margin: above 0, in the unit of ``units``.
 
     Returns:
@@ -120,6 +105,13 @@ def holm(p_values: ArrayLike) -> Floats:
     scaled = p[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
     return adjusted
+
+
+def first_t(tests: int, units: int) -> float:
+    """The |t| that the least of so many p-values has to exceed to be below 5 % after Holm."""
+    from scipy.stats import t
+
+    return float(t.isf(0.05 / (2 * tests), units - 1))
 
 
 def _have_spread(units: Floats) -> bool:

@@ -10,8 +10,9 @@ import pandas as pd
 
 from othink_pipeline.report.comparison import base_models, by_seed
 from othink_pipeline.report.differences import Entry
-from othink_pipeline.report.estimators import mean_score
+from othink_pipeline.report.estimators import difference
 from othink_pipeline.report.matrix import HOLE
+from othink_pipeline.report.resampling import Estimate, Floats, resample
 from othink_pipeline.report.tables import UNKNOWN, number, signed, table
 
 REWARD_RISE = 0.1
@@ -19,9 +20,9 @@ BARE_ANSWERS = "answer"
 """The target of supervised training that has no worked steps."""
 COSTS = (
     *("updates", "prompts", "completion_tokens", "seconds", "learning_rate"),
-    *("kl_weight_mean", "kl_weight_end", "kl_last", "kl_term"),
+    *("kl_weight_mean", "kl_weight_end", "kl_last", "kl_pull"),
 )
-MEASURED = ("seconds", "kl_weight_mean", "kl_weight_end", "kl_last", "kl_term")
+MEASURED = ("seconds", "kl_weight_mean", "kl_weight_end", "kl_last", "kl_pull")
 """Costs of which two digits say all there is to say."""
 
 
@@ -66,7 +67,7 @@ def reward_section(training: pd.DataFrame, against_base: Mapping[Entry, pd.DataF
 
 
 def costs_section(training: pd.DataFrame) -> str:
-    """What each cell cost, and how much its KL term weighed."""
+    """What each cell cost, and how hard its KL term pulled."""
     if training.empty:
         return "Nothing was trained."
     columns = [column for column in COSTS if column in training]
@@ -80,15 +81,29 @@ def costs_section(training: pd.DataFrame) -> str:
         "\n\n`completion_tokens`: those that the loss was taken over. Times on a machine that does"
         " other things, too, are no comparison: look at the tokens."
     )
-    if "kl_term" not in columns or training["kl_term"].isna().all():
+    if "kl_pull" not in columns or training["kl_pull"].isna().all():
         return text
-    largest = training["kl_term"].max()
     return (
         f"{text}\n\n`kl_last` is the mean KL to the reference in the last quarter of the updates,"
-        f" `kl_term` KL weight x KL, averaged over all: at most {largest:.2g}"
-        " here, against advantages of about 1. Where it is hundreds of times smaller, the KL term"
-        " hardly acts, and methods that differ in it alone can only differ by chance."
+        " `kl_pull` KL weight × √(2 KL), averaged over all: about the size of the KL term's"
+        " gradient of a token, where an advantage's is the advantage, about 1; at most"
+        f" {training['kl_pull'].max():.2g} here. A small one still adds up over updates: what"
+        " methods that differ in it alone come to, seeds have to say."
     )
+
+
+def kl_pull(weight: pd.Series[float], kl: pd.Series[float]) -> pd.Series[float]:
+    """The size of the KL term's gradient, beside advantages of about 1.
+
+    In units of ∇ log policy of a token it is weight · d, with d = log reference - log policy, where
+    an advantage's is the advantage itself. The KL is about the mean of d² / 2, so √(2 KL) is d's
+    root mean square: of first order where the term's value, weight · KL, is of second.
+
+    Args:
+        weight: applied, of each update.
+        kl: measured, of the same updates, in nats a token.
+    """
+    return weight * (2 * kl.clip(lower=0)) ** 0.5
 
 
 def _change(cells: pd.DataFrame, name: str) -> str:
@@ -105,15 +120,19 @@ def _gain_and_flags(cells: pd.DataFrame, pairs: pd.DataFrame | None) -> tuple[st
     if pairs is None:
         return UNKNOWN, UNKNOWN
     ours, theirs = by_seed(pairs, "correct_a", "correct_b")  # [seeds x items] each
-    gains = dict(zip(sorted(pairs["seed"].unique()), ours - theirs, strict=True))
+    seeds = sorted(pairs["seed"].unique())
+    gains = {s: _gain(ours[[n]], theirs[[n]]) for n, s in enumerate(seeds)}
     risen = cells.loc[cells["reward_last"] - cells["reward_first"] > REWARD_RISE, "seed"]
     flagged = [
         str(seed) if seed in gains else f"{seed}{UNKNOWN}"  # not tested: nobody knows
         for seed in risen
-        if seed not in gains or mean_score(gains[seed][None]).low <= 0
+        if seed not in gains or gains[seed].low <= 0
     ]
-    total = mean_score(ours - theirs, base_models(pairs))
-    return signed(total), ", ".join(flagged) or "none"
+    return signed(_gain(ours, theirs, base_models(pairs))), ", ".join(flagged) or "none"
+
+
+def _gain(ours: Floats, theirs: Floats, bases: list[int] | None = None) -> Estimate:
+    return resample([ours, theirs], clusters=bases).estimate(difference)
 
 
 def settings_section(training: pd.DataFrame) -> str:

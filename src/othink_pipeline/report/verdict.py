@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -11,12 +12,13 @@ import pandas as pd
 from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.comparison import SCOPES, Difference, Scope, read_differences
 from othink_pipeline.report.parameters import KnownMethods
+from othink_pipeline.report.tables import UNKNOWN
 
 SCOPE_NAMES: dict[Scope, str] = {"same": "own task", "cross": "other tasks"}
 SIGNIFICANCE = 0.05
-UNDECIDED = "undecided"
-INERT_KL_TERM = 0.01
-"""A KL term that never exceeds it hardly acts: advantages are about 1."""
+DIFFERENT, UNDECIDED, SAME = "different", "undecided", "the same items right"
+SMALL_PULL = 0.1
+"""Of the KL term, beside advantages of about 1."""
 
 
 class Finding(NamedTuple):
@@ -35,13 +37,15 @@ def verdict(
 
     Args:
         differences: as from :func:`comparison.differences_table`.
-        training: one row for each cell, with ``kl_term`` where there is one.
+        training: one row for each cell, with ``kl_pull`` where there is one.
         failures: one row for each score that is missing.
     """
     rows = read_differences(differences)
+    holes = _holes(rows)
     findings = [
         Finding(
-            SCOPE_NAMES[scope].capitalize(), _by_basis(of_scope, lambda part: _gains(part, known))
+            SCOPE_NAMES[scope].capitalize(),
+            _by_basis(of_scope, holes, lambda part, basis: _gains(part, basis, known)),
         )
         for scope in SCOPES
         if (of_scope := [row for row in rows if (row.baseline, row.scope) == (BASE, scope)])
@@ -49,12 +53,13 @@ def verdict(
     duels = [row for row in rows if row.baseline != BASE]
     for (method, baseline), of_pair in groupby(duels, key=lambda row: (row.method, row.baseline)):
         about = f"{known.label(method)} against {known.label(baseline)}"
-        findings.append(Finding(about, _by_basis(of_pair, _duel)))
-    kl_term = training["kl_term"].max() if "kl_term" in training else float("nan")
-    if kl_term < INERT_KL_TERM:
+        findings.append(Finding(about, _by_basis(of_pair, holes, _duel)))
+    pull = training["kl_pull"].max() if "kl_pull" in training else float("nan")
+    if pull < SMALL_PULL:
         says = (
-            f"KL weight × KL is at most {kl_term:.2g} on average, against advantages of about 1: it"
-            " hardly acts, so methods that differ in it alone can only differ by chance"
+            f"small: its pull, KL weight × √(2 KL), is at most {pull:.2g} on average, beside"
+            " advantages of about 1. A difference between methods that differ in it alone wants"
+            " more seeds than this before it is believed"
         )
         findings.append(Finding("KL term", says))
     if len(failures):
@@ -68,15 +73,31 @@ def verdict_section(findings: Sequence[Finding]) -> str:
     return "\n".join(f"- **{about}**: {says}." for about, says in findings)
 
 
-def _by_basis(rows: Iterable[Difference], tell: Callable[[Sequence[Difference]], str]) -> str:
-    """What is drawn over other seeds is told apart."""
+def _holes(rows: Iterable[Difference]) -> dict[Difference, str]:
+    """Which cells a difference is of, where others of its scope have more; "" where none has."""
+    rows = list(rows)
+    cells = {row: set(row.directions.split(", ")) for row in rows}
+    all_of: dict[Scope, set[str]] = {}
+    for row in rows:
+        all_of[row.scope] = all_of.get(row.scope, set()) | cells[row]
+    return {
+        row: "" if cells[row] == all_of[row.scope] else f"; only {row.directions}" for row in rows
+    }
+
+
+def _by_basis(
+    rows: Iterable[Difference],
+    holes: Mapping[Difference, str],
+    tell: Callable[[Sequence[Difference], str], str],
+) -> str:
+    """What is drawn over other seeds, or is of other cells, is told apart."""
     parts: dict[str, list[Difference]] = {}
     for row in rows:
-        parts.setdefault(row.drawn_over, []).append(row)
-    return "; ".join(map(tell, parts.values()))
+        parts.setdefault(row.basis + holes[row], []).append(row)
+    return "; ".join(tell(part, basis) for basis, part in parts.items())
 
 
-def _gains(rows: Sequence[Difference], known: KnownMethods) -> str:
+def _gains(rows: Sequence[Difference], basis: str, known: KnownMethods) -> str:
     """Of each method over the base model, in one scope, on one basis."""
     shown = [row for row in rows if _is_different(row)]
     parts = []
@@ -89,46 +110,59 @@ def _gains(rows: Sequence[Difference], known: KnownMethods) -> str:
             points = _list(f"{abs(row.points):.1f}" for row in found)
             verb += "s" * (len(found) == 1)
             parts.append(f"{names} {verb} {points} points over the base model")
+    same = [known.label(row.method) for row in rows if _judgement(row) == SAME]
+    if same:
+        parts.append(f"{SAME} as the base model for {_list(same)}")
     undecided = [
-        f"{known.label(row.method)} ({_points(row.points)})" for row in rows if row not in shown
+        f"{known.label(row.method)} ({_points(row.points)})"
+        for row in rows
+        if _judgement(row) == UNDECIDED
     ]
     if undecided:
         parts.append(f"{UNDECIDED} for {_list(undecided)}")
-    return f"{'; '.join(parts)} (over {rows[0].drawn_over})"
+    return f"{'; '.join(parts)} ({basis})"
 
 
-def _duel(rows: Sequence[Difference]) -> str:
+def _duel(rows: Sequence[Difference], basis: str) -> str:
     """One method against another, in each scope, on one basis."""
     told = []
     for row in rows:
         interval = f"[{_points(row.low)}, {_points(row.high)}]"
-        text = f"{SCOPE_NAMES[row.scope]} {_points(row.points)} {interval}"
-        told.append(text if row.unit == "items" else f"{text} {conclusion(row)}")
-    end = f": {conclusion(rows[0])}" if rows[0].unit == "items" else f" (over {rows[0].drawn_over})"
-    return "; ".join(told) + end
+        told.append(f"{SCOPE_NAMES[row.scope]} {_points(row.points)} {interval} {_judgement(row)}")
+    return f"{'; '.join(told)} ({basis})"
 
 
 def conclusion(row: Difference) -> str:
-    """Different, equivalent within the margin, both, or undecided.
+    """What a difference comes to, and of what where that is not several trainings.
 
-    Different: the interval excludes zero and, where there is a test, its p-value after Holm is
-    below 5 %. Equivalent: the interval lies within the margin and the p-value of the two one-sided
-    tests after Holm is below 5 %. A small difference can be shown to be one and to be small.
-    Neither is ever told of two methods with one seed each: what another seed would do is unknown.
+    Different: the interval excludes zero and the p-value after Holm is below 5 %. Equivalent: the
+    interval lies within the margin and the p-value of the two one-sided tests after Holm is below
+    5 %. A small difference can be shown to be one and to be small. Without a test nothing is told,
+    and neither is it of two methods with one seed each: what another seed would do is unknown.
     """
-    if row.unit == "items":
-        is_told = row.baseline == BASE and _is_different(row)
-        return f"{'different over items' if is_told else UNDECIDED}, one seed"
+    told = _judgement(row)
+    if row.unit != "items":
+        return told
+    if not row.seeds:
+        return f"{told}, {row.basis}"
+    return f"{told}{' over items' if told == DIFFERENT else ''}, one seed"
+
+
+def _judgement(row: Difference) -> str:
+    """Different, equivalent within the margin, both, or undecided."""
+    if row.pairs and not row.discordant:
+        return SAME
+    if row.unit == "items" and row.baseline != BASE:
+        return UNDECIDED
     equivalent = f"equivalent within {row.margin:g} points"
     if not _is_equivalent(row):
-        return "different" if _is_different(row) else UNDECIDED
-    return f"different, yet {equivalent}" if _is_different(row) else equivalent
+        return DIFFERENT if _is_different(row) else UNDECIDED
+    return f"{DIFFERENT}, yet {equivalent}" if _is_different(row) else equivalent
 
 
 def _is_different(row: Difference) -> bool:
     """Whether this run can tell a difference from none."""
-    excludes_zero = row.low > 0 or row.high < 0
-    return excludes_zero and not row.p_holm >= SIGNIFICANCE  # NaN: there is no test
+    return (row.low > 0 or row.high < 0) and row.p_holm < SIGNIFICANCE  # NaN: there is no test
 
 
 def _is_equivalent(row: Difference) -> bool:
@@ -138,6 +172,8 @@ def _is_equivalent(row: Difference) -> bool:
 
 
 def _points(value: float) -> str:
+    if math.isnan(value):
+        return UNKNOWN
     return f"{value:+.1f}".replace("-", "−")
 
 

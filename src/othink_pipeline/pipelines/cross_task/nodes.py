@@ -31,6 +31,7 @@ from othink_pipeline.report.page.render import Content, render_page
 from othink_pipeline.report.page.samples import choose_samples
 from othink_pipeline.report.parameters import KnownMethods, Published, Report
 from othink_pipeline.report.sample_figure import Shown, samples_figure
+from othink_pipeline.report.training import kl_pull
 from othink_pipeline.report.verdict import verdict
 from othink_pipeline.tracking import records, runs, views
 from othink_pipeline.tracking.recorder import told_if_away
@@ -202,7 +203,7 @@ def summarize_history(history: pd.DataFrame, task: str) -> dict[str, float]:
         task: the one that was trained on.
 
     Returns:
-        kl_term (KL weight x KL) and kl_weight_mean, averaged over the updates; kl_weight_end, of
+        kl_pull (as of the report) and kl_weight_mean, averaged over the updates; kl_weight_end, of
         the last; kl_last, the mean KL in the last quarter of the updates; reward_first and
         reward_last, the mean reward in the first and the last quarter; accuracy_first and
         accuracy_last, on the own task's validation split before and after training.
@@ -214,7 +215,7 @@ def summarize_history(history: pd.DataFrame, task: str) -> dict[str, float]:
     )
     quarter, kl_quarter = (math.ceil(len(curve) / 4) for curve in (reward, kl))
     return {
-        "kl_term": float((weight * kl).mean()),
+        "kl_pull": float(kl_pull(weight, kl).mean()),
         "kl_weight_mean": float(weight.mean()),
         "kl_weight_end": float(weight.iloc[-1]),
         "kl_last": float(kl.iloc[-kl_quarter:].mean()),

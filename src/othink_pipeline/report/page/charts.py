@@ -13,7 +13,9 @@ from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.comparison import read_differences
 from othink_pipeline.report.matrix import sort_methods
 from othink_pipeline.report.parameters import KnownMethods
-from othink_pipeline.report.tables import p_text
+from othink_pipeline.report.resampling import Estimate
+from othink_pipeline.report.tables import p_text, signed
+from othink_pipeline.report.training import kl_pull
 from othink_pipeline.report.verdict import SCOPE_NAMES, conclusion
 
 
@@ -89,8 +91,8 @@ def forest(differences: pd.DataFrame, known: KnownMethods) -> Forest:
                 low=place(row.low),
                 value=place(row.points),
                 high=place(row.high),
-                text=f"{row.points:+.1f} [{row.low:+.1f}, {row.high:+.1f}]".replace("-", "−"),
-                p=f"{'no test' if math.isnan(row.p_holm) else p} over {row.drawn_over}",
+                text=signed(Estimate(row.points, row.low, row.high), 1).replace("-", "−"),
+                p=f"{'no test' if math.isnan(row.p_holm) else p}, {row.basis}",
                 conclusion=conclusion(row),
                 margin=None
                 if row.baseline == BASE
@@ -113,7 +115,7 @@ def curve_panels(
         history: columns task, method, seed, step, metric, value.
         methods: the order of the grid's methods.
     """
-    curves = pd.concat([history, _kl_terms(history)], ignore_index=True)
+    curves = pd.concat([history, _kl_pulls(history)], ignore_index=True)
     recorded = set(curves["metric"])
     validated = sorted(m for m in recorded if m.startswith("val/") and m.count("/") == 1)
     panels: dict[str, list[Panel]] = {}
@@ -132,22 +134,23 @@ def curve_panels(
     return panels
 
 
-KL_TERM = "kl_term"
+KL_PULL = "kl_pull"
 RL_TITLES = {
     "train/reward": "reward",
     "train/completion_tokens": "completion length, tokens",
-    KL_TERM: "KL weight × KL",
+    KL_PULL: "KL weight × √(2 KL)",
 }
 
 
-def _kl_terms(history: pd.DataFrame) -> pd.DataFrame:
-    """KL weight times KL, at each step that has both."""
+def _kl_pulls(history: pd.DataFrame) -> pd.DataFrame:
+    """The KL term's pull at each step that has a KL and a weight."""
     keys = ["task", "method", "seed", "step"]
     factors = history[history["metric"].isin(["train/kl_weight", "train/kl"])]
     both = factors.pivot(index=keys, columns="metric", values="value").dropna()
     if both.shape[1] < 2:
         return history.iloc[:0]
-    return both.prod(axis=1).rename("value").reset_index().assign(metric=KL_TERM)
+    pull = kl_pull(both["train/kl_weight"], both["train/kl"])
+    return pull.rename("value").reset_index().assign(metric=KL_PULL)
 
 
 def _panel(title: str, curves: pd.DataFrame, methods: Sequence[str], known: KnownMethods) -> Panel:

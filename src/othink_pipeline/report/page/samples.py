@@ -58,7 +58,10 @@ class Sample(NamedTuple):
 def choose_samples(
     predictions: pd.DataFrame, methods: Sequence[str], comparisons: Sequence[tuple[str, str]]
 ) -> list[Sample]:
-    """For each rule the first test example that meets it, on the tasks in turn; of the first seed.
+    """For each rule the first test example that meets it, on the tasks in turn.
+
+    All answers are of one seed, the first that both models of the rule have, and of the base model
+    that this seed started from.
 
     The method and its rival are the last of ``comparisons`` of which both were trained; without
     one the last method, without a rival.
@@ -73,10 +76,9 @@ def choose_samples(
     if not trained:
         return []
     method, rival = pairs[-1] if pairs else (trained[-1], "")
-    one_each = predictions.drop_duplicates(["train_task", "method", "eval_task", "example_id"])
     found = []
     for number, rule in enumerate(RULES):
-        places = _places(one_each, method, rule.crosses)
+        places = _places(predictions, method, rule.crosses)
         turn = number % len(places) if places else 0
         for train_task, eval_task in [*places[turn:], *places[:turn]]:
             roles = {
@@ -85,7 +87,7 @@ def choose_samples(
                 "rival": (train_task, rival),
                 "specialist": (eval_task, method),
             }
-            sample = _find(one_each[one_each["eval_task"] == eval_task], rule, roles)
+            sample = _find(predictions[predictions["eval_task"] == eval_task], rule, roles)
             if sample is not None:
                 found.append(sample)
                 break
@@ -105,12 +107,22 @@ def _find(tested: pd.DataFrame, rule: Rule, roles: dict[str, Role]) -> Sample | 
     right, wrong = roles[rule.right], roles[rule.wrong]
     if right not in of_model or wrong not in of_model:
         return None
-    both = of_model[right].merge(of_model[wrong], on="example_id", suffixes=("", "_of_wrong"))
-    meets = both[both["correct"] & ~both["correct_of_wrong"]]
+    beside = "base_model" if BASE in (right[1], wrong[1]) else "seed"
+    both = of_model[right].merge(
+        of_model[wrong], on=[beside, "example_id"], suffixes=("", "_other")
+    )
+    if both.empty:
+        return None
+    trained = both["seed"].fillna(both["seed_other"]) if beside == "base_model" else both["seed"]
+    both, seed = both[trained == trained.min()], trained.min()
+    base_model = both["base_model"].iloc[0]
+    meets = both[both["correct"] & ~both["correct_other"]]
     if meets.empty:
         return None
     example_id = str(meets["example_id"].iloc[0])
-    answers = tested[tested["example_id"] == example_id]
+    is_seed = (tested["seed"] == seed).fillna(False)
+    is_base = (tested["method"] == BASE) & (tested["base_model"] == base_model)
+    answers = tested[(tested["example_id"] == example_id) & (is_seed | is_base)]
     shown = answers["train_task"].isin(["none", roles["method"][0]])
     if rule.right == "specialist":
         shown |= (answers["train_task"] == right[0]) & (answers["method"] == right[1])

@@ -60,12 +60,15 @@ notebook: $(STAMP)
 	JUPYTER_PATH=$(CURDIR)/$(VENV)/share/jupyter $(UV) tool run --from jupyterlab==4.6.6 jupyter-lab \
 		$(if $(filter 0,$(shell id -u)),--allow-root) notebooks/results.ipynb
 
+# A file's tests share what they train; the order is that of tests/conftest.py.
+TWO_AT_ONCE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
 test: $(STAMP)
-	$(VENV)/bin/pytest --numprocesses=2 --dist=loadfile
+	$(VENV)/bin/pytest $(TWO_AT_ONCE)
 
 # Apart from `test`: tracing every line costs half of the tests' time again.
 coverage: $(STAMP)
-	$(VENV)/bin/pytest --numprocesses=2 --dist=loadfile --cov=othink_pipeline --cov-report=term-missing:skip-covered
+	$(VENV)/bin/pytest $(TWO_AT_ONCE) --cov=othink_pipeline --cov-report=term-missing:skip-covered
 
 release: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m slow

@@ -15,6 +15,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [os.path.dirname(os.path.dirname(__file__)), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
+import gc
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from tests.support.fake_hub import FakeHub
 
+LONGEST = ("cells", "faults", "tracking", "training", "whole")
+"""Folders of tests that train, or start processes."""
 TASKS = ("counting", "geometry")
 PROMPT = "{question}  Answer in <think> </think> and <answer> </answer> tags."
 
@@ -81,6 +84,21 @@ def shipped_health() -> Any:
     return Health(**shipped("health"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes begins first: begun last, it would leave the other process idle."""
+    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
+
+
+def pytest_collection_finish() -> None:
+    """All that the tests import has been imported."""
+    from tests.support import preloaded  # noqa: F401
+
+
+def pytest_sessionfinish() -> None:
+    """What is frozen would not be cleared at the exit, and some libraries complain of that."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str, "Dataset"]]:
     """Task -> split -> examples, from files as the nodes read them."""
@@ -116,6 +134,16 @@ def mini_model(
     folder = home / "model"
     save_model(model, processor, folder)
     return MiniModel(folder, digest_folder(folder), facts, rebuild)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's tables, to be copied: making them takes seconds."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("empty_store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
 
 
 @pytest.fixture

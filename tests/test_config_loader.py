@@ -25,6 +25,7 @@ from othink_pipeline.cells.grid import Grid
 from othink_pipeline.config_loader import GridConfigLoader, read_grid
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.pipelines.wiring import bind
+from tests.support import commands
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = sorted(
@@ -43,11 +44,16 @@ TWO_SEEDS: dict[str, Any] = {"experiment": {"methods": ["sft", "grpo_d"], "seeds
 Configure = Callable[..., GridConfigLoader]
 
 
+@pytest.fixture(scope="module")
+def bootstrapped() -> None:
+    """Once: Kedro looks through all modules that are there each time."""
+    bootstrap_project(ROOT)
+
+
 @pytest.fixture
-def configure() -> Iterator[Configure]:
+def configure(bootstrapped: None) -> Iterator[Configure]:
     """Open a configuration the way a session does; the one before comes back afterwards."""
     before = GridConfigLoader.current
-    bootstrap_project(ROOT)
 
     def load(
         env: str = "base", runtime_params: dict[str, Any] | None = None, conf: Path = ROOT / "conf"
@@ -514,18 +520,6 @@ def test_bind_fixes_what_a_node_is_and_keeps_what_it_says() -> None:
     assert pickle.loads(pickle.dumps(bound))(2) == "cell: 2 "
 
 
-def run_python(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-LIST = "from kedro.framework.cli import main; import sys; sys.argv[1:] = ['registry', 'list']; "
 HEAVY = (
     "torch",
     "torchvision",
@@ -555,7 +549,14 @@ print(sorted(pipelines), len(pipelines["cross_task"].nodes))
 import othink_pipeline.settings  # with the hooks, which `kedro run` needs before it says a word
 print([name for name in {HEAVY!r} if name in sys.modules])
 """
-    done = run_python(code, ROOT, KEDRO_ENV="base")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "KEDRO_ENV": "base"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     base, smoke, heavy = done.stdout.splitlines()[-3:]
     assert base == str(sorted(PIPELINES))
@@ -571,10 +572,11 @@ def test_listing_the_pipelines_of_a_bad_environment_says_what_is_wrong(
     (tmp_path / "src").mkdir()  # the code itself comes from the installed package
     (conf / "bad").mkdir()
     (conf / "bad" / "parameters.yml").write_text("evaluation: {batch_sise: 5}\n")
-    done = run_python(LIST + "main()", tmp_path, KEDRO_ENV="bad")
+    env = {**os.environ, "KEDRO_ENV": "bad"}
+    done = commands.run("kedro", "registry", "list", cwd=tmp_path, env=env)
     assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert done.stderr[done.stderr.index("Error: ") :].splitlines() == [
+    assert "Traceback" not in done.stdout
+    assert done.stdout[done.stdout.index("Error: ") :].splitlines() == [
         "Error: bad parameters",
         "  evaluation.batch_size: missing; add it",
         "  evaluation.max_completion_tokens: missing; add it",

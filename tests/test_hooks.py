@@ -346,9 +346,10 @@ def test_ray_is_asked_before_a_run_leaves_a_record(
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Tracking URI of a store with one experiment; making its tables takes seconds."""
+def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Tracking URI of a store with one experiment."""
     folder = tmp_path_factory.mktemp("store")
+    shutil.copy(empty_store, folder)
     uri = f"sqlite:///{folder}/mlflow.db?timeout=60"
     mlflow.set_tracking_uri(uri)
     mlflow.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())

@@ -1,6 +1,5 @@
 """A cell is trained once: killed anywhere it goes on, finished it is reused, failed it says why."""
 
-import gc
 import json
 import logging
 import os
@@ -83,19 +82,19 @@ class Inputs(NamedTuple):
 
 @pytest.fixture(scope="module", autouse=True)
 def surroundings() -> Iterator[None]:
-    """What these tests say of stores holds for them alone; each training collects garbage."""
-    gc.collect()
-    gc.freeze()  # looking through all that was ever imported takes longer than to train
+    """What these tests say of stores holds for them alone."""
     yield
-    gc.unfreeze()
     mlflow.set_tracking_uri(None)
     os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
 
 
 @pytest.fixture(scope="module")
-def prepared(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(
+    mini_model: MiniModel, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A project with a base model, examples and a store, and nothing trained."""
     project = tmp_path_factory.mktemp("prepared")
+    shutil.copy(empty_store, project / STORE)
     sizes = {"base": 1, "train": 12, "validation": 4, "test": 4}
     preparation = DataPreparation.model_validate(
         shipped("data_preparation", splits=sizes, prompt=PROMPT)

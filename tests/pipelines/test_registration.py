@@ -35,9 +35,12 @@ HISTORY = pd.DataFrame(
 
 
 @pytest.fixture
-def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pd.DataFrame]:
+def training(
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pd.DataFrame]:
     """Two cells with runs of their own; a checkpoint of the better one alone."""
     monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_store, tmp_path)
     monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.create_experiment("othink-pipeline", artifact_location=str(tmp_path / "artifacts"))

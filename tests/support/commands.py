@@ -32,6 +32,7 @@ _IMPORTED = [
     "transformers.models.qwen2_vl.modeling_qwen2_vl",
     "trl.trainer.grpo_trainer",
     "trl.trainer.sft_trainer",
+    "tests.support.preloaded",
 ]
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(_IMPORTED)

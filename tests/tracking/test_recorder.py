@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -70,9 +71,10 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
-    """A store with one experiment; making its tables takes seconds."""
+def client(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
+    """A store with one experiment."""
     folder = tmp_path_factory.mktemp("store")
+    shutil.copy(empty_store, folder)
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     mlflow.create_experiment("tests", artifact_location=str(folder / "artifacts"))
     mlflow.set_experiment("tests")

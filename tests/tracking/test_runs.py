@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,9 +26,10 @@ TEST_SPLIT = DatasetRef("counting_test", digest="ab" * 32, source="data/test", e
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
-    """A store with one experiment; making its tables takes seconds."""
+def client(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
+    """A store with one experiment."""
     folder = tmp_path_factory.mktemp("store")
+    shutil.copy(empty_store, folder)
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     mlflow.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
     mlflow.set_experiment("tests")

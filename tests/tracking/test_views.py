@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import zlib
 from base64 import b64decode
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,9 +25,10 @@ SCORES = {
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def grid(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A parent with two cells, one of them an earlier run's, and a stranger; its id."""
     folder = tmp_path_factory.mktemp("store")
+    shutil.copy(empty_store, folder)
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     experiment_id = mlflow.create_experiment("views", artifact_location=folder.as_uri())
     mlflow.set_experiment("views")

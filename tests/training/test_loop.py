@@ -448,7 +448,7 @@ def test_the_gradient_of_the_kl_is_grpos_own_or_the_unbiased_one_as_k2s_is(
     norms = {}
     for kind in ((True, "k3"), (False, "k3"), (False, "k2")):
         changes = dict(zip(("unbiased_kl", "kl_estimator"), kind, strict=True))
-        parameters = rl_parameters(strong, **changes)
+        parameters = rl_parameters(strong, updates=2, **changes)
         examples, folder = splits["counting"]["train"], tmp_path / str(len(norms))
         norms[kind] = run_cell(mini_model, examples, parameters, folder).curve("train/grad_norm")
     unbiased, own, of_k2 = norms.values()

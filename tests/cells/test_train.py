@@ -790,7 +790,7 @@ def test_what_is_not_what_its_manifest_says_is_never_trained_on(
 OTHER_PROCESS = """
 import json, logging, sys
 from othink_pipeline.cells import job as cell_job
-from othink_pipeline.cells import train as cell_training
+from othink_pipeline.core import locks
 from tests.cells import test_train as test
 
 class Told(logging.Handler):
@@ -798,8 +798,8 @@ class Told(logging.Handler):
         if "waiting until it is done" in record.getMessage():
             print("waits", flush=True)
 
-cell_training.logger.setLevel("INFO")
-cell_training.logger.addHandler(Told())
+locks.logger.setLevel("INFO")
+locks.logger.addHandler(Told())
 cell_job.train_job = test.never
 manifest, history = test.call()
 print(json.dumps([manifest.to_json(), len(history)]))

@@ -155,8 +155,9 @@ class Resumable(Trainer):
         with _only_data(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
             # Which of its machine's GPUs a process had is no matter of the training.
-            device, file = self.args.device, folder / self._own_file
-            own = torch.load(file, map_location=device, weights_only=True)
+            device = self.args.device  # of several processes on a CPU "cpu:0", which is none
+            place = "cpu" if device.type == "cpu" else device
+            own = torch.load(folder / self._own_file, map_location=place, weights_only=True)
         self._restore_own_state(own)
         for name, part in self.parts.items():
             part.restore(saved["parts"][name])

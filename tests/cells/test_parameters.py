@@ -534,6 +534,17 @@ def test_dynamic_weights_stand_beside_constants_of_their_mean_and_their_end(
         assert set(end) <= {weights[-1]}
 
 
+def test_the_main_grids_control_has_grpo_ds_mean_weight() -> None:
+    for task in TASKS:
+        dynamic, mean = (
+            resolve_method(load("base"), name, task) for name in ("grpo_d", "grpo_mean")
+        )
+        controller = KLController(dynamic.kl, dynamic.updates)
+        weights = [controller.next_weight(update, 0.0) for update in range(dynamic.updates)]
+        assert mean.kl.weight == pytest.approx(sum(weights) / dynamic.updates, rel=0.01)
+        assert dynamic.model_copy(update={"kl": mean.kl}) == mean
+
+
 def test_a_comparison_of_what_is_no_method_is_refused() -> None:
     message = fault(changed("report.comparisons", [["grpo_d", "gpro"]]))
     assert "report.comparisons holds 'gpro', which is no method" in message

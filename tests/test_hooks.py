@@ -574,6 +574,7 @@ def test_a_run_interrupted_in_a_notebook_is_ended_before_the_next(
     client: MlflowClient, hooks: TrackingHooks, tmp_path: Path
 ) -> None:
     mlflow.start_run()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a test with Ray may have left Ray's handler
     hooks.before_pipeline_run(run_params(tmp_path))
     parent = str(runs.parent_run_id())
     child = runs.start_run("a", "cell", {}, {})

@@ -160,16 +160,13 @@ def _check_names() -> None:
             f"--pipelines={','.join(unknown)}: no pipeline. There are "
             f"{', '.join(name for name in pipelines if name != '__default__')}."
         )
-    spaces = {
-        node.namespace
-        for name in asked or ["__default__"]
-        for node in pipelines[name].nodes
-        if node.namespace
-    }
+    wanted = options.get("namespaces") or ()
+    if not wanted:
+        return
+    chosen = [node for name in asked or ["__default__"] for node in pipelines[name].nodes]
+    spaces = {node.namespace for node in chosen if node.namespace}
     unknown = [
-        name
-        for name in options.get("namespaces") or ()
-        if not any(f"{space}.".startswith(f"{name}.") for space in spaces)
+        name for name in wanted if not any(f"{space}.".startswith(f"{name}.") for space in spaces)
     ]
     if unknown:
         there = sorted({".".join(space.split(".")[:2]) for space in spaces})

@@ -362,7 +362,7 @@ def test_an_unknown_task_is_told_with_those_there_are() -> None:
 def test_an_unknown_method_is_told_with_those_there_are() -> None:
     message = fault(changed("experiment.methods", ["sft", "ppo"]))
     assert "experiment.methods holds 'ppo'" in message
-    assert "grpo, grpo_d, grpo_format, sft, sft_cot" in message
+    assert "grpo, grpo_d, grpo_format, grpo_mean, sft, sft_cot" in message
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", None, 3, ["rl"], {"rl": 1}])

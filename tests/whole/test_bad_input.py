@@ -57,7 +57,7 @@ def test_a_bad_grid(project: Path) -> None:
     experiment = {"tasks": ["counting"], "methods": ["sft", "gpro"], "seeds": [0]}
     message = kedro_run(project, experiment=experiment)
     assert "experiment.methods holds 'gpro', which is no method" in message
-    assert "Allowed: grpo, grpo_d, grpo_format, sft, sft_cot" in message
+    assert "Allowed: grpo, grpo_d, grpo_format, grpo_mean, sft, sft_cot" in message
     assert left_behind(project) == set()
 
 

@@ -94,12 +94,13 @@ class Outcome(NamedTuple):
     """Run name -> status, of the cells and base models."""
 
 
-def make_project(folder: Path, model: Path) -> Path:
-    """A project with the tiny model, nothing prepared."""
+def make_project(folder: Path, model: Path, **blocks: Any) -> Path:
+    """A project with the tiny model, nothing prepared; some blocks of parameters may be others."""
     shutil.copytree(ROOT / "conf", folder / "conf", ignore=shutil.ignore_patterns("local"))
     (folder / "conf" / "local").mkdir()
     (folder / "conf" / "test").mkdir()
-    (folder / "conf" / "test" / "parameters.yml").write_text(yaml.safe_dump(PARAMETERS))
+    parameters = folder / "conf" / "test" / "parameters.yml"
+    parameters.write_text(yaml.safe_dump({**PARAMETERS, **blocks}))
     shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "src").mkdir()  # the code itself comes from the installed package
     shutil.copytree(model, folder / "data/01_raw/tiny")
@@ -155,11 +156,8 @@ def read_outcome(project: Path, store: str | None = None) -> Outcome:
             name += " again"
         ends[name] = record.info.status
     manifests = {
-        f"{task}.{method}": json.loads(
-            (project / f"data/06_models/{task}/{method}/s0.json").read_text()
-        )
-        for task in TASKS
-        for method in METHODS
+        f"{file.parts[-3]}.{file.parts[-2]}": json.loads(file.read_text())
+        for file in (project / "data/06_models").glob("*/*/s0.json")
     }
     records = {
         cell: {

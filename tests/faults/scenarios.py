@@ -58,9 +58,9 @@ class Found(NamedTuple):
     """In what the result differs from the undisturbed one; empty is as it must be."""
 
 
-def run_undisturbed(folder: Path, model: Path) -> Undisturbed:
+def run_undisturbed(folder: Path, model: Path, **blocks: Any) -> Undisturbed:
     """Run once without harm; count how often each point is passed."""
-    project = make_project(folder, model)
+    project = make_project(folder, model, **blocks)
     code = run(project, {"count": str(project / "passed.json")})
     if code:
         raise RuntimeError(f"the undisturbed run failed: {project}/log.txt")

@@ -3,6 +3,7 @@
 And one is run on Ray, which loses a worker: cells side by side come to the same, too.
 """
 
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -15,6 +16,9 @@ from tests.conftest import MiniModel
 from tests.faults.on_ray import at, raylet_pid, two_machines
 from tests.faults.project import (
     ON_RAY,
+    PARAMETERS,
+    TASKS,
+    UPDATES,
     leftovers,
     make_project,
     read_outcome,
@@ -24,8 +28,12 @@ from tests.faults.project import (
 )
 from tests.faults.scenarios import DAMAGES, Undisturbed, run_undisturbed
 
+BY_RL: dict[str, Any] = {  # `make faults` hurts cells of both kinds
+    "experiment": {"tasks": list(TASKS), "methods": ["grpo_d"], "seeds": [0]},
+    "report": {**PARAMETERS["report"], "comparisons": []},
+}
 WOUNDS: list[dict[str, Any]] = [
-    # In the last update of the first cell, by RL: there are states of updates 2 and 4.
+    # In the last update of the first cell: there are states of updates 2 and 4.
     {"point": "optimizer step", "call": 5, "after": False, "signal": signal.SIGKILL},
     # That of update 4 is damaged before this: the training goes on from update 2.
     {"point": "checkpoint write", "call": 2, "after": True, "signal": signal.SIGKILL},
@@ -35,14 +43,17 @@ WOUNDS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def undisturbed(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    return run_undisturbed(tmp_path_factory.mktemp("faults") / "undisturbed", mini_model.path)
+    return run_undisturbed(
+        tmp_path_factory.mktemp("faults") / "undisturbed", mini_model.path, **BY_RL
+    )
 
 
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same(
-    mini_model: MiniModel, tmp_path: Path, undisturbed: Undisturbed
+    mini_model: MiniModel, empty_store: Path, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
-    assert undisturbed.steps == 4 * 5
-    project = make_project(tmp_path / "project", mini_model.path)
+    assert undisturbed.steps == len(TASKS) * UPDATES
+    project = make_project(tmp_path / "project", mini_model.path, **BY_RL)
+    shutil.copy(empty_store, project)
     codes = []
     for number, wound in enumerate(WOUNDS):
         codes.append(run(project, wound))
@@ -56,10 +67,11 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same(
 
 
 def test_a_run_on_ray_that_loses_a_worker_comes_to_the_same(
-    mini_model: MiniModel, tmp_path: Path, undisturbed: Undisturbed
+    mini_model: MiniModel, empty_store: Path, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
     """Two cells on two machines, each with as many threads as the undisturbed run had."""
-    project = make_project(tmp_path / "project", mini_model.path)
+    project = make_project(tmp_path / "project", mini_model.path, **BY_RL)
+    shutil.copy(empty_store, project)
     third = {"point": "optimizer step", "call": 3, "after": False, "signal": signal.SIGKILL}
     with two_machines() as cluster:
         code = run(project, {**third, "once": str(project / "struck")}, ON_RAY, at(cluster))

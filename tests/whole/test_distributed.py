@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import parent_process
+from multiprocessing import forkserver, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,12 @@ WHAT = Path("what_to_do")
 
 
 @pytest.fixture(scope="module")
-def prepared(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(
+    mini_model: MiniModel, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A project with a base model, examples and a store, and nothing trained."""
     project = tmp_path_factory.mktemp("distributed")
+    shutil.copy(empty_store, project)
     preparation = DataPreparation.model_validate(
         {
             "seed": 0,
@@ -207,7 +211,7 @@ def on_two_machines(what: str) -> Iterator[None]:
 
 def be_second_machine(job: CellJob, run_id: str, share: processes.Share, tracking_uri: str) -> None:
     mlflow.set_tracking_uri(tracking_uri)
-    processes.START_METHOD, processes.work = "forkserver", work
+    processes.START_METHOD, processes.work = "fork", work  # it has imported all, and done nothing
     processes.train_here(job, run_id, share)
 
 
@@ -227,12 +231,17 @@ def write_what(what: str) -> None:
 
 
 def workers_of(project: Path) -> list[psutil.Process]:
-    """Those that still live."""
+    """Those that still live, spawned or forked from the server."""
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     return [
         process
-        for process in psutil.process_iter(["cmdline", "cwd"])
+        for process in psutil.process_iter(["cmdline", "cwd", "pid"])
         if process.info["cwd"] == str(project)
-        and "--multiprocessing-fork" in (process.info["cmdline"] or ())
+        and process.info["pid"] != server
+        and re.search(
+            "--multiprocessing-fork|multiprocessing.forkserver",
+            " ".join(process.info["cmdline"] or ()),
+        )
     ]
 
 
@@ -301,6 +310,7 @@ def test_a_training_that_was_ended_goes_on_to_the_same_end(
     project: Path, workers: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """With two passes an update. ``work`` ends one of its processes, or the run, at update 2."""
+    monkeypatch.setattr(processes, "START_METHOD", "forkserver")  # below some are spawned
     workers(what)
     if what == "kill_partner":
         manifest, history = call(micro_batch_size=1)

@@ -23,6 +23,7 @@ from othink_pipeline.tracking import lifecycle, recorder, runs
 from othink_pipeline.tracking.journal import DatasetRef, Journal
 from othink_pipeline.tracking.recorder import Recorder, TrackingUnavailableError
 from othink_pipeline.tracking.runs import open_run
+from tests.support import commands
 
 VALIDATION = DatasetRef("counting_validation", digest="ab" * 32, source="data/val", examples=200)
 NAME = "counting/grpo/s0"
@@ -79,8 +80,10 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
+def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, folder)
+    server = Server(folder)
     server.start()
     mlflow.set_tracking_uri(server.uri)
     mlflow.set_experiment("tests")
@@ -250,8 +253,10 @@ def test_what_one_process_could_not_deliver_another_does(
     runs.end_run(run_id, "FAILED")  # only says that it could not
     assert time.monotonic() - started_s < 20
     server.start()
-    command = [sys.executable, "-c", DELIVER, str(tmp_path), NAME]
-    subprocess.run(command, env={**os.environ, "MLFLOW_TRACKING_URI": server.uri}, check=True)
+    (tmp_path / "deliver.py").write_text(DELIVER)
+    env = {**os.environ, "MLFLOW_TRACKING_URI": server.uri}
+    done = commands.run("deliver", str(tmp_path), NAME, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stdout
     check_delivered(run_id)
     run = MlflowClient().get_run(run_id)
     assert (run.info.status, run.data.tags["resumed"]) == ("RUNNING", "1")

@@ -20,10 +20,10 @@ SMALL = {
     "data_preparation.splits.train": 8,
     "data_preparation.splits.validation": 4,
     "data_preparation.splits.test": 6,
-    "training.updates": 2,
+    "training.updates": 1,
     "training.prompts_per_update": 2,
-    "training.checkpoint_every_updates": 2,
-    "training.validation_examples": 4,
+    "training.checkpoint_every_updates": 1,
+    "training.validation_examples": 2,
     "rl.completions_per_prompt": 2,
     "rl.max_completion_tokens": 8,
     "evaluation.batch_size": 8,
@@ -43,8 +43,9 @@ def read_example(name: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def project(tmp_path: Path, mini_model: MiniModel) -> Path:
+def project(tmp_path: Path, mini_model: MiniModel, empty_store: Path) -> Path:
     """A copy of the project, with a small base model."""
+    shutil.copy(empty_store, tmp_path)
     for folder in ("conf", "src"):
         ignored = shutil.ignore_patterns("local", "__pycache__", "*.egg-info")
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
@@ -99,7 +100,7 @@ def test_a_data_set_of_ones_own(project: Path, follow: Callable[..., str]) -> No
         "validation": 4,
         "test": 6,
     }
-    assert len(list((project / "data/my_data/06_models/charts").glob("*/s0/*/update-000002"))) == 2
+    assert len(list((project / "data/my_data/06_models/charts").glob("*/s0/*/update-000001"))) == 2
 
 
 def test_a_model_of_ones_own(project: Path, follow: Callable[..., str]) -> None:

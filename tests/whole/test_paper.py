@@ -85,8 +85,11 @@ def kedro_run(project: Path, *options: str) -> str:
         for name in FAMILIES
     ],
 )
-def test_the_papers_setting_goes_from_data_to_report(family: str, tmp_path: Path) -> None:
+def test_the_papers_setting_goes_from_data_to_report(
+    family: str, empty_store: Path, tmp_path: Path
+) -> None:
     project = make_project(tmp_path / "project", family)
+    shutil.copy(empty_store, project)
     said = kedro_run(project, "--pipelines=cross_task")
     assert "prompts cannot be shared" not in said
     results = project / "data/paper/08_reporting"

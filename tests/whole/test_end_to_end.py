@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ from tests.support.manifests import make_model
 ROOT = Path(__file__).parents[2]
 METHODS = ("sft", "grpo", "grpo_d")
 CELLS = [(task, method) for task in TASKS for method in METHODS]
-TEST_EXAMPLES = 24
+TEST_EXAMPLES = 10
 PARAMETERS: dict[str, Any] = {
     "experiment": {"tasks": list(TASKS), "methods": list(METHODS), "seeds": [0]},
     "data_preparation": {
@@ -91,6 +91,7 @@ class Outcome(NamedTuple):
 def others_unharmed() -> Iterator[None]:
     """Kedro and MLflow keep the last project in globals: other tests get their own back."""
     loader, uri = GridConfigLoader.current, mlflow.get_tracking_uri()
+    bootstrap_project(ROOT)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_EXPERIMENT_ID", runs.PARENT_VARIABLE):
             patch.delenv(name, raising=False)
@@ -109,10 +110,11 @@ def write_environment(project: Path, name: str, **blocks: Any) -> None:
 def kedro_run(
     project: Path, pipeline: str, env: str, params: dict[str, Any] | None = None, **options: Any
 ) -> None:
-    with contextlib.chdir(project):
-        bootstrap_project(project)
-        with KedroSession.create(project, env=env, runtime_params=params) as session:
-            session.run(pipeline_names=[pipeline], **options)
+    with (
+        contextlib.chdir(project),
+        KedroSession.create(project, env=env, runtime_params=params) as session,
+    ):
+        session.run(pipeline_names=[pipeline], **options)
 
 
 def parents(client: MlflowClient) -> list[Run]:
@@ -479,15 +481,24 @@ def test_checkpoints_name_their_run_and_are_changed_models(outcome: Outcome) -> 
     assert len(digests) == 1 + len(CELLS)  # all differ
 
 
-def test_one_method_runs_alone_and_comes_out_the_same(outcome: Outcome, copied: Path) -> None:
-    shutil.rmtree(copied / "data/06_models/counting/grpo_d")
-    kedro_run(copied, "cross_task", "test", namespaces=["counting.grpo_d"])
-    again = read_checkpoint(copied, "counting", "grpo_d")
+def test_one_method_made_afresh_runs_alone_and_comes_out_the_same(
+    outcome: Outcome, copied: Path, steps: list[Any], scored: list[int]
+) -> None:
+    fresh = {"compute": {"fresh": True}}
+    kedro_run(copied, "cross_task", "test", fresh, namespaces=["counting.grpo_d"])
+    assert len(steps) == 2
+    assert scored.count(TEST_EXAMPLES) == len(TASKS)
     before = read_checkpoint(outcome.project, "counting", "grpo_d")
-    assert again["digest"] == before["digest"]  # alone or after other cells: the same weights
-    assert again["run_id"] != before["run_id"]
+    after = read_checkpoint(copied, "counting", "grpo_d")
+    assert after["digest"] == before["digest"]  # alone or after other cells: the same weights
+    assert after["run_id"] != before["run_id"]
     client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
     assert set(children_of(client, parents(client)[0])) == {"counting/grpo_d/s0"}
+    old, new = (client.get_run(manifest["run_id"]) for manifest in (before, after))
+    assert (
+        points(client, {"": old})["", "eval/counting"]
+        == (points(client, {"": new})["", "eval/counting"])
+    )
 
 
 def test_the_next_session_of_a_process_has_its_own_grid(copied: Path) -> None:
@@ -512,6 +523,7 @@ def test_checkpoints_are_tested_again_on_shuffled_pictures(copied: Path) -> None
     write_environment(
         copied,
         "looks",
+        experiment={"tasks": list(TASKS), "methods": ["grpo"], "seeds": [0]},
         evaluation={**PARAMETERS["evaluation"], "shuffle_images": True, "samples": 2},
     )
     (copied / "conf/looks/globals.yml").write_text("{data: data/looks, trained: data}")
@@ -525,7 +537,7 @@ def test_checkpoints_are_tested_again_on_shuffled_pictures(copied: Path) -> None
     kedro_run(copied, "__default__", "looks")
     assert all(file.read_bytes() == content for file, content in before.items())
     predictions = pd.read_parquet(copied / "data/looks/08_reporting/predictions.parquet")
-    assert len(predictions) == 7 * 2 * TEST_EXAMPLES
+    assert len(predictions) == 3 * 2 * TEST_EXAMPLES
     assert (predictions["image_of"] != predictions["example_id"]).all()
     assert {len(answers) for answers in predictions["sampled_correct"]} == {2}
     report = (copied / "data/looks/08_reporting/report.md").read_text()
@@ -549,36 +561,7 @@ def points(client: MlflowClient, runs: Mapping[str, Run]) -> dict[tuple[str, str
     }
 
 
-def test_run_again_it_trains_and_tests_nothing(
-    outcome: Outcome, copied: Path, steps: list[Any], scored: list[int]
-) -> None:
-    matrix = (copied / "data/08_reporting/transfer_matrix.csv").read_bytes()
-    kedro_run(copied, "cross_task", "test")
-    assert (steps, scored) == ([], [])
-    assert (copied / "data/08_reporting/transfer_matrix.csv").read_bytes() == matrix
-    assert run_ids(copied) == run_ids(outcome.project)
-    client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
-    parent = parents(client)[0]
-    assert parent.info.run_id != outcome.parent.info.run_id
-    assert parent.info.status == "FINISHED"
-    assert children_of(client, parent) == {}
-    compared = compared_by(client, parent)
-    assert {name: run.info.run_id for name, run in compared.items()} == {
-        name: run.info.run_id for name, run in outcome.children.items()
-    }
-    for run in compared.values():
-        assert run.info.status == "FINISHED"
-        assert run.data.tags[runs.grid_tag(outcome.parent.info.run_id)] == "trained"
-        assert run.data.tags[runs.grid_tag(parent.info.run_id)] == "reused"
-    before = points(outcome.client, outcome.children)
-    assert points(client, compared) == before
-    assert max(map(len, before.values())) == 3  # validations of updates 0, 1 and 2
-    means = outcome.parent.data.metrics
-    assert parent.data.metrics == means
-    assert means
-
-
-def test_an_edited_method_trains_its_own_cells_and_an_edit_taken_back_trains_none(
+def test_an_edited_method_trains_its_own_cells_and_an_edit_taken_back_nothing_at_all(
     outcome: Outcome, copied: Path, steps: list[Any], scored: list[int]
 ) -> None:
     base = yaml.safe_load((copied / "conf/base/parameters_experiment.yml").read_text())
@@ -611,25 +594,23 @@ def test_an_edited_method_trains_its_own_cells_and_an_edit_taken_back_trains_non
         for project in (copied, outcome.project)
     ]
     assert matrices[0] == matrices[1]
-
-
-def test_what_is_finished_is_made_afresh_when_asked(
-    outcome: Outcome, copied: Path, steps: list[Any], scored: list[int]
-) -> None:
-    fresh = {"compute": {"fresh": True}}
-    kedro_run(copied, "cross_task", "test", fresh, namespaces=["counting.sft"])
-    assert len(steps) == 2
-    assert scored.count(TEST_EXAMPLES) == len(TASKS)
-    before = read_checkpoint(outcome.project, "counting", "sft")
-    after = read_checkpoint(copied, "counting", "sft")
-    assert after["run_id"] != before["run_id"]
-    assert after["digest"] == before["digest"]
-    client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
-    old, new = (client.get_run(manifest["run_id"]) for manifest in (before, after))
-    assert (
-        points(client, {"": old})["", "eval/counting"]
-        == (points(client, {"": new})["", "eval/counting"])
-    )
+    parent = parents(client)[0]
+    assert parent.info.status == "FINISHED"
+    assert children_of(client, parent) == {}
+    compared = compared_by(client, parent)
+    assert {name: run.info.run_id for name, run in compared.items()} == {
+        name: run.info.run_id for name, run in outcome.children.items()
+    }
+    for run in compared.values():
+        assert run.info.status == "FINISHED"
+        assert run.data.tags[runs.grid_tag(outcome.parent.info.run_id)] == "trained"
+        assert run.data.tags[runs.grid_tag(parent.info.run_id)] == "reused"
+    recorded = points(outcome.client, outcome.children)
+    assert points(client, compared) == recorded
+    assert max(map(len, recorded.values())) == 3  # validations of updates 0, 1 and 2
+    means = outcome.parent.data.metrics
+    assert parent.data.metrics == means
+    assert means
 
 
 def test_a_cell_that_fails_leaves_a_hole_and_goes_on_when_its_cause_is_gone(
@@ -642,6 +623,8 @@ def test_a_cell_that_fails_leaves_a_hole_and_goes_on_when_its_cause_is_gone(
     def fail(**_: Any) -> None:
         raise RuntimeError("no memory | at all")
 
+    methods = ["sft", "grpo_d"]
+    write_environment(copied, "test", experiment={**PARAMETERS["experiment"], "methods": methods})
     for cell in ("counting/grpo_d", "geometry/sft"):  # what comes after the failure is trained
         shutil.rmtree(copied / "data/06_models" / cell)
     with monkeypatch.context() as broken:
@@ -672,6 +655,7 @@ def test_a_cell_that_fails_leaves_a_hole_and_goes_on_when_its_cause_is_gone(
     assert r"no memory \| at all" in section
     matrix = pd.read_csv(copied / "data/08_reporting/transfer_matrix.csv")
     whole = pd.read_csv(outcome.project / "data/08_reporting/transfer_matrix.csv")
+    whole = whole[whole["method"] != "grpo"].reset_index(drop=True)
     hole = (matrix["train_task"] == "counting") & (matrix["method"] == "grpo_d")
     assert matrix.loc[hole, "n"].tolist() == [0, 0]
     assert matrix.loc[hole, "accuracy"].isna().all()
@@ -693,25 +677,15 @@ def test_a_cell_that_fails_leaves_a_hole_and_goes_on_when_its_cause_is_gone(
     pd.testing.assert_frame_equal(mended, whole)
 
 
-def cut_short(content: bytes) -> bytes:
-    return content[:-1]
-
-
-def change_a_byte(content: bytes) -> bytes:
-    return content[:-1] + bytes([content[-1] ^ 1])
-
-
-@pytest.mark.parametrize("damage", [cut_short, change_a_byte])
 def test_a_corrupt_base_model_stops_the_run_before_any_training(
     copied: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    damage: Callable[[bytes], bytes],
 ) -> None:
     shutil.rmtree(copied / "data/06_models")
     weights = copied / "data/01_raw/tiny/model.safetensors"
     make_model(weights.parent)
-    weights.write_bytes(damage(weights.read_bytes()))
+    weights.write_bytes(weights.read_bytes()[:-1])
     monkeypatch.chdir(copied)
     with pytest.raises(SystemExit) as stopped:
         main(["--env=test", "--pipelines=cross_task"])

@@ -37,7 +37,7 @@ WOUNDS: list[dict[str, Any]] = [
     {"point": "optimizer step", "call": 5, "after": False, "signal": signal.SIGKILL},
     # That of update 4 is damaged before this: the training goes on from update 2.
     {"point": "checkpoint write", "call": 2, "after": True, "signal": signal.SIGKILL},
-    {"point": "evaluation", "call": 9, "after": False, "signal": signal.SIGTERM},
+    {"point": "evaluation", "call": 5, "after": False, "signal": signal.SIGTERM},
 ]
 
 

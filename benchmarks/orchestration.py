@@ -123,6 +123,7 @@ def do_nothing(outputs: list[str], *inputs: Any, **identity: Any) -> list[Any]:
         "report": str,
         "report_page": str,
         "heat_map": Figure,
+        "samples": Figure,
         "training_curves": Figure,
     }
     if tested := identity.get("tested"):

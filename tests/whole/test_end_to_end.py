@@ -35,7 +35,7 @@ from tests.support.manifests import make_model
 ROOT = Path(__file__).parents[2]
 METHODS = ("sft", "grpo", "grpo_d")
 CELLS = [(task, method) for task in TASKS for method in METHODS]
-TEST_EXAMPLES = 16
+TEST_EXAMPLES = 20
 PARAMETERS: dict[str, Any] = {
     "experiment": {"tasks": list(TASKS), "methods": list(METHODS), "seeds": [0]},
     "data_preparation": {

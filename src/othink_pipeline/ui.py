@@ -78,19 +78,24 @@ def _find_port(usual: int) -> int:
 
 
 def _start_server(port: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port)]
-    # Not as an argument, which everybody on the machine can read: it may hold a password.
-    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": mlflow.get_tracking_uri()}
+    # For one reader: one worker, and no queue of jobs, which take seconds and a GB to start.
+    command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port), "--workers", "1"]
+    environment = {
+        **os.environ,
+        # Not as an argument, which everybody on the machine can read: it may hold a password.
+        "MLFLOW_BACKEND_STORE_URI": mlflow.get_tracking_uri(),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     return subprocess.Popen(command, env=environment)
 
 
 def _wait_for(page: str, server: subprocess.Popen[bytes]) -> None:
-    """Until it answers, for a minute at most: a cold start imports much.
+    """Until it answers, for five minutes at most: a cold start on a busy machine imports much.
 
     Raises:
         ConfigurationError: it does not, or its server has ended.
     """
-    for _ in range(60):
+    for _ in range(300):
         with suppress(HTTPError):
             PoolManager().request("GET", page, retries=False, timeout=1)
             return

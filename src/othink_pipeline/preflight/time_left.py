@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+from bisect import insort
+from collections import defaultdict
 from collections.abc import Iterable
-from statistics import median
 
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.preflight.plan import Planned
 
 
 class TimeLeft:
-    """Seconds that are left, as far as they can be told."""
+    """Seconds that are left, as far as they can be told; asked at each of some thousand nodes."""
 
     def __init__(self, planned: Iterable[Planned]) -> None:
-        self._left = {item.cell: item for item in planned if item.state != "reuse"}
-        self._an_update: dict[str, list[float]] = {}
+        self._left: dict[str, dict[Cell, Planned]] = defaultdict(dict)  # by algorithm
+        for item in planned:
+            if item.state != "reuse":
+                self._left[item.method.algorithm][item.cell] = item
+        self._updates = {
+            algorithm: sum(item.left for item in items.values())
+            for algorithm, items in self._left.items()
+        }
+        self._an_update: dict[str, list[float]] = defaultdict(list)
+        """Seconds by algorithm, the shortest first."""
 
     def finish(self, cell: Cell, seconds: float) -> None:
         """A cell is trained, or has failed; what it took tells of others of its algorithm."""
-        item = self._left.pop(cell, None)
-        if item is not None and item.left:
-            self._an_update.setdefault(item.method.algorithm, []).append(seconds / item.left)
+        for algorithm, items in self._left.items():
+            item = items.pop(cell, None)
+            if item is not None and item.left:
+                self._updates[algorithm] -= item.left
+                insort(self._an_update[algorithm], seconds / item.left)
 
     @property
     def seconds(self) -> float:
         """Of all cells that are not finished; NaN where there is one that nothing is known of."""
-        return sum(
-            item.left * median(self._an_update[item.method.algorithm])
-            if item.method.algorithm in self._an_update
-            else item.seconds
-            for item in self._left.values()
-        )
+        total = 0.0
+        for algorithm, items in self._left.items():
+            if took := self._an_update[algorithm]:
+                median = (took[(len(took) - 1) // 2] + took[len(took) // 2]) / 2
+                total += self._updates[algorithm] * median
+            else:
+                total += sum(item.seconds for item in items.values())
+        return total

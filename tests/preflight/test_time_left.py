@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.preflight.plan import Planned
 from othink_pipeline.preflight.time_left import TimeLeft
@@ -35,3 +37,12 @@ def test_what_nothing_is_known_of_leaves_the_whole_unknown() -> None:
     assert math.isnan(left.seconds)
     left.finish(Cell("counting", "grpo", 0), 3.0)
     assert left.seconds == 10
+
+
+def test_it_is_the_median_of_what_was_measured() -> None:
+    left = TimeLeft([planned("grpo", seed, 0, 1.0) for seed in range(6)])
+    for seed, seconds in enumerate((300.0, 100.0, 200.0)):
+        left.finish(Cell("counting", "grpo", seed), seconds)
+    assert left.seconds == pytest.approx(3 * 200)
+    left.finish(Cell("counting", "grpo", 3), 400.0)
+    assert left.seconds == pytest.approx(2 * 250)

@@ -100,6 +100,23 @@ def test_colours_follow_the_order_of_the_grid(history: pd.DataFrame) -> None:
     assert len(set(PALETTE)) == len(PALETTE)
 
 
+@pytest.mark.parametrize("count", [2, 6, 14])
+def test_no_label_is_cut_off(count: int) -> None:
+    methods = [f"a method's name {number}" for number in range(count)]
+    cells = [cell("counting", method, 0, "counting", [0, 1]) for method in methods]
+    rows = [("counting", method, 0, 1, "train/reward", 1.0) for method in methods]
+    columns = ["task", "method", "seed", "step", "metric", "value"]
+    for figure in (
+        heat_map(matrix_of(grid(*cells)), KNOWN),
+        training_curves(pd.DataFrame(rows, columns=columns), methods, KNOWN),
+    ):
+        figure.draw_without_rendering()
+        drawn = figure.get_tightbbox()
+        width, height = figure.get_size_inches()
+        assert min(drawn.x0, drawn.y0, width - drawn.x1, height - drawn.y1) >= 0
+        assert figure.axes[0].get_position().height * height > 0.4, "the panel is still there"
+
+
 def test_figures_render(history: pd.DataFrame, tmp_path: Path) -> None:
     for name, figure in (
         ("heat_map", heat_map(matrix_of(two_tasks()), KNOWN)),

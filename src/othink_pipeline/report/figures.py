@@ -20,6 +20,7 @@ from othink_pipeline.report.parameters import KnownMethods
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 PALETTE = (  # begins with Okabe and Ito's: told apart by colour-blind readers too
     *("#E69F00", "#0072B2", "#D55E00", "#CC79A7", "#56B4E9", "#009E73", "#8C6BB1", "#A6761D"),
@@ -54,7 +55,7 @@ def heat_map(matrix: pd.DataFrame, known: KnownMethods) -> Figure:
         (str(train_task), str(method)): [tested(group[group["eval_task"] == t]) for t in tasks]
         for (train_task, method), group in matrix.groupby(["train_task", "method"], sort=False)
     }
-    size = (1.8 + 1.7 * len(tasks), 0.8 + 0.42 * len(rows))
+    size = (1.8 + 1.7 * len(tasks), 0.95 + 0.42 * len(rows))
     figure = Figure(figsize=size, dpi=200, layout="constrained")
     axes = figure.add_subplot()
     colors = LinearSegmentedColormap.from_list("accuracy", list(COLOR_SCALE), bad="#eeeeee")
@@ -75,8 +76,9 @@ def heat_map(matrix: pd.DataFrame, known: KnownMethods) -> Figure:
         axes.axvline(column - 0.5, color="white", linewidth=1.5)
     labels = [known.name(train_task, method) for train_task, method in rows]
     axes.set_xticks(range(len(tasks)), [f"tested on {task}" for task in tasks], size=9)
-    axes.set_xlabel(
-        "accuracy of the tagged answer, %; outlined: the task that was trained on", size=7
+    # Of the figure: the layout gives a label of the axes no more room than they are wide.
+    figure.supxlabel(
+        "accuracy of the tagged answer, %\noutlined: the task that was trained on", size=7
     )
     axes.set_yticks(range(len(rows)), labels, size=9)
     axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
@@ -146,10 +148,21 @@ def training_curves(history: pd.DataFrame, methods: Sequence[str], known: KnownM
                 axes.plot(points["step"], points["value"], marker=marker, **style)
         label = known.label(method)
         handles.append(Line2D([], [], color=colors[method], linewidth=2, label=label))
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=8
-    )
+    _add_legend(figure, handles)
     return figure
+
+
+def _add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """Above all panels, in as many columns as there is room for; the figure grows by its rows."""
+    from matplotlib.textpath import TextPath
+
+    size = 8  # points, and the em of the distances: line 2, to its label 0.8, to the next one 2
+    widths = [TextPath((0, 0), str(line.get_label()), size).get_extents().width for line in handles]
+    columns = max(1, int(72 * figure.get_figwidth() / (max(widths, default=0) + 4.8 * size)))
+    figure.set_figheight(figure.get_figheight() + 0.18 * (max(len(handles) - 1, 0) // columns))
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=size
+    )
 
 
 def _metrics(history: pd.DataFrame) -> dict[str, str]:

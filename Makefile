@@ -57,7 +57,7 @@ viz: $(STAMP)
 # kernel is that of .venv. Containers' users are root, whom Jupyter refuses unless it is told.
 notebook: $(STAMP)
 	$(VENV)/bin/python -m ipykernel install --prefix $(VENV) >/dev/null
-	JUPYTER_PATH=$(CURDIR)/$(VENV)/share/jupyter $(UV) tool run --from jupyterlab==4.6.6 jupyter-lab \
+	JUPYTER_PATH="$(CURDIR)/$(VENV)/share/jupyter" $(UV) tool run --from jupyterlab==4.6.6 jupyter-lab \
 		$(if $(filter 0,$(shell id -u)),--allow-root) notebooks/results.ipynb
 
 # A file's tests share what they train; the order is that of tests/conftest.py.

@@ -299,7 +299,7 @@ def test_the_notebook_shows_what_is_there(
     assert set(shown["cells"]["tags.mlflow.runName"]) == set(outcome.children)
     assert shown["cells"][shown["columns"]].notna().all().all()
     shown["methods"] = ["grpo"]
-    exec(next(cell for cell in code if cell.startswith("method_a, ")), shown)
+    exec(next(cell for cell in code if cell.startswith("trained_on, ")), shown)
     base, items = shown["a"], shown["pictures"](shown["tested_on"])
     assert (shown["method_a"], shown["method_b"], len(base)) == ("base", "grpo", TEST_EXAMPLES)
     first, second = base.index[:2]

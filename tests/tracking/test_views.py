@@ -54,11 +54,15 @@ def grid(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="module")
 def saved(grid: str) -> dict[str, dict[str, Any]]:
+    return save_views(grid)
+
+
+def save_views(parent: str) -> dict[str, dict[str, Any]]:
     """Title -> what MLflow's page reads of the view that the link to it names."""
-    views.save_views(grid)
+    views.save_views(parent)
     experiment = MlflowClient().get_experiment_by_name("views")
     found = {}
-    for title, link in views.view_links(grid).items():
+    for title, link in views.view_links(parent).items():
         address = urlsplit(link)
         path, _, query = address.fragment.partition("?")
         assert (address.netloc, path) == (
@@ -67,7 +71,7 @@ def saved(grid: str) -> dict[str, dict[str, Any]]:
         )
         key = parse_qs(query)["viewStateShareKey"][0]
         value = experiment.tags[f"mlflow.sharedViewState.{key}"]
-        assert len(value) < 5000
+        assert len(value) < 20_000
         envelope = json.loads(value)
         assert isinstance(envelope["name"], str)
         assert isinstance(envelope["createdAt"], int)
@@ -147,3 +151,26 @@ def test_test_accuracy_comes_first_and_costs_are_no_charts(
 def test_the_link_to_a_server_holds_no_password(grid: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://ada:secret@host:5000/")
     assert views.server_address() == "http://host:5000"
+
+
+def test_after_other_pictures_the_views_show_their_scores(grid: str) -> None:
+    """They stand on the same runs as those of the right pictures."""
+    (cell,) = (run for run in runs.grid_runs(grid) if run.data.metrics.keys() >= SCORES.keys())
+    experiment_id = MlflowClient().get_run(grid).info.experiment_id
+    blind = MlflowClient().create_run(experiment_id, tags={"kind": "grid"}).info.run_id
+    MlflowClient().set_tag(cell.info.run_id, runs.grid_tag(blind), "tested")
+    other = {name.replace("/", "_shuffled/", 1): 0.25 for name in SCORES if "cost" not in name}
+    records.log_metrics(cell.info.run_id, other, 4)
+    records.log_metrics(blind, {"base_shuffled/accuracy": 0.25}, 0)
+    state = save_views(blind)
+    assert state["Transfer matrix"]["selectedColumns"][3:] == [
+        *("metrics.`own_shuffled/accuracy`", "metrics.`own_shuffled/gain`"),
+        *("metrics.`other_shuffled/accuracy`", "metrics.`other_shuffled/gain`"),
+        *("metrics.`eval_shuffled/counting`", "metrics.`eval_shuffled/geometry`"),
+    ]
+    cards = state["Curves and scores"]["compareRunCharts"]
+    placed = {card["metricKey"]: card["metricSectionId"] for card in cards}
+    assert placed["own_shuffled/accuracy"] == "Test accuracy"
+    assert placed["eval_shuffled/form/counting/price"] == "Test accuracy by question form"
+    assert placed["own/accuracy"] == placed["eval/counting"] == "More scores"
+    assert placed.keys() == {*SCORES, *other}

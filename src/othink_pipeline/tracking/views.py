@@ -45,7 +45,10 @@ VIEWS = (
 
 
 class Section(NamedTuple):
-    """Charts that stand together: of the metrics whose whole name fits a pattern, in this order."""
+    """Charts that stand together: of the metrics whose whole name fits a pattern, in this order.
+
+    ``{shown}`` is "_shuffled" where other pictures were shown, else nothing.
+    """
 
     title: str
     chart: Literal["BAR", "LINE"]
@@ -54,11 +57,15 @@ class Section(NamedTuple):
 
 
 SECTIONS = (
-    Section("Test accuracy", "BAR", ("own/accuracy", "other/accuracy", "eval/[^/]+")),
-    Section("Gain over the base model", "BAR", ("own/gain", "other/gain")),
+    Section(
+        "Test accuracy",
+        "BAR",
+        ("own{shown}/accuracy", "other{shown}/accuracy", "eval{shown}/[^/]+"),
+    ),
+    Section("Gain over the base model", "BAR", ("own{shown}/gain", "other{shown}/gain")),
     Section("Validation accuracy", "LINE", ("val/[^/]+",)),
     Section("Training", "LINE", ("train/reward", "train/kl", "train/kl_weight", "train/loss")),
-    Section("Test accuracy by question form", "BAR", ("eval/form/.+",), is_open=False),
+    Section("Test accuracy by question form", "BAR", ("eval{shown}/form/.+",), is_open=False),
     Section("More scores", "BAR", ("(own|other|eval).*/.+",), is_open=False),
     Section("More curves", "LINE", ("(val|train)/.+",), is_open=False),
 )
@@ -122,13 +129,15 @@ def save_views(parent_id: str) -> None:
     client = MlflowClient()
     parent = client.get_run(parent_id)
     metrics = {name for run in grid_runs(parent_id) for name in run.data.metrics}
+    # A run has the scores of all pictures that it was ever shown; the parent only today's.
+    shown = "_shuffled" if "base_shuffled/accuracy" in parent.data.metrics else ""
     now_ms = int(time.time() * 1000)
     for view in VIEWS:
         envelope = {
             "name": f"{view.title}, {parent.info.run_name}",
             "createdAt": now_ms,
             "updatedAt": now_ms,
-            "state": _pack(_state(view.key, parent_id, metrics)),
+            "state": _pack(_state(view.key, parent_id, metrics, shown)),
         }
         tag = VIEW_TAG + _key(parent_id, view)
         client.set_experiment_tag(parent.info.experiment_id, tag, json.dumps(envelope))
@@ -143,15 +152,16 @@ def _experiment_of(run_id: str) -> str:
 
 
 def _pack(state: dict[str, Any]) -> str:
-    """As MLflow's pages do; an experiment's tag holds 5,000 characters."""
+    """As MLflow's pages do; an experiment's tag holds 20,000 characters."""
     text = json.dumps(state, separators=(",", ":"))
     return "deflate;" + b64encode(zlib.compress(text.encode(), level=9)).decode()
 
 
-def _state(key: str, parent_id: str, metrics: Iterable[str]) -> dict[str, Any]:
+def _state(key: str, parent_id: str, metrics: Iterable[str], shown: str) -> dict[str, Any]:
     """What the page is told: which runs, in which order, which columns and charts."""
-    tests = sorted(name for name in metrics if re.fullmatch("eval/[^/]+", name))
-    scores = ["own/accuracy", "own/gain", "other/accuracy", "other/gain", *tests]
+    tests = sorted(name for name in metrics if re.fullmatch(f"eval{shown}/[^/]+", name))
+    scores = [f"{scope}{shown}/{of}" for scope in ("own", "other") for of in ("accuracy", "gain")]
+    scores += tests
     columns = [f"tags.`{tag}`" for tag in ("task", "method", "seed")]
     columns += [f"metrics.`{name}`" for name in scores]
     state = {
@@ -164,11 +174,11 @@ def _state(key: str, parent_id: str, metrics: Iterable[str]) -> dict[str, Any]:
         "runListHidden": key == "samples",  # its columns are the runs
     }
     if key == "curves":
-        state |= _charts(metrics)
+        state |= _charts(metrics, shown)
     return state
 
 
-def _charts(metrics: Iterable[str]) -> dict[str, Any]:
+def _charts(metrics: Iterable[str], shown: str) -> dict[str, Any]:
     """A card for each metric: one without would be drawn as a line, and scores are of one step."""
     sections, cards, left = [], [], sorted(metrics)
     for section in SECTIONS:
@@ -181,7 +191,7 @@ def _charts(metrics: Iterable[str]) -> dict[str, Any]:
             }
         )
         for pattern in section.patterns:
-            fitting = [name for name in left if re.fullmatch(pattern, name)]
+            fitting = [name for name in left if re.fullmatch(pattern.format(shown=shown), name)]
             cards += [_card(name, section.chart, section.title) for name in fitting]
             left = [name for name in left if name not in fitting]
     hidden = [name for name in left if re.fullmatch(NO_CHART, name)]

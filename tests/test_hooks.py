@@ -24,6 +24,7 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Node, Pipeline
 from kedro_mlflow.framework.hooks.mlflow_hook import mlflow_hook
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
 from pandas import DataFrame
 
 from othink_pipeline import cli
@@ -117,6 +118,52 @@ def test_an_artifact_folder_that_cannot_be_written_is_named(tmp_path: Path) -> N
     with pytest.raises(ConfigurationError, match="artifact_location = 'mlartifacts'"):
         environment.check_store("sqlite:///mlflow.db", "mlartifacts", tmp_path)
     environment.check_store("sqlite:///mlflow.db", "s3://bucket/mlartifacts", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("location", "asked", "told"),
+    [
+        ("{project}/mlartifacts", "mlartifacts", False),
+        ("file://{project}/mlartifacts", "mlartifacts", False),
+        ("file://{project}/a%20b", "a b", False),
+        ("mlflow-artifacts:/1", None, False),
+        ("{project}/before/it/moved/mlartifacts", "mlartifacts", True),
+        ("{project}/mlartifacts", "s3://bucket/mlartifacts", True),
+        ("s3://bucket/mlartifacts", "mlartifacts", True),
+    ],
+)
+def test_artifacts_that_go_elsewhere_than_asked_are_told(
+    location: str, asked: str | None, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment = Experiment("1", "mine", location.format(project=tmp_path), "active")
+    environment.check_artifacts(experiment, asked, tmp_path)
+    assert ("another experiment (mlflow.yml: tracking.experiment.name)" in caplog.text) == told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_whose_experiment_takes_no_artifacts_is_refused(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else made it, or the project was moved: what is configured now can be written."""
+    (tmp_path / "file").write_text("")
+    location = f"file://{tmp_path}/file/mlartifacts"
+    experiment_id = MlflowClient().create_experiment("theirs", location)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment_id)
+    shutil.copytree(PROJECT / "conf" / "base", tmp_path / "conf" / "base")
+    (tmp_path / "conf" / "local").mkdir()
+    hooks = PreflightHooks()
+    hooks.after_context_created(context_of(tmp_path, tmp_path / "conf"))
+
+    def start(name: str) -> None:
+        params = run_params(tmp_path, pipeline_names=[name])
+        hooks.before_pipeline_run(params, TWO_NODES, DataCatalog())
+
+    for name in ("cross_task", "preflight"):
+        with pytest.raises(ConfigurationError, match=r"tracking\.experiment\.name") as error:
+            start(name)
+        told = f"MLflow experiment 'theirs': artifact_location = '{location}': cannot write to "
+        assert f"{told}{tmp_path}/file" in error.value.message
+    start("report")  # gives it nothing
 
 
 def test_a_server_is_asked_and_a_silent_one_is_named_soon(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 import click
@@ -48,6 +48,9 @@ from othink_pipeline.preflight.stored import check_stored
 from othink_pipeline.preflight.time_left import TimeLeft
 from othink_pipeline.tracking import lifecycle, records, runs, views
 
+if TYPE_CHECKING:
+    from kedro_mlflow.config.kedro_mlflow_config import MlflowTrackingOptions
+
 logger = logging.getLogger(__name__)
 
 MAKING = {"sft", "rl", "evaluation"}
@@ -62,6 +65,7 @@ class PreflightHooks:
     def __init__(self) -> None:
         self._presence = ExitStack()
         self.planned: list[Planned] = []
+        self._tracking: MlflowTrackingOptions | None = None
 
     @hook_impl(tryfirst=True)
     def after_context_created(self, context: KedroContext) -> None:
@@ -83,6 +87,7 @@ class PreflightHooks:
                 f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
             ]
             raise ConfigurationError("mlflow.yml:\n" + "\n".join(faults)) from None
+        self._tracking = config.tracking
         uri = config.server.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
             return
@@ -108,6 +113,7 @@ class PreflightHooks:
         option = f" --env={run_params['env']}" if run_params["env"] else ""
         environment.check_inputs(pipeline, catalog, option)
         environment.check_outputs(pipeline, catalog)
+        self._check_artifacts(run_params)
         disk.check_disk(Path(run_params["project_path"]))
         self._presence.close()  # of a run that was interrupted in this process (a notebook)
         self.planned = []
@@ -137,6 +143,15 @@ class PreflightHooks:
         marks = Path(loader["globals"]["data"]) / AT_WORK
         what = {name: block for name, block in raw.items() if name != "cluster"}
         self._presence.enter_context(at_work(marks, content_key(what)))
+
+    def _check_artifacts(self, run_params: dict[str, Any]) -> None:
+        """Where the experiment keeps what the run gives it: hours of training come before that."""
+        tracking, names = self._tracking, set(run_params["pipeline_names"] or ["__default__"])
+        if tracking is None or names <= {*tracking.disable_tracking.pipelines} - {"preflight"}:
+            return  # it gives it nothing
+        if experiment := lifecycle.current_experiment():
+            asked = tracking.experiment.create_experiment_kwargs.artifact_location
+            environment.check_artifacts(experiment, asked, Path(run_params["project_path"]))
 
     @hook_impl
     def after_pipeline_run(self) -> None:

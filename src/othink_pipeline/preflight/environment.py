@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -25,6 +26,9 @@ from othink_pipeline.core.launchers import drop_launcher_variables
 from othink_pipeline.core.redaction import redact_uri
 from othink_pipeline.preflight.disk import nearest
 from othink_pipeline.preflight.rows import Row, refuse
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment
 
 logger = logging.getLogger(__name__)
 
@@ -88,15 +92,38 @@ def check_store(uri: str, artifact_location: str | None, project: Path) -> None:
     parts = urlsplit(uri)
     if uri.startswith(_SQLITE):
         _check_sqlite(uri, project)
-    elif parts.scheme in ("", "file"):
-        folder = nearest(project / url2pathname(parts.path))
-        _check_folder(_URI_KEY, uri, folder, _OR_ELSEWHERE)
+    elif folder := _local_folder(uri, project):
+        _check_folder(_URI_KEY, uri, nearest(folder), _OR_ELSEWHERE)
     elif parts.hostname is not None:
         _check_server(uri)
-    artifacts = urlsplit(artifact_location or "")
-    if artifacts.path and artifacts.scheme in ("", "file"):
-        folder = nearest(project / url2pathname(artifacts.path))
-        _check_folder(_ARTIFACTS_KEY, str(artifact_location), folder, _OR_ELSEWHERE)
+    if folder := _local_folder(artifact_location or "", project):
+        _check_folder(_ARTIFACTS_KEY, str(artifact_location), nearest(folder), _OR_ELSEWHERE)
+
+
+def check_artifacts(experiment: Experiment, asked: str | None, project: Path) -> None:
+    """Check that an experiment takes artifacts; a warning says if they go elsewhere than asked.
+
+    They go where they were to go when it was made: before the project was moved, or by somebody
+    else, whose machine it may have been.
+
+    Args:
+        asked: where a new experiment would keep them; None leaves it to MLflow.
+
+    Raises:
+        ConfigurationError: with the folder and the remedy.
+    """
+    name, location = experiment.name, experiment.artifact_location
+    folder = _local_folder(location, project)
+    remedy = "name another experiment (mlflow.yml: tracking.experiment.name)."
+    if folder is not None:
+        key = f"MLflow experiment {name!r}: artifact_location"
+        _check_folder(key, location, nearest(folder), f"or {remedy}")
+    if asked is not None and (_local_folder(asked, project) or asked) != (folder or location):
+        logger.warning(
+            "MLflow experiment %r keeps artifacts (report, figures, samples) in %s since it was "
+            "made, whatever artifact_location says now (%s). To have them elsewhere %s",
+            *(name, location, asked, remedy),
+        )
 
 
 def check_project(project: Path) -> None:
@@ -230,6 +257,14 @@ def _check_folder(key: str, value: str, folder: Path, or_else: str) -> None:
             f"{key} = {value!r}: cannot write to {folder} ({error.strerror}). "
             f"Make it a writable folder, {or_else}"
         ) from None
+
+
+def _local_folder(location: str, project: Path) -> Path | None:
+    """The folder that a path or a file's address names; None for one of another kind."""
+    parts = urlsplit(location)
+    if not parts.path or parts.scheme not in ("", "file"):
+        return None
+    return project / url2pathname(parts.path)
 
 
 def _check_server(uri: str, timeout_s: float = 3.0) -> None:

@@ -6,12 +6,13 @@ process is killed; what is here says KILLED in both cases.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Mapping
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Run, RunTag
+from mlflow.entities import Experiment, Run, RunTag
 
 from othink_pipeline.core.processes import lives
 from othink_pipeline.tracking.runs import (
@@ -33,6 +34,12 @@ def name_parent(run_id: str, name: str, tags: Mapping[str, str]) -> None:
     client.update_run(run_id, name=name)
     tags = {"kind": "grid", **process_tags(), **tags}
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def current_experiment() -> Experiment | None:
+    """The experiment that kedro-mlflow has made the current one."""
+    experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    return MlflowClient().get_experiment(experiment_id) if experiment_id else None
 
 
 def active_run_id() -> str | None:

@@ -276,6 +276,16 @@ def test_fresh_scores_again_in_the_same_place(
     assert histories(checkpoint.run_id) == logged
 
 
+def test_scores_of_a_run_that_is_gone_are_kept_and_told(
+    checkpoint: Checkpoint, examples: Examples, caplog: pytest.LogCaptureFixture
+) -> None:
+    MlflowClient().delete_run(checkpoint.run_id)
+    manifest = evaluate(checkpoint, examples)
+    assert len(read_predictions(manifest)) == TEST_ITEMS
+    assert f"MLflow has no run {checkpoint.run_id}" in caplog.text
+    assert not histories(checkpoint.run_id)
+
+
 # --- Damage
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
+from kedro.io import DataCatalog
 
 from othink_pipeline.cells.evaluate import write_predictions
 from othink_pipeline.cells.grid import Cell
@@ -35,6 +37,7 @@ from tests.support.handmade import KNOWN, NOTHING_PUBLISHED
 from tests.support.manifests import checkpoint_of, examples_of, with_split
 from tests.support.page import picture
 
+ROOT = Path(__file__).parents[2]
 CELL = Cell("counting", "grpo", 0)
 NOTHING_COMPARED = Report(comparisons=(), equivalence_margin=3.0)
 BASE = BaseModelCheckpoint(path="p", digest="new", run_id="base", model_id="m")
@@ -127,6 +130,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     monkeypatch.setattr(
         "othink_pipeline.tracking.records.log_samples", lambda *arguments: calls.append(arguments)
     )
+    monkeypatch.setattr("othink_pipeline.tracking.runs.is_there", lambda run_id: run_id != "gone")
     monkeypatch.setattr(nodes, "sample_answers", lambda tables, examples: list(tables))
     return calls
 
@@ -150,6 +154,15 @@ def test_predictions_become_one_table_and_their_scores(
     assert [call[:3] for call in logged] == [
         (run_id, ["counting", "geometry"], "samples.json") for run_id in ("base", "r")
     ]
+
+
+def test_what_mlflow_has_no_run_of_is_collected_too(
+    logged: list[tuple[Any, ...]], publish: Publish, base: Models
+) -> None:
+    gone = CHECKPOINT.model_copy(update={"run_id": "gone"})
+    together, *_ = build({**base, CELL.name: (gone, [publish()])})
+    assert together["method"].tolist() == ["base"] * 2 + ["grpo"] * 2
+    assert [call[0] for call in logged] == ["base"]
 
 
 def test_trainings_are_collected_by_name() -> None:
@@ -472,3 +485,17 @@ def test_the_page_shows_the_examples_that_were_tested(
         page(digest="other")
     with pytest.raises(ConfigurationError, match=r"gone\.arrow: missing"):
         page(path=str(tmp_path / "gone.arrow"))
+
+
+@pytest.mark.parametrize(
+    "name", ["verdict", "transfer_matrix", "differences", "report.training", "report.failures"]
+)
+def test_kedro_viz_shows_whole_tables(name: str, tmp_path: Path) -> None:
+    """Of conf/kl_ablation the matrix has 226 rows, its verdict a row for each comparison."""
+    entry = yaml.safe_load((ROOT / "conf/base/catalog.yml").read_text())[name]
+    file = tmp_path / "table.csv"
+    pd.DataFrame({"row": range(226)}).to_csv(file, index=False)
+    entry.get("dataset", entry)["filepath"] = str(file)
+    dataset = DataCatalog.from_config({name: entry})[name]
+    preview = dataset.preview(**dataset.metadata["kedro-viz"].get("preview_args", {}))
+    assert len(preview["data"]) == 226

@@ -283,7 +283,7 @@ def test_a_run_that_is_older_than_its_process_is_not_taken_for_dead(
     assert run_id in lifecycle.reap_dead_runs(parent)
 
 
-@pytest.mark.parametrize("gone", ["deleted", "another store"])
+@pytest.mark.parametrize("gone", ["deleted", "another store", "another experiment"])
 def test_a_run_that_the_store_does_not_know_is_replaced(
     client: MlflowClient, parent: str, tmp_path: Path, gone: str
 ) -> None:
@@ -294,11 +294,16 @@ def test_a_run_that_the_store_does_not_know_is_replaced(
     assert finished_run(file) is None
     runs.finish_run(first)
     assert finished_run(file) == first
+    assert runs.is_there(first)
     if gone == "deleted":
         client.delete_run(first)
     else:
         first = "0" * 32
+        if gone == "another experiment":
+            first = client.create_run("0").info.run_id
+            runs.finish_run(first)
         file.write_text(json.dumps({"run_id": first}))
+    assert runs.is_there(first) == (gone == "another experiment")
     assert finished_run(file) is None
     second = open_run(file, "a", "cell", {"task": "counting"}, {})
     tags = client.get_run(second).data.tags
@@ -351,10 +356,40 @@ def test_samples_are_shown_with_their_pictures_and_take_the_place_of_those_befor
     assert whole["data"][0][2]["type"] == "image"
 
 
-def test_a_run_says_what_it_is(client: MlflowClient, parent: str, cell: str) -> None:
-    records.describe(cell, "x" * 9000, "#0072B2")
-    tags = client.get_run(cell).data.tags
-    assert tags["mlflow.runColor"] == "#0072B2"
-    assert tags["mlflow.note.content"] == "x" * 8000
-    records.describe_experiment(parent, "why")
-    assert client.get_experiment_by_name("tests").tags["mlflow.note.content"] == "why"
+def test_samples_that_are_refused_are_left_out_and_tried_again(
+    client: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    nowhere = client.create_experiment("no artifacts", f"file://{tmp_path}/file/artifacts")
+    run_id = client.create_run(nowhere).info.run_id
+    for times in (1, 2):
+        records.log_samples(run_id, DataFrame({"answer": ["7"]}), "samples.json", "digest")
+        told = f"run {run_id}: samples.json is left out, artifacts are refused"
+        assert caplog.text.count(told) == times
+
+
+def test_a_run_says_what_it_is_and_what_people_write_there_stays(
+    client: MlflowClient, parent: str, cell: str
+) -> None:
+    def shown() -> tuple[str, str, str]:
+        tags = client.get_run(cell).data.tags
+        why = client.get_experiment_by_name("tests").tags["mlflow.note.content"]
+        return tags["mlflow.note.content"], tags["mlflow.runColor"], why
+
+    def describe(text: str, color: str) -> None:
+        records.describe(cell, text, color)
+        records.describe_experiment(parent, text)
+
+    describe("x" * 7000 + "\n" + "y" * 999 + "\nz", "#0072B2")
+    assert shown() == ("x" * 7000, "#0072B2", "x" * 7000), "whole lines only"
+    describe("anew", "#E69F00")
+    assert shown() == ("anew", "#E69F00", "anew")
+    client.set_tag(cell, "mlflow.note.content", "mine")
+    client.set_tag(cell, "mlflow.runColor", "#FFFFFF")
+    experiment = client.get_experiment_by_name("tests")
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "ours")
+    describe("once more", "#E69F00")
+    assert shown() == ("mine", "#FFFFFF", "ours")
+    client.set_tag(cell, "mlflow.note.content", "")
+    describe("once more", "#E69F00")
+    assert shown() == ("once more", "#FFFFFF", "ours")

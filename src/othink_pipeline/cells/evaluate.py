@@ -241,6 +241,13 @@ def _log(
     checkpoint: Checkpoint | BaseModelCheckpoint, examples: Examples, predictions: pd.DataFrame
 ) -> None:
     """Put the scores on the run that made the checkpoint, once."""
+    if not runs.is_there(checkpoint.run_id):
+        logger.warning(
+            "MLflow has no run %s (deleted, or of another store): its scores stand in the "
+            "predictions only. `kedro run` in the environment that trains records it anew",
+            checkpoint.run_id,
+        )
+        return
     stage, eval_task = eval_stage(predictions), examples.task
     shares = {
         f"{stage}/{eval_task}": predictions["correct"].mean(),

@@ -102,7 +102,7 @@ def is_refusal(error: Exception) -> bool:
     return not isinstance(error, OSError | DBAPIError)
 
 
-def _refuses_artifacts(error: Exception) -> bool:
+def refuses_artifacts(error: Exception) -> bool:
     """As ``is_refusal``, of a store of artifacts: behind a server's proxy, or a folder."""
     if isinstance(error, RequestException):
         status = 500 if error.response is None else error.response.status_code
@@ -202,7 +202,7 @@ def write_table(
     try:
         MlflowClient().log_text(run_id, content, file)
     except (MlflowException, OSError) as error:
-        if not _refuses_artifacts(error):
+        if not refuses_artifacts(error):
             raise
         logger.warning("run %s: %s is left out, artifacts are refused (%s)", run_id, file, error)
         return

@@ -6,6 +6,7 @@ a server nor dies of it.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from math import isnan
@@ -14,23 +15,29 @@ from pathlib import Path
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from othink_pipeline.core.files import content_key
 from othink_pipeline.core.locks import lock
 from othink_pipeline.tracking.journal import Context, DatasetRef
 from othink_pipeline.tracking.mlflow_store import (
     metric_entities,
     patient_store,
+    refuses_artifacts,
     write_checkpoint,
     write_dataset,
     write_metrics,
 )
 from othink_pipeline.tracking.runs import HIDDEN
 
+logger = logging.getLogger(__name__)
+
 STORE_LOCK = "mlflow.db.lock"
 """Held, in the project's folder, by who does to the store what two must not do at a time."""
 
-_MAX_NOTE_CHARACTERS = 8000  # limit of a tag (mlflow/utils/validation.py)
+NOTE_CHARACTERS = 8000
+"""What a run's description holds: the limit of a tag (mlflow/utils/validation.py)."""
 
 
 def log_metrics(
@@ -102,6 +109,8 @@ def log_checkpoint(run_id: str, name: str, step: int, path: Path, tags: Mapping[
 def log_samples(run_id: str, samples: pd.DataFrame, file: str, digest: str) -> None:
     """Log a table of answers, in the place of the one before; the same one leaves no trace.
 
+    Where artifacts are refused it is left out with a warning, as in ``write_table``.
+
     Args:
         samples: a row for each answer; a column of pictures is shown as such.
         file: ``samples.json``.
@@ -113,29 +122,59 @@ def log_samples(run_id: str, samples: pd.DataFrame, file: str, digest: str) -> N
         if run.data.tags.get(tag) == digest:
             return
         client.set_tag(run_id, tag, "begun")  # killed after this, it is done again
-        if tag in run.data.tags:  # `log_table` would add to what is there
-            artifacts = get_artifact_repository(run.info.artifact_uri)
-            for path in (file, f"table_images/{Path(file).stem}"):
-                artifacts.delete_artifacts(path)  # type: ignore[no-untyped-call]
-        client.log_table(run_id, samples, file)
+        try:
+            if tag in run.data.tags:  # `log_table` would add to what is there
+                artifacts = get_artifact_repository(run.info.artifact_uri)
+                for path in (file, f"table_images/{Path(file).stem}"):
+                    artifacts.delete_artifacts(path)  # type: ignore[no-untyped-call]
+            client.log_table(run_id, samples, file)
+        except (MlflowException, OSError) as error:
+            if not refuses_artifacts(error):
+                raise
+            told = run_id, file, error
+            logger.warning("run %s: %s is left out, artifacts are refused (%s)", *told)
+            return
         client.set_tag(run_id, tag, digest)
 
 
 def describe(run_id: str, text: str, color: str | None = None) -> None:
-    """Say on a run's page what it is, and draw it in a colour.
+    """Say on a run's page what it is, and draw it in a colour; what people put there stays.
 
     Args:
-        text: in Markdown; what is above 8,000 characters is cut.
+        text: in Markdown; lines that end above ``NOTE_CHARACTERS`` are left out.
         color: ``#RRGGBB``; None: MLflow's own choice.
     """
-    tags = {"mlflow.note.content": text[:_MAX_NOTE_CHARACTERS]}
+    client = MlflowClient()
+    there = client.get_run(run_id).data.tags
+    tags = _unless_edited(there, "mlflow.note.content", _fit(text))
     if color is not None:
-        tags["mlflow.runColor"] = color
-    MlflowClient().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        tags |= _unless_edited(there, "mlflow.runColor", color)
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def describe_experiment(run_id: str, text: str) -> None:
     """Say on the page of a run's experiment what it is about; text as of `describe`."""
     client = MlflowClient()
-    experiment_id = client.get_run(run_id).info.experiment_id
-    client.set_experiment_tag(experiment_id, "mlflow.note.content", text[:_MAX_NOTE_CHARACTERS])
+    experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
+    tags = _unless_edited(experiment.tags, "mlflow.note.content", _fit(text))
+    for key, value in tags.items():
+        client.set_experiment_tag(experiment.experiment_id, key, value)
+
+
+def _unless_edited(there: Mapping[str, str], key: str, value: str) -> dict[str, str]:
+    """A tag that MLflow's pages let people edit, and a digest to tell by whether they did.
+
+    Args:
+        there: the tags that there are; where they hold another value than ours, nothing is set.
+    """
+    mark = f"{HIDDEN}{key.removeprefix('mlflow.')}"
+    if there.get(key) and there.get(mark) != content_key(there[key]):
+        return {}
+    return {key: value, mark: content_key(value)}
+
+
+def _fit(text: str) -> str:
+    """Whole lines only: half a link is none."""
+    if len(text) <= NOTE_CHARACTERS:
+        return text
+    return text[:NOTE_CHARACTERS].rsplit("\n", 1)[0]

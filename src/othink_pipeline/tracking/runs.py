@@ -89,6 +89,12 @@ def grid_runs(parent_id: str) -> list[Run]:
     return found
 
 
+def grid_title(parent_id: str) -> str:
+    """Name and environment of a `kedro run`: ``cross_task 2026-11-29 20:10, environment base``."""
+    parent = MlflowClient().get_run(parent_id)
+    return f"{parent.info.run_name}, environment {parent.data.tags['env']}"
+
+
 def process_tags() -> dict[str, str]:
     """Which process writes a run: what `reap_dead_runs` goes by."""
     return {
@@ -133,8 +139,9 @@ def open_run(
     """Go on with the run that `file` remembers, or start one and remember it; returns its id.
 
     A run that goes on is RUNNING again, this process's, and its tag ``resumed`` counts how often.
-    A run that the store does not know (another store, or it was deleted) is started anew; its tag
-    ``replaces`` names the old one.
+    A run that the store does not know (another store, or it was deleted), or that stands in another
+    experiment than the parent, where no page would show it beside the others, is started anew; its
+    tag ``replaces`` names the old one.
 
     Args:
         file: see ``FILE``.
@@ -145,10 +152,10 @@ def open_run(
     """
     known = _read_run_id(file)
     if known is not None:
-        if (run := _find_run(known)) is not None:
+        if (run := _find_beside_parent(known)) is not None:
             _reopen(run, parameters)
             return known
-        logger.warning("%s: the MLflow store has no run %s, it gets a new one", name, known)
+        logger.warning("%s: this MLflow experiment has no run %s, it gets a new one", name, known)
         tags = {**tags, "replaces": known}
     run_id = start_run(name, kind, tags, {})
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -158,10 +165,15 @@ def open_run(
 
 
 def finished_run(file: Path) -> str | None:
-    """Id of the run that `file` remembers, if the store has it and it ended well."""
+    """Id of the run that `file` remembers, if `open_run` would find it and it ended well."""
     known = _read_run_id(file)
-    run = None if known is None else _find_run(known)
+    run = None if known is None else _find_beside_parent(known)
     return known if run is not None and run.info.status == "FINISHED" else None
+
+
+def is_there(run_id: str) -> bool:
+    """Whether the store has a run, in whatever experiment."""
+    return _find_run(run_id) is not None
 
 
 def join_grid(run_id: str, how: Part) -> None:
@@ -244,6 +256,15 @@ def _find_run(run_id: str) -> Run | None:
             return None
         raise
     return run if run.info.lifecycle_stage == "active" else None
+
+
+def _find_beside_parent(run_id: str) -> Run | None:
+    """The run, where it can stand beside the others of this `kedro run`."""
+    run, parent = _find_run(run_id), parent_run_id()
+    if run is None or parent is None:
+        return run
+    experiment_id = MlflowClient().get_run(parent).info.experiment_id
+    return run if run.info.experiment_id == experiment_id else None
 
 
 def _reopen(run: Run, parameters: Mapping[str, object]) -> None:

@@ -49,7 +49,7 @@ def collect_tests(
 ) -> CollectedTests:
     """All tests of one method, or of the base models.
 
-    Puts some answers on the MLflow run of each model that was tested on all tasks.
+    Puts some answers on the MLflow run of each model that was tested on all tasks, where it is.
 
     Args:
         models: namespaces of the cells, or of the base models.
@@ -74,7 +74,8 @@ def collect_tests(
             )
         if len(done) == len(tasks):  # samples of some tasks would be taken for all
             with told_if_away():
-                _log_samples(checkpoint.run_id, done, manifests)
+                if runs.is_there(checkpoint.run_id):  # else the evaluation has said so
+                    _log_samples(checkpoint.run_id, done, manifests)
     return CollectedTests(tests=tuple(found))
 
 

@@ -41,10 +41,11 @@ def record_results(
     parent = runs.parent_run_id()
     if parent is None:
         return
+    shown = eval_stage(predictions).removeprefix("eval")  # "" or "_shuffled"
     with told_if_away():
-        _describe_models(parent, transfer_matrix, predictions, known_methods, methods)
+        _describe_models(parent, shown, transfer_matrix, predictions, known_methods, methods)
         metrics = grid_metrics(transfer_matrix, differences)
-        records.log_scores(parent, _of_stage(metrics, predictions), 0)
+        records.log_scores(parent, _of_pictures(metrics, shown), 0)
         findings = [Finding(*row) for row in verdict.itertuples(index=False, name=None)]
         text = _describe_grid(
             parent, verdict_section(findings), matrix_section(transfer_matrix, predictions)
@@ -55,6 +56,7 @@ def record_results(
 
 def _describe_models(
     parent: str,
+    shown: str,
     matrix: pd.DataFrame,
     predictions: pd.DataFrame,
     known: KnownMethods,
@@ -64,6 +66,8 @@ def _describe_models(
     base = predictions[predictions["method"] == BASE]
     for run in runs.grid_runs(parent):
         tags = run.data.tags
+        if tags["method"] == BASE and "base_model" not in tags:
+            continue  # one that was made in this `kedro run`, and none of the grid's yet
         rows, answers = _of_model(matrix, tags), _of_model(predictions, tags)
         if answers.empty:  # it failed
             continue
@@ -73,9 +77,10 @@ def _describe_models(
             metrics |= cell_metrics(rows, answers, base)
             what = f"{known.label(tags['method'])} on {tags['task']}, seed {tags['seed']}"
         # Scores of the last update, at step 0: MLflow draws what has another step as a line.
-        records.log_scores(run.info.run_id, _of_stage(metrics, predictions), 0)
-        text = f"{what}. {matrix_section(rows, answers)}\n\n{_links(parent)}"
-        records.describe(run.info.run_id, text, colors.get(tags["method"]))
+        records.log_scores(run.info.run_id, _of_pictures(metrics, shown), 0)
+        if not shown:  # a cell is what it is on the right pictures
+            text = f"{what}. {matrix_section(rows, answers)}\n\n{_links(parent)}"
+            records.describe(run.info.run_id, text, colors.get(tags["method"]))
 
 
 def _of_model(table: pd.DataFrame, tags: dict[str, str]) -> pd.DataFrame:
@@ -87,9 +92,8 @@ def _of_model(table: pd.DataFrame, tags: dict[str, str]) -> pd.DataFrame:
     return table[is_cell & (table["seed"] == int(tags["seed"])).fillna(False)]
 
 
-def _of_stage(metrics: dict[str, float], predictions: pd.DataFrame) -> dict[str, float]:
+def _of_pictures(metrics: dict[str, float], shown: str) -> dict[str, float]:
     """Under names of their own where other pictures were shown."""
-    shown = eval_stage(predictions).removeprefix("eval")
     return {name.replace("/", f"{shown}/", 1): value for name, value in metrics.items()}
 
 
@@ -98,10 +102,20 @@ def _links(parent: str) -> str:
 
 
 def _describe_grid(parent: str, findings: str, matrix: str) -> str:
-    cells = " · ".join(
+    title = f"As of {runs.grid_title(parent)}:"
+    text = "\n\n".join([f"**{QUESTION}**", title, findings, _links(parent), matrix, "Its models: "])
+    return text + _model_links(parent, records.NOTE_CHARACTERS - len(text))
+
+
+def _model_links(parent: str, room: int) -> str:
+    """As many as there is room for, in characters."""
+    links = [
         f"[{run.info.run_name}]({views.run_link(run.info.run_id)})"
         for run in runs.grid_runs(parent)
-    )
-    return "\n\n".join(
-        [f"**{QUESTION}**", findings, _links(parent), matrix, f"Its models: {cells}"]
-    )
+    ]
+    text, kept = " · ".join(links), len(links)
+    while kept and len(text) > room:
+        kept -= 1
+        more = f"and {len(links) - kept} more: see the view {views.VIEWS[0].title}"
+        text = " · ".join([*links[:kept], more])
+    return text

@@ -9,8 +9,10 @@ PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-input
 UV := VIRTUAL_ENV=$(VENV) UV_SYSTEM_CERTS=true \
 	UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$($(VENV)/bin/python -m pip config get global.index-url 2>/dev/null)}" \
 	$(VENV)/bin/uv
-# A .venv whose interpreter has gone or does not start is not finished either.
-$(shell $(VENV)/bin/python -c "" 2>/dev/null || rm -f $(STAMP))
+# Nor is one whose interpreter has gone or does not start, or that runs the code of another folder:
+# it was moved or copied with the project.
+$(shell $(VENV)/bin/python -I -c "import os, sys; sys.exit(os.path.abspath('src') not in sys.path)" \
+	2>/dev/null || rm -f $(STAMP))
 # Made by runs, each beside a .gitkeep. data/01_raw holds what the project ships: never cleaned.
 OUTPUTS := data/02_intermediate data/03_primary data/04_feature data/05_model_input \
 	data/06_models data/07_model_output data/08_reporting

@@ -28,9 +28,11 @@ from mlflow.entities import Experiment
 from pandas import DataFrame
 
 from othink_pipeline import cli
+from othink_pipeline.cells.accelerate_config import LAUNCHER_VARIABLE, read_launcher
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.manifests import FailedCell
 from othink_pipeline.cells.train import RUN_VARIABLE
+from othink_pipeline.cluster.surroundings import describe_surroundings
 from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core import code
 from othink_pipeline.core.blocks import ConfigurationError
@@ -103,6 +105,21 @@ def test_a_database_that_is_only_readable_is_named(
     )
     with pytest.raises(ConfigurationError, match="readonly"):
         environment.check_store("sqlite:///mlflow.db", None, tmp_path)
+
+
+def test_the_jobs_of_an_array_do_not_share_a_database_over_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = {"/": "nfs4", str(tmp_path.resolve()): "ext4", str(tmp_path.resolve() / "net"): "nfs4"}
+    partitions = [SimpleNamespace(mountpoint=at, fstype=kind) for at, kind in mounts.items()]
+    monkeypatch.setattr(environment.psutil, "disk_partitions", lambda all: partitions)
+    (tmp_path / "net").mkdir()
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    environment.check_store("sqlite:///net/mlflow.db", None, tmp_path)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    environment.check_store("sqlite:///mlflow.db", None, tmp_path)
+    with pytest.raises(ConfigurationError, match=r"network file system \(nfs4\).*mlflow server"):
+        environment.check_store("sqlite:///net/mlflow.db", None, tmp_path)
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///taken/mlflow.db", "taken/mlruns"])
@@ -351,6 +368,18 @@ def test_a_project_path_that_no_address_can_hold_is_refused(tmp_path: Path, name
         environment.check_project(tmp_path / name)
 
 
+def test_the_code_of_another_clone_is_refused(tmp_path: Path) -> None:
+    """The project was copied with its .venv, or another one's is active."""
+    own = tmp_path / "src" / "othink_pipeline"
+    own.mkdir(parents=True)
+    told = f"the code in {code.PACKAGE}, not the project's in {own}: .*make"
+    with pytest.raises(ConfigurationError, match=told):
+        PreflightHooks().after_context_created(context_of(tmp_path, tmp_path))
+    own.rmdir()
+    own.symlink_to(code.PACKAGE)
+    environment.check_project(tmp_path)
+
+
 def test_what_mlflow_cannot_open_is_one_message(tmp_path: Path) -> None:
     manager = _create_hook_manager()
 
@@ -387,6 +416,60 @@ def test_ray_is_asked_before_a_run_leaves_a_record(
         with pytest.raises(ConfigurationError, match="does not answer"):
             PreflightHooks().before_pipeline_run(params, training, DataCatalog())
     assert len(tokens - {"of a run before"}) == 2, "Ray's processes have a token for each run"
+
+
+# --- Runs beside each other
+
+TESTS = Pipeline([Node(len, "x", "y", tags=["evaluation"])])
+
+
+@pytest.fixture
+def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Begin a run of a pipeline with some parameters; returns its hooks."""
+    monkeypatch.chdir(tmp_path)
+    begun: list[PreflightHooks] = []
+
+    def run(pipeline: Pipeline, **changes: Any) -> PreflightHooks:
+        environments = {"base_env": "base", "default_run_env": "local", "env": "smoke"}
+        GridConfigLoader(str(PROJECT / "conf"), runtime_params=changes, **environments)
+        begun.append(PreflightHooks())
+        begun[-1].before_pipeline_run(run_params(tmp_path), pipeline, DataCatalog())
+        return begun[-1]
+
+    yield run
+    for hooks in begun:
+        hooks.after_pipeline_run()
+
+
+@pytest.mark.parametrize("made", ["counting.examples", "base.b0.checkpoint"])
+def test_what_a_running_grid_starts_from_is_not_made_with_other_parameters(
+    begin: Any, made: str
+) -> None:
+    making = Pipeline([Node(len, "x", made, name="make")])
+    at_work = begin(TESTS)
+    begin(making, rebuild={"seed": 7}).after_pipeline_run()
+    with pytest.raises(ConfigurationError, match="at work there with other parameters"):
+        begin(making, data_preparation={"seed": 7})
+    begin(Pipeline([Node(len, "x", "report", name="write")]), data_preparation={"seed": 7})
+    at_work.after_pipeline_run()
+    begin(making, data_preparation={"seed": 7})
+
+
+def test_a_launcher_that_is_edited_belongs_to_the_next_run(begin: Any, tmp_path: Path) -> None:
+    file = tmp_path / "launcher.yaml"
+    file.write_text("distributed_type: MULTI_GPU")
+    launched = {"compute": {"launcher": str(file), "num_processes": 2}}
+    begin(TESTS, **launched)
+    file.write_text("# the same\ndistributed_type: MULTI_GPU")
+    begin(TESTS, **launched)
+    key = os.environ[LAUNCHER_VARIABLE]
+    assert describe_surroundings([]).variables[LAUNCHER_VARIABLE] == key, "Ray's processes have it"
+    file.write_text("distributed_type: MULTI_GPU\ngpu_ids: all")
+    with pytest.raises(ConfigurationError, match=r"edited after this run began\. Run"):
+        read_launcher(str(file))
+    os.environ.pop(LAUNCHER_VARIABLE)  # as in another process
+    with pytest.raises(ConfigurationError, match="at work there with other parameters"):
+        begin(TESTS, **launched)
 
 
 # --- The run that a `kedro run` is

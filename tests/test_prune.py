@@ -152,6 +152,17 @@ def test_what_another_environment_starts_from_stays(data: Path) -> None:
     assert unused(data) == (TRAININGS | INTERRUPTED | PREDICTIONS) - set(TRAININGS)
 
 
+def test_what_an_environment_with_the_same_folders_uses_stays(data: Path) -> None:
+    """Its catalog has a data folder of its own."""
+    for name, used in (
+        ("06_models/counting/grpo_d/s0.json", f"{min(TRAININGS, key=len)}/update-000048"),
+        ("07_model_output/counting/grpo_d/s0/geometry.json", min(PREDICTIONS)),
+    ):
+        (data / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / "x" / name).write_text(json.dumps({"path": f"data/{used}"}))
+    assert unused(data) == INTERRUPTED
+
+
 def test_sizes_add_up(data: Path) -> None:
     for found in find_unused(data):
         inside = [path for path in found.path.rglob("*") if path.is_file()]
@@ -218,6 +229,7 @@ def test_beside_a_file_that_does_not_read_all_stays(text: str, data: Path) -> No
 
 def test_without_any_file_what_is_finished_is_kept(data: Path, capsys: Any) -> None:
     """Its run was killed before Kedro could write it, or keeps it in another data folder."""
+    shutil.rmtree(data / "seeds")
     home = data / "06_models" / "counting" / "grpo_d" / "s0"
     home.with_suffix(".json").unlink()
     assert f"06_models/counting/grpo_d/s0/{KEYS[0]}" not in unused(data)
@@ -353,6 +365,11 @@ def test_what_was_set_aside_and_never_replaced_goes_unless_a_run_is_at_work(data
     age(data)
     listed = {unused.path: unused for unused in find_unused(data)}
     assert "set aside" in listed[retired].what and listed[retired].finished
+    (home / KEYS[0] / "manifest.json").rename(data / "not finished")  # it may be taken back
+    (unfinished,) = (each for each in find_unused(data) if each.path == retired)
+    assert unfinished.what.endswith("made anew, unfinished at update 48")
+    assert not unfinished.finished
+    (data / "not finished").rename(home / KEYS[0] / "manifest.json")
     remove(retired)
     assert not list(home.glob(f".{KEYS[0]}*")) and (home / KEYS[0]).exists()
 

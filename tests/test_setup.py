@@ -8,8 +8,29 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PYTHON = Path(sys.executable).resolve()
 OLDEST_PIP = "22.3"
 """Of Python 3.11.0."""
+
+
+def test_a_venv_that_was_moved_with_its_project_is_made_anew(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in ("src", ".venv/bin", packages := f".venv/lib/{PYTHON.name}/site-packages"):
+        (here / folder).mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, here)
+    (here / ".venv/bin/python").symlink_to(PYTHON)
+    (here / ".venv/pyvenv.cfg").write_text(f"home = {PYTHON.parent}\n")
+    (here / packages / "editable.pth").write_text(f"{here / 'src'}\n")
+    (here / ".venv/.complete").touch()
+
+    def is_complete(project: Path) -> bool:
+        command = ["make", "--question", ".venv/.complete"]
+        return subprocess.run(command, cwd=project, check=False).returncode == 0
+
+    assert is_complete(here)
+    here.rename(there)
+    assert not is_complete(there)
 
 
 @pytest.mark.slow

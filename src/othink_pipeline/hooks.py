@@ -30,6 +30,7 @@ from kedro.pipeline.node import Node
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
+from othink_pipeline.cells.accelerate_config import LAUNCHER_VARIABLE, read_launcher
 from othink_pipeline.cells.manifests import FailedCell, FailedTest
 from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.cells.train import RUN_VARIABLE
@@ -44,7 +45,7 @@ from othink_pipeline.core.stopping import stop_as_before, stop_in_order
 from othink_pipeline.core.units import describe_seconds
 from othink_pipeline.preflight import disk, environment
 from othink_pipeline.preflight.plan import Planned, check_room, describe_plan, plan_cells
-from othink_pipeline.preflight.stored import check_stored
+from othink_pipeline.preflight.stored import KINDS, check_stored
 from othink_pipeline.preflight.time_left import TimeLeft
 from othink_pipeline.tracking import lifecycle, records, runs, views
 
@@ -54,7 +55,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAKING = {"sft", "rl", "evaluation"}
-"""Tags of the nodes whose results another run could mix with its own."""
+"""Tags of the nodes whose results another run could mix with its own; so could those of others
+whose outputs end like manifests that a cell starts from: ``stored.KINDS``."""
+NO_RESULTS = ("cluster", "rebuild")
+"""Blocks that change nothing of a grid: several base models may be made at once."""
 AT_WORK = ".at_work"
 """The folder, within the data folder, with the marks of the runs that are at work there."""
 
@@ -118,7 +122,7 @@ class PreflightHooks:
         self._presence.close()  # of a run that was interrupted in this process (a notebook)
         self.planned = []
         loader = GridConfigLoader.current
-        if loader is None or not any(node.tags & MAKING for node in pipeline.nodes):
+        if loader is None or not _makes(pipeline):
             return
         raw = loader["parameters"]
         parameters = Parameters.read(raw)
@@ -141,7 +145,11 @@ class PreflightHooks:
             check_room(self.planned, parameters, at_once or len(self.planned))
         # Last: nothing calls the hooks below for a run that was refused.
         marks = Path(loader["globals"]["data"]) / AT_WORK
-        what = {name: block for name, block in raw.items() if name != "cluster"}
+        what = {name: block for name, block in raw.items() if name not in NO_RESULTS}
+        if file := parameters.compute.launcher:
+            what["compute.launcher"] = content_key(read_launcher(file))
+            os.environ[LAUNCHER_VARIABLE] = what["compute.launcher"]
+            self._presence.callback(os.environ.pop, LAUNCHER_VARIABLE, None)
         self._presence.enter_context(at_work(marks, content_key(what)))
 
     def _check_artifacts(self, run_params: dict[str, Any]) -> None:
@@ -159,6 +167,12 @@ class PreflightHooks:
         self._presence.close()
 
     on_pipeline_error = after_pipeline_run
+
+
+def _makes(pipeline: Pipeline) -> bool:
+    """Whether a pipeline makes what cells are, or what they start from."""
+    made = any(name.endswith(KINDS) for name in pipeline.all_outputs())
+    return made or any(node.tags & MAKING for node in pipeline.nodes)
 
 
 def _check_names() -> None:

@@ -1,10 +1,11 @@
 """Free the disk of what nothing uses: ``python -m othink_pipeline.prune [--delete]``.
 
 Trainings and predictions stand under the key of what they were made from. After a change of
-settings the former ones stay, to be used again when the settings return; the JSON file beside them
-names the ones in use. This command lists the others and, with ``--delete``, deletes them;
-interrupted trainings, which could go on, only with ``--unfinished``. Kept is what a run holds or
-held a minute ago, and what stands beside a JSON file that does not read. Links are not followed.
+settings the former ones stay, to be used again when the settings return; JSON files name the ones
+in use. This command lists the others and, with ``--delete``, deletes them; only with
+``--unfinished`` interrupted trainings, which could go on, and those that were set aside for one
+that is not finished. Kept is what a run holds or held a minute ago, and what stands beside a JSON
+file that does not read. Links are not followed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ from othink_pipeline.core.locks import is_locked, lock
 from othink_pipeline.core.units import describe_bytes
 
 MODELS, OUTPUT = "06_models", "07_model_output"
+
+_NAMING = (
+    *(f"{MODELS}/base/b*.json", f"{MODELS}/*/*/s*.json"),
+    *(f"{OUTPUT}/base/b*/*.json", f"{OUTPUT}/*/*/s*/*.json"),
+)
+"""The JSON files that name what is in use. It may stand below another environment's data folder: as
+a base model, or where environments share their ``folders``."""
 
 RECENT_S = 60.0
 """A run that has just made or taken something has yet to name it in the JSON file."""
@@ -102,7 +110,7 @@ def main(data: Path, delete: bool, unfinished: bool) -> None:
 
 def find_unused(data: Path) -> Iterator[Unused]:
     """What stands below ``data`` and nothing uses; says why the doubtful stays."""
-    bases = {part for file in data.rglob(f"{MODELS}/base/b*.json") for part in _named(file)}
+    named = {part for home in _NAMING for file in data.rglob(home) for part in _named(file)}
     for place, subfolders, _ in os.walk(data):
         folder = Path(place)
         for name in sorted({MODELS, OUTPUT} & set(subfolders)):
@@ -118,7 +126,7 @@ def find_unused(data: Path) -> Iterator[Unused]:
                 if _PRUNED.fullmatch(path.name):
                     yield _describe(path, f"{maker}, half deleted")
                 elif _RETIRED.fullmatch(path.name) or (
-                    _KEY.fullmatch(path.name) and path.name not in bases and not _in_use(path)
+                    _KEY.fullmatch(path.name) and path.name not in named and not _in_use(path)
                 ):
                     if reason := _why_keep(path):
                         click.echo(f"{path} is kept: {reason}")
@@ -175,9 +183,9 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
 
 
-def _named(base_model: Path) -> tuple[str, ...]:
-    """The parts of the path of a base model, which may be a training of another environment."""
-    return Path(str((read_json(base_model) or {}).get("path", ""))).parts
+def _named(manifest: Path) -> tuple[str, ...]:
+    """The parts of the path of what is in use, which may be another environment's."""
+    return Path(str((read_json(manifest) or {}).get("path", ""))).parts
 
 
 def _in_use(path: Path) -> bool:
@@ -217,9 +225,13 @@ def _describe(path: Path, maker: str) -> Unused:
     for folder, _, names in os.walk(path):
         files += [Path(folder, name) for name in names]
     stats = [file.lstat() for file in files]
-    finished = not path.is_dir() or (path / MANIFEST).exists() or path.name.startswith(".")
+    # What was set aside may be taken back until the one in its place is finished.
+    place = path.with_name(_key(path)) if _RETIRED.fullmatch(path.name) else path
+    finished = (
+        not path.is_dir() or (place / MANIFEST).exists() or bool(_PRUNED.fullmatch(path.name))
+    )
     if not finished:
-        found = [_UPDATE.fullmatch(at.name) for at in (*path.iterdir(), *path.glob("resume/*"))]
+        found = [_UPDATE.fullmatch(at.name) for at in (*place.glob("*"), *place.glob("resume/*"))]
         update = max((int(match[1]) for match in found if match), default=0)
         maker = f"{maker}, unfinished at update {update}"
     return Unused(

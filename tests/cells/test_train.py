@@ -706,6 +706,30 @@ def test_the_former_training_is_kept_until_another_takes_its_place(
     assert call(fresh=True)[0] == again
 
 
+def test_policies_that_are_set_back_bring_back_what_was_finished(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, _ = call()
+    folder = folder_of()
+    training = Training.read(folder / MANIFEST, "")
+    training.model_copy(update={"faults": {"loss_not_finite": 1}}).write(folder / MANIFEST)
+    content = digest_folder(folder)
+    for changes in ({"health": HEALTH.model_copy(update={"loss_not_finite": "skip_batch"})}, {}):
+        with monkeypatch.context() as patch:
+            kill_when(patch, loop, "train", lambda *_: True)
+            with pytest.raises(KeyboardInterrupt):
+                call(fresh=not changes, **changes)
+        assert not (folder / MANIFEST).exists()
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "train", never)
+            again, _ = call()
+        if changes:
+            assert (again.run_id, digest_folder(folder)) == (manifest.run_id, content)
+            assert [place for place in folder.parent.iterdir() if place.is_dir()] == [folder]
+        else:  # it was another that was asked for
+            assert "computed again" in again.failed
+
+
 def test_what_is_finished_stays_aside_however_often_it_is_begun_anew(tmp_path: Path) -> None:
     folder, aside = tmp_path / "key", tmp_path / ".key.old"
     for place, file in ((folder, "journal.jsonl"), (aside, MANIFEST)):

@@ -64,7 +64,7 @@ def test_an_address_that_does_not_answer_is_named_soon(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     with pytest.raises(ConfigurationError, match=f"cluster.address = '{address}': does not answer"):
-        connection.connect(cluster(address=address), [], tmp_path)
+        connection.connect(cluster(address=address), [], [tmp_path])
 
 
 def test_another_version_is_named_and_sigterm_stays_ours(
@@ -79,6 +79,6 @@ def test_another_version_is_named_and_sigterm_stays_ours(
     monkeypatch.setattr(ray, "init", init)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ConfigurationError, match="cannot connect") as error:
-        connection.connect(cluster(address="auto"), [], tmp_path)
+        connection.connect(cluster(address="auto"), [], [tmp_path])
     assert "(Version mismatch: The cluster was started with: Ray: 1.0)" in error.value.message
     assert signal.getsignal(signal.SIGTERM) is before

@@ -38,8 +38,8 @@ class FakeRay:
         self.groups: list[Any] = []
         self.removed: list[int] = []
 
-    def remote(self, _: Any) -> Any:
-        return self
+    def remote(self, **_: Any) -> Any:
+        return lambda _: self
 
     def options(self, **options: Any) -> Any:
         def give(*arguments: Any) -> int:
@@ -116,6 +116,19 @@ def test_a_task_carries_its_node_its_name_and_what_its_kind_needs(ray: FakeRay) 
     assert ended is not None
     assert (ended.node.name, ended.inputs, ended.result) == ("test", {"x": [1, 2]}, {"y": 2})
     assert tasks.at_work == 0
+
+
+@pytest.mark.parametrize(("gpus", "tasks"), [(1, 1), (0.25, 1), (0, 0)])
+def test_a_process_that_had_a_gpu_gets_no_second_task(
+    gpus: float, tasks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own rule, of the Ray that is installed; 0 tasks: as many as there are."""
+    import ray
+
+    monkeypatch.setattr(ray, "put", lambda _: None)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    made = pool(evaluate={"cpus": 1, "gpus": gpus, "custom": {}})._remote
+    assert made._max_calls == tasks
 
 
 def test_a_task_that_died_is_given_again_so_often_and_no_oftener(ray: FakeRay) -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from othink_pipeline.cells.manifests import FailedCell, FailedTest
 from othink_pipeline.cluster import runner
 from othink_pipeline.cluster.pool import Ended, TaskLostError, kind_of
 from othink_pipeline.cluster.worker import NodeFailedError
+from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.pipelines.wiring import BoundNode, bind
 from othink_pipeline.tracking import lifecycle, runs
@@ -238,6 +240,22 @@ def test_what_a_node_raises_ends_the_run_and_the_others(run: Callable[..., Ran])
     calls, pool = run.seen  # type: ignore[attr-defined]
     assert [call for call in calls if call[0] == "failed"] == [("failed", "train_0", str(error))]
     assert pool.log[-2:] == ["cancelled: test_base", "closed"]
+
+
+@pytest.mark.parametrize(
+    ("env", "shared"),
+    [("smoke", ["data/smoke/06_models"]), ("paper", ["data/paper/06_models", "hub"])],
+)
+def test_machines_share_the_checkpoints_and_the_cache_that_a_model_comes_to(
+    monkeypatch: pytest.MonkeyPatch, env: str, shared: list[str]
+) -> None:
+    looked_at: list[Path] = []
+    monkeypatch.setattr(runner, "connect", lambda *about: looked_at.extend(about[2]))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "hub")
+    monkeypatch.setattr(GridConfigLoader, "current", None)
+    GridConfigLoader("conf", env=env, base_env="base", default_run_env="local")
+    runner.prepare(Pipeline([]))
+    assert looked_at == [Path(folder) for folder in shared]
 
 
 def test_loading_and_saving_in_threads_is_refused() -> None:

@@ -11,8 +11,13 @@ from typing import Any
 import pytest
 from kedro.pipeline import Node
 
-from othink_pipeline.cells.processes import MachineLostError
-from othink_pipeline.cluster import surroundings, worker
+from othink_pipeline.cells.processes import (
+    MachineLostError,
+    ProcessKilledError,
+    train_here,
+    train_on,
+)
+from othink_pipeline.cluster import machines, surroundings, worker
 from othink_pipeline.core.blocks import BadParametersError
 
 
@@ -60,6 +65,24 @@ def test_a_node_computes_with_as_many_threads_as_it_was_given(wanted: bytes) -> 
         assert worker.run_node(task, wanted, 3) == {"threads": 3}
     finally:
         torch.set_num_threads(before)
+
+
+def train() -> None:
+    train_on.get()(None, "run")  # type: ignore[arg-type]
+
+
+def test_nor_is_the_death_of_a_process_of_a_training(
+    wanted: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory may be full: it is given again, as where Ray ends a worker."""
+
+    def be_killed(*_: object) -> None:
+        raise ProcessKilledError("process 1 of 2 was ended by SIGKILL")
+
+    monkeypatch.setattr(machines, "train_here", be_killed)
+    with pytest.raises(MachineLostError, match="process 1 of 2 was ended by SIGKILL"):
+        worker.run_node(pickle.dumps((Node(train, None, "out"), {})), wanted, 1)
+    assert train_on.get() is train_here
 
 
 def lose() -> None:

@@ -15,7 +15,14 @@ from kedro.pipeline import Node, Pipeline
 from safetensors.numpy import save, save_file
 
 from othink_pipeline.cells.grid import Cell, Grid
-from othink_pipeline.cells.keys import RESUME, Settings, cell_folder, training_key
+from othink_pipeline.cells.keys import (
+    BEGUN_BY,
+    RESUME,
+    Settings,
+    cell_folder,
+    place_aside,
+    training_key,
+)
 from othink_pipeline.cells.manifests import Training
 from othink_pipeline.cells.methods import resolve_method
 from othink_pipeline.cells.parameters import Parameters
@@ -201,6 +208,18 @@ def test_what_will_not_be_reused_is_not_said_to_be(
         case "manifest":
             (folder / MANIFEST).write_text("{")
     assert states(plan(raw, catalog))[done.name] == "train"
+
+
+def test_what_was_set_aside_is_taken_back_unless_another_was_asked_for(
+    raw: dict[str, Any], catalog: DataCatalog
+) -> None:
+    cell = Cell("counting", "grpo", 0)
+    folder = finish(raw, cell)
+    folder.rename(place_aside(folder))
+    interrupt(raw, cell, 2)
+    assert states(plan(raw, catalog))[cell.name] == "reuse"
+    (folder / BEGUN_BY).touch()
+    assert states(plan(raw, catalog))[cell.name] == "resume"
 
 
 # --- Inputs that the same run makes

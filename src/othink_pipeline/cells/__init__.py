@@ -5,6 +5,7 @@
 - ``grid``: tasks x methods x seeds
 - ``keys``: content keys: what makes a cell be trained again
 - ``manifests``: what a cell and its tests have made, or why they failed
+- ``published_datasets``: files in the catalog, each replaced at once
 - ``manifest_dataset``: manifests in the catalog
 - ``failures``: what goes wrong in one cell, told
 - ``train``: a cell trained, once

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.files import content_key
 from othink_pipeline.models.parameters import Compute
 from othink_pipeline.training.parameters import RL, SFT, Health
 
@@ -22,6 +23,10 @@ KINDS = ("MULTI_GPU", *SHARDED)
 """What ``distributed_type`` of a configuration may be."""
 
 INSTALL_DEEPSPEED = "pip install deepspeed einops"
+
+LAUNCHER_VARIABLE = "OTHINK_LAUNCHER"
+"""Environment variable with the content key of what the configuration said when this `kedro run`
+began, which worker processes inherit."""
 
 _OURS = ("OMP_NUM_THREADS", "PYTHONPATH")
 """Variables that Accelerate would set and that the launching process decides."""
@@ -61,7 +66,7 @@ def read_launcher(file: str) -> dict[str, Any]:
     """What an Accelerate configuration says.
 
     Raises:
-        ConfigurationError: no such file, or not one of Accelerate's.
+        ConfigurationError: no such file, not one of Accelerate's, or edited since the run began.
     """
     try:
         content = yaml.safe_load(Path(file).read_text())
@@ -77,6 +82,12 @@ def read_launcher(file: str) -> dict[str, Any]:
         raise ConfigurationError(
             f"compute.launcher = {file!r}: distributed_type = {kind!r}. Allowed: "
             f"{', '.join(KINDS)}. `accelerate config` writes such a file."
+        )
+    key = content_key(content)
+    if os.environ.get(LAUNCHER_VARIABLE, key) != key:
+        raise ConfigurationError(
+            f"compute.launcher = {file!r}: edited after this run began. Run it again: what is "
+            "finished is reused, the rest is trained as the file says now."
         )
     return dict(content)
 

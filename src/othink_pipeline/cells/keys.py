@@ -36,6 +36,9 @@ RESUME = "resume"
 JOURNAL = "journal.jsonl"
 """The file, within a cell's folder, with all that its training recorded."""
 
+BEGUN_BY = "begun_by"
+"""The file, in the folder of a cell that was begun anew, with the token of the run that did so."""
+
 RL_ONLY = ("share_prompts", "vllm")
 """Keys of ``compute`` that supervised fine-tuning does not look at."""
 
@@ -177,6 +180,21 @@ def find_finished(folder: Path, health: Health, whole: bool = True) -> Training 
         logger.warning("%s: missing, or changed since it was finished", checkpoint)
         return None
     return training
+
+
+def place_aside(folder: Path) -> Path:
+    """Where a finished training waits until the one that is to take its place is finished."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def find_set_aside(folder: Path, health: Health, whole: bool = True) -> Training | None:
+    """As ``find_finished``, the one that was set aside: for policies that hold once more.
+
+    None where another was asked for (``compute.fresh``): that one is gone on with.
+    """
+    if (folder / BEGUN_BY).exists():
+        return None
+    return find_finished(place_aside(folder), health, whole)
 
 
 def resume_state(folder: Path) -> int:

@@ -17,6 +17,7 @@ from othink_pipeline.cells.manifests import (
     FailedTest,
     Predictions,
 )
+from othink_pipeline.cells.published_datasets import Published
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.manifests import Manifest
 from othink_pipeline.data.manifests import Examples
@@ -40,7 +41,7 @@ class BadManifestError(ConfigurationError, DatasetError):
     """Of the latter kind, too: Kedro hands on no other as it is."""
 
 
-class ManifestDataset(JSONDataset):  # type: ignore[misc]  # it is not typed
+class ManifestDataset(Published, JSONDataset):  # type: ignore[misc]  # it is not typed
     """Reads and writes one manifest."""
 
     def __init__(self, *, kind: str, **options: Any) -> None:
@@ -72,7 +73,7 @@ class ManifestDataset(JSONDataset):  # type: ignore[misc]  # it is not typed
 
     def save(self, data: Manifest) -> None:
         """Write the manifest."""
-        super().save.__wrapped__(self, data.to_json())
+        super().save(data.to_json())
 
     def preview(self) -> JSONPreview:
         """What Kedro-Viz shows."""

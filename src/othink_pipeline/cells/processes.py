@@ -63,7 +63,7 @@ class ProcessKilledError(ProcessFailedError):
 
 
 class MachineLostError(Exception):
-    """One of the machines of a training is gone; the others have ended, and it can go on."""
+    """A machine, or a process, of a training is gone; the others have ended, and it can go on."""
 
 
 class Share(NamedTuple):

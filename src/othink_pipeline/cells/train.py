@@ -20,6 +20,7 @@ from othink_pipeline.cells.failures import explain
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.job import CellJob, record_job
 from othink_pipeline.cells.keys import (
+    BEGUN_BY,
     JOURNAL,
     RESUME,
     SAME_ENV,
@@ -28,6 +29,8 @@ from othink_pipeline.cells.keys import (
     check_examples,
     check_model,
     find_finished,
+    find_set_aside,
+    place_aside,
     training_key,
 )
 from othink_pipeline.cells.manifests import Checkpoint, FailedCell, Training
@@ -46,8 +49,6 @@ logger = logging.getLogger(__name__)
 
 RUN_VARIABLE = "OTHINK_RUN"
 """Environment variable with the token of this `kedro run`, which worker processes inherit."""
-BEGUN_BY = "begun_by"
-"""The file, in the folder of a cell that was begun anew, with the token of the run that did so."""
 
 
 def train_cell(
@@ -76,11 +77,16 @@ def train_cell(
     key = training_key(cell, parameters, base_model.digest, examples, settings)
     folder = cell_folder(settings.folders, cell, key)
     job = CellJob(cell, parameters, base_model, examples, settings, key, str(folder))
-    retired = folder.with_name(f".{key}.old")
+    retired = place_aside(folder)
     busy = say_busy(f"{cell.name}: another run works on it")
     with lock(folder.with_name(f"{key}.lock"), busy):
         anew = settings.compute.fresh and not _begun_by_this_run(folder)
         finished = None if anew else find_finished(folder, settings.health)
+        if finished is None and not anew:
+            finished = find_set_aside(folder, settings.health)
+            if finished is not None:
+                _discard(folder)
+                os.replace(retired, folder)
         if finished is None:
             if anew or (folder / MANIFEST).exists():
                 _retire(folder, retired)  # to be made anew, under a new MLflow run
@@ -178,10 +184,16 @@ def _retire(folder: Path, retired: Path) -> None:
     if not folder.exists():
         return
     if retired.exists() and not (folder / MANIFEST).exists():
-        doomed = folder.with_name(f".{folder.name}.pruned")  # a name that `prune` knows
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.replace(folder, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        _discard(folder)
     else:
         shutil.rmtree(retired, ignore_errors=True)
         os.replace(folder, retired)
+
+
+def _discard(folder: Path) -> None:
+    """Delete a training, if there is one, so that it is never taken for whole."""
+    doomed = folder.with_name(f".{folder.name}.pruned")  # a name that `prune` knows
+    shutil.rmtree(doomed, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

@@ -8,6 +8,7 @@ import pickle
 import signal
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,12 @@ def check_installed() -> None:
         )
 
 
-def connect(cluster: Cluster, modules: Sequence[str], folder: Path) -> None:
+def connect(cluster: Cluster, modules: Sequence[str], folders: Sequence[Path]) -> None:
     """Connect this process to Ray, unless it is; start one where no address is given.
 
     Args:
         modules: those of the nodes' functions.
-        folder: one that all machines share; the project is the working folder.
+        folders: what all machines share, beside the project, which is the working folder.
 
     Raises:
         ConfigurationError: it does not answer, is of another version, has no machine that is large
@@ -70,7 +71,7 @@ def connect(cluster: Cluster, modules: Sequence[str], folder: Path) -> None:
         alive = [node for node in ray.nodes() if node["Alive"]]
         faults = find_faults(cluster, [node["Resources"] for node in alive])
         if not faults and cluster.address is not None:  # else it is this machine's own
-            faults = _check_machines([node["NodeID"] for node in alive], modules, folder)
+            faults = _check_machines([node["NodeID"] for node in alive], modules, folders)
         if faults:
             raise ConfigurationError("\n".join(faults))
     except BaseException:
@@ -163,23 +164,27 @@ def _check_answer(address: str) -> None:
         ) from None
 
 
-def _check_machines(node_ids: Sequence[str], modules: Sequence[str], folder: Path) -> list[str]:
-    """Let each machine look at the project, its code and libraries, and at the shared folder."""
+def _check_machines(
+    node_ids: Sequence[str], modules: Sequence[str], folders: Sequence[Path]
+) -> list[str]:
+    """Let each machine look at the project, its code and libraries, and at the shared folders."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     around = pickle.dumps(surroundings.describe_surroundings(modules))
-    mark = folder.absolute() / f".shared-{uuid4().hex}.lock"
+    marks = [folder.absolute() / f".shared-{uuid4().hex}.lock" for folder in folders]
     check = ray.remote(surroundings.check_node)
     try:
-        with lock(mark):
+        with ExitStack() as held:
+            for mark in marks:
+                held.enter_context(lock(mark))
             tasks = [
                 check.options(
                     name="check_machine",
                     num_cpus=0,
                     max_retries=0,
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-                ).remote(around, str(mark))
+                ).remote(around, [str(mark) for mark in marks])
                 for node_id in node_ids
             ]
             found = ray.get(tasks, timeout=CHECK_S)
@@ -191,5 +196,6 @@ def _check_machines(node_ids: Sequence[str], modules: Sequence[str], folder: Pat
             "Start Ray there with the driver's .venv, in the shared folder."
         ]
     finally:
-        mark.unlink(missing_ok=True)
+        for mark in marks:
+            mark.unlink(missing_ok=True)
     return sorted({fault for fault in found if fault})

@@ -1,11 +1,14 @@
-"""The training of a cell on several machines: its task is on the first, others are on the rest."""
+"""The training of a cell in several processes, on one machine or more.
+
+Its task is on the first of them, others are on the rest.
+"""
 
 from __future__ import annotations
 
 import os
 import pickle
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import Thread
@@ -30,17 +33,31 @@ END_S = 4.0 * GRACE_S
 
 
 @contextmanager
-def several_machines(machines: int, surroundings: bytes, threads: int) -> Iterator[None]:
+def on_machines(machines: int, surroundings: bytes, threads: int) -> Iterator[None]:
     """Let trainings of this task run on all machines of its placement group.
 
     Args:
+        machines: 1: this one; there is no group.
         surroundings, threads: as of ``worker.run_node``.
     """
-    token = train_on.set(partial(_train_together, machines, surroundings, threads))
+    train = partial(_train_together, machines, surroundings, threads)
+    token = train_on.set(partial(_train, train_here if machines == 1 else train))
     try:
         yield
     finally:
         train_on.reset(token)
+
+
+def _train(train: Callable[[CellJob, str], None], job: CellJob, run_id: str) -> None:
+    """Run a training's processes; one that is killed is a worker that dies.
+
+    Raises:
+        MachineLostError: of a process, too: the memory may be full.
+    """
+    try:
+        train(job, run_id)
+    except ProcessKilledError as error:
+        raise MachineLostError(error.message) from None
 
 
 def _train_together(
@@ -61,13 +78,13 @@ def _train_together(
     shares = [Share(machines, n, address, f"{address}:{port}") for n in range(machines)]
     assigned = dict(ray.get_runtime_context().get_assigned_resources())
     cpus, gpus = assigned.pop("CPU", 0), assigned.pop("GPU", 0)
-    remote, group = ray.remote(run_share), get_current_placement_group()
+    remote = ray.remote(num_gpus=gpus)(run_share)  # as of ``RayPool``: not in ``options`` alone
+    group = get_current_placement_group()
     assert group is not None  # ``RayPool`` has put this task into it
     others = [
         remote.options(
             name=f"{job.cell.name}, machine {share.number + 1} of {machines}",
             num_cpus=cpus,
-            num_gpus=gpus,
             resources=assigned or None,
             max_retries=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, share.number),

@@ -71,7 +71,10 @@ class RayPool:
         import ray
 
         self._ray, self._cluster = ray, cluster
-        self._remote = ray.remote(worker.run_node)
+        # What is only said when a task is given does not count: Ray would use a process with a
+        # GPU again, which keeps its memory there, and that GPU whichever it is given next.
+        gpus = max(cluster.train.gpus, cluster.evaluate.gpus)
+        self._remote = ray.remote(num_gpus=gpus)(worker.run_node)
         self._surroundings = ray.put(pickle.dumps(surroundings))
         self._flying: dict[Any, _Task] = {}
         self._used: Counter[str] = Counter()

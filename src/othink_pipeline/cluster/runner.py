@@ -81,7 +81,12 @@ def prepare(pipeline: Pipeline) -> Cluster:
     """Be connected to a Ray that can run the pipeline (see ``connect``); the session's settings."""
     assert GridConfigLoader.current is not None  # Kedro's runners run in a session
     parameters = Parameters.read(GridConfigLoader.current["parameters"])
-    connect(parameters.cluster, _modules(pipeline), Path(parameters.folders.checkpoints))
+    shared = [Path(parameters.folders.checkpoints)]
+    if parameters.base_model.hub is not None:  # one machine fetches it for all
+        from huggingface_hub import constants
+
+        shared.append(Path(constants.HF_HUB_CACHE))
+    connect(parameters.cluster, _modules(pipeline), shared)
     return parameters.cluster
 
 

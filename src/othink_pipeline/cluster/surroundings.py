@@ -72,27 +72,30 @@ def describe_surroundings(modules: Sequence[str]) -> Surroundings:
     )
 
 
-def check_node(surroundings: bytes, mark: str) -> str | None:
+def check_node(surroundings: bytes, marks: Sequence[str]) -> str | None:
     """What is wrong with the machine that this runs on; None when nothing is.
 
     Args:
-        mark: a file of the data folder that the driver has made and holds locked.
+        marks: a file of each shared folder, which the driver has made and holds locked.
     """
-    here, file = f"machine {socket.gethostname()}", Path(mark)
+    here = f"machine {socket.gethostname()}"
     try:
         enter(surroundings)
-        if not file.exists():
-            return (
-                f"{here}: does not see what the driver has just written, {file}. The project's "
-                "folder, data included, must be one folder that all machines share."
-            )
-        if not is_locked(file):
-            return (
-                f"{here}: {file}, which the driver holds locked, can be locked here, too. Mount "
-                "the shared folder with locks that reach all machines."
-            )
-        with tempfile.TemporaryFile(dir=file.parent):
-            pass
+        for mark in marks:
+            file = Path(mark)
+            if not file.exists():
+                return (
+                    f"{here}: does not see what the driver has just written, {file}. The "
+                    "project's folder, data included, must be one that all machines share; so "
+                    "must the cache of the hub, where base_model.hub is set (export HF_HOME)."
+                )
+            if not is_locked(file):
+                return (
+                    f"{here}: {file}, which the driver holds locked, can be locked here, too. "
+                    "Mount the shared folder with locks that reach all machines."
+                )
+            with tempfile.TemporaryFile(dir=file.parent):
+                pass
     except ConfigurationError as error:
         return error.message
     except OSError as error:

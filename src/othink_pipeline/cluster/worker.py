@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -28,17 +27,16 @@ def run_node(task: bytes, surroundings: bytes, threads: int, machines: int = 1) 
         machines: of this task's placement group; 1: it has none.
 
     Raises:
-        MachineLostError: another machine is gone.
+        MachineLostError: another machine is gone, or a process of a training.
         NodeFailedError: the node raised something. No exception crosses as it is: not every one
             can be pickled, and Ray would take ``sys.exit`` for a crash.
     """
     try:
         begin_task(surroundings, threads)
-        from othink_pipeline.cluster.machines import several_machines
+        from othink_pipeline.cluster.machines import on_machines
 
         node, inputs = pickle.loads(task)
-        together = several_machines(machines, surroundings, threads)
-        with together if machines > 1 else nullcontext():
+        with on_machines(machines, surroundings, threads):
             outputs: dict[str, Any] = node.run(inputs)
     except click.ClickException as error:
         raise NodeFailedError(error.message) from None

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
+import psutil  # type: ignore[import-untyped]
 from kedro.framework.project import pipelines
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
 from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.code import PACKAGE
 from othink_pipeline.core.launchers import drop_launcher_variables
 from othink_pipeline.core.redaction import redact_uri
 from othink_pipeline.preflight.disk import nearest
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SQLITE = "sqlite:///"
+_NETWORKS = (
+    *("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "wekafs", "fuse."),
+)
+"""What the types of file systems begin with that several machines may mount."""
 _URI_KEY = "mlflow.yml: server.mlflow_tracking_uri"
 _ARTIFACTS_KEY = "mlflow.yml: tracking.experiment.create_experiment_kwargs.artifact_location"
 _OR_ELSEWHERE = (
@@ -127,15 +133,24 @@ def check_artifacts(experiment: Experiment, asked: str | None, project: Path) ->
 
 
 def check_project(project: Path) -> None:
-    """Check that the project's path can stand in the address of a store.
+    """Check that the project's path can stand in the address of a store, and that its code runs.
 
     Raises:
-        ConfigurationError: it holds a character that means something else there.
+        ConfigurationError: it holds a character that means something else there; or what runs is
+            the code of another clone.
     """
     if bad := sorted(set("%?#") & set(str(project))):
         raise ConfigurationError(
             f"{project}: the project's path holds {' and '.join(map(repr, bad))}, which mean "
             "something else in the addresses of MLflow's stores. Rename the folder."
+        )
+    own = project / "src" / PACKAGE.name
+    if own.is_dir() and not own.samefile(PACKAGE):
+        raise ConfigurationError(
+            f"{project}: this `kedro` runs the code in {PACKAGE}, not the project's in {own}: its "
+            ".venv is another clone's, or was copied or moved. Call make in this folder (make "
+            "demo), which sets up a .venv where it has none of its own, and take its kedro "
+            "(.venv/bin/kedro)."
         )
 
 
@@ -233,6 +248,13 @@ def _check_sqlite(uri: str, project: Path) -> None:
     path, _ = _split_query(uri.removeprefix(_SQLITE))
     file = project / path
     _check_folder(_URI_KEY, uri, nearest(file.parent), _OR_ELSEWHERE)
+    if "SLURM_ARRAY_TASK_ID" in os.environ and (kind := _network(nearest(file.parent))):
+        raise ConfigurationError(
+            f"{_URI_KEY} = {uri!r}: {file} is on a network file system ({kind}), where a SQLite "
+            "file breaks when the jobs of a SLURM array write to it from several machines. Start "
+            "`mlflow server` and name its address (conf/local/mlflow.yml, or with --env that of "
+            "the environment)."
+        )
     if not file.exists():
         return  # MLflow makes it, with the folders above it
     try:
@@ -246,6 +268,18 @@ def _check_sqlite(uri: str, project: Path) -> None:
             f"{_URI_KEY} = {uri!r}: {file} is no SQLite database that can be written ({error}). "
             f"Move it away, or make it writable, {_OR_ELSEWHERE}"
         ) from None
+
+
+def _network(folder: Path) -> str | None:
+    """The file system of a folder, if other machines may have it, too."""
+    place = folder.resolve()
+    mounts = {
+        Path(each.mountpoint): each.fstype
+        for each in psutil.disk_partitions(all=True)
+        if place.is_relative_to(each.mountpoint)
+    }
+    kind = mounts[max(mounts, key=lambda mount: len(mount.parts))] if mounts else ""
+    return kind if kind.startswith(_NETWORKS) else None
 
 
 def _check_folder(key: str, value: str, folder: Path, or_else: str) -> None:

@@ -22,6 +22,7 @@ from othink_pipeline.cells.keys import (
     Settings,
     cell_folder,
     find_finished,
+    find_set_aside,
     resume_state,
     training_key,
 )
@@ -124,7 +125,8 @@ def _plan_cell(
         settings = Settings.of(parameters)
         key = training_key(cell, method, base.digest, known, settings)
         folder = cell_folder(parameters.folders, cell, key)
-        if find_finished(folder, parameters.health, whole=False):
+        looked_at = folder, parameters.health, False
+        if find_finished(*looked_at) or find_set_aside(*looked_at):
             state, done = "reuse", method.updates
         elif checkpoint := resume_state(folder):
             state, done = "resume", checkpoint

@@ -454,7 +454,7 @@ def test_the_page_shows_the_examples_that_were_tested(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     together, matrix, _ = build({**base, CELL.name: (CHECKPOINT, [publish()])})
-    differences = differences_table(compare_all(together, []), 3.0)
+    differences = differences_table(compare_all(together, [], 3.0))
     file = tmp_path / "test.arrow"
     text = dict.fromkeys(("split", "key", "form", "steps"), "")
     rows = [

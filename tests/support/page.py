@@ -84,12 +84,12 @@ HISTORY = pd.DataFrame(
 def page_of(predictions: pd.DataFrame) -> str:
     """The page of the hand-made grid."""
     training = pd.DataFrame({"task": ["counting"], "method": ["sft"], "seed": [0], "updates": [6]})
-    compared = compare_all(sort_rows(predictions, METHODS), COMPARISONS)
+    compared = compare_all(sort_rows(predictions, METHODS), COMPARISONS, MARGIN)
     content = Content(
         report=report_on(predictions, training, comparisons=COMPARISONS),
         matrix=matrix_of(predictions),
         predictions=predictions,
-        differences=differences_table(compared, MARGIN),
+        differences=differences_table(compared),
         history=HISTORY,
         items=page_items(predictions),
     )

@@ -266,13 +266,13 @@ def write_report(
             lineage = {"MLflow run": parent, **views.view_links(parent)}
     lineage |= _makers()
     logger.info("transfer matrix: accuracy in %%\n%s", matrix_text(transfer_matrix))
-    compared = compare_all(sort_rows(predictions, methods), report.comparisons)
-    differences = differences_table(compared, report.equivalence_margin)
+    asked = report.comparisons, report.equivalence_margin
+    differences = differences_table(compare_all(sort_rows(predictions, methods), *asked))
     findings = verdict(differences, training, failures, known_methods)
     logger.info("verdict\n%s", "\n".join(f"  {about}: {says}." for about, says in findings))
     tables = transfer_matrix, predictions, training, failures
     near = {each.task: each.near_duplicates or 0 for each in examples}
-    results = Results(*tables, compared, differences, findings, near)
+    results = Results(*tables, differences, findings, near)
     text = report_markdown(results, methods, known_methods, published, lineage)
     return text, differences, pd.DataFrame(findings, columns=["about", "finding"])
 

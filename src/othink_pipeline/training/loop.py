@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -227,7 +227,12 @@ class Algorithm(Protocol):
 
 
 def train(
-    algorithm: Algorithm, job: Job, log: Log, checkpoint: Checkpoint, report: Report
+    algorithm: Algorithm,
+    job: Job,
+    log: Log,
+    checkpoint: Checkpoint,
+    report: Report,
+    callbacks: Sequence[Any] = (),
 ) -> Trained:
     """Train one cell from the base model, or go on from the newest checkpoint in ``job.folder``.
 
@@ -242,6 +247,7 @@ def train(
             update (update 0), when one is due and after the last update, and once more if that is
             repeated; returns scores by name. ``state``: see ``whole_model``.
         report: called with (fault, update, figures) when a number goes wrong for the first time.
+        callbacks: more of Transformers' callbacks; their ``trainer`` is set to the trainer.
 
     Raises:
         ConfigurationError: the checkpoint to go on from is of another number of processes, or holds
@@ -258,7 +264,10 @@ def train(
     if shortage := find_shortage(job.examples, job.prompt, processor, *settings):
         raise ConfigurationError(". ".join(shortage))
     adapters = choose_weights(model, job.parameters)
-    trainer = algorithm.build_trainer(model, processor, rows, job, adapters, report, [watcher])
+    seats = [watcher, *callbacks]
+    trainer = algorithm.build_trainer(model, processor, rows, job, adapters, report, seats)
+    for callback in seats:
+        callback.trainer = trainer
     if not trainer.is_deepspeed_enabled:  # which keeps float32 weights of its own
         keep_precise(trainer.model)
     whole = not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
@@ -266,7 +275,6 @@ def train(
     before = dict(_trained_weights(trainer.model)) if whole else {}
     trainer.remove_callback(PrinterCallback)  # the watcher's line says it shorter
     trainer.parts |= {"watcher": watcher, "health": trainer.monitor}
-    watcher.trainer = trainer
     found = [newest_checkpoint(job.folder) if trainer.is_world_process_zero() else None]
     (newest,) = broadcast_object_list(found)  # to verify it takes a reading of all of it
     if newest is not None:

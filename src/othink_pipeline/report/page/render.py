@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
@@ -81,7 +81,10 @@ def render_page(
         is_shuffled="image_of" in predictions,
         forest=forest(content.differences, known),
         without_picture=sum(not item.picture for item in content.items),
-        samples=_samples(content, predictions, methods, comparisons, known),
+        samples=choose_samples(predictions, methods, comparisons),
+        items={item.example_id: item for item in content.items},
+        known=known,
+        told=_told,
         forms=_forms(predictions, tasks, known),
         panels=curve_panels(content.history, methods, known),
         legend={method: known.label(method) for method in drawn},
@@ -158,37 +161,12 @@ def _forms(
     return tables
 
 
-def _samples(
-    content: Content,
-    predictions: pd.DataFrame,
-    methods: Sequence[str],
-    comparisons: Sequence[tuple[str, str]],
-    known: KnownMethods,
-) -> list[dict[str, Any]]:
-    """What the template shows of each sample."""
-    items = {item.example_id: item for item in content.items}
-    shown = []
-    for sample in choose_samples(predictions, methods, comparisons):
-        answers = sample.answers
-        names = model_names(answers, known)
-        thoughts = [split_thinking(str(text)) for text in answers["completion"]]
-        shown.append(
-            {
-                "title": sample.rule.title,
-                "says": f"{known.name(*sample.right)} right, {known.name(*sample.wrong)} wrong",
-                "found": sample.found,
-                "tested": sample.tested,
-                "eval_task": sample.eval_task,
-                "item": items[sample.example_id],
-                "answers": [
-                    {"name": name, "right": right, "thinking": thinking, "rest": rest}
-                    for name, right, (thinking, rest) in zip(
-                        names, answers["correct"], thoughts, strict=True
-                    )
-                ],
-            }
-        )
-    return shown
+def _told(
+    answers: pd.DataFrame, known: KnownMethods
+) -> Iterator[tuple[str, bool, tuple[str, str]]]:
+    """Of each answer the model's name, whether it is right, its thinking, and the rest."""
+    parts = map(split_thinking, map(str, answers["completion"]))
+    return zip(model_names(answers, known), answers["correct"], parts, strict=True)
 
 
 def _scores(matrix: pd.DataFrame) -> tuple[list[str], list[list[str]]]:

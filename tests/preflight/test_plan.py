@@ -26,7 +26,7 @@ from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.models import base_models
 from othink_pipeline.models.base_models import find_base_model
 from othink_pipeline.models.manifests import FoundModel
-from othink_pipeline.pipelines import training
+from othink_pipeline.pipelines.training import pipeline as training
 from othink_pipeline.preflight.plan import Planned, check_room, describe_plan, plan_cells, plan_grid
 from tests.conftest import PROMPT, TASKS
 from tests.preflight.test_memory import method

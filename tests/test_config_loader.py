@@ -445,7 +445,7 @@ def test_evaluation_trains_nothing_and_reads_what_is_there(configure: Configure)
     assert {node.name.rpartition(".")[2] for node in evaluation.nodes} == {
         *("evaluate_on_counting", "evaluate_on_geometry", "collect_tests", "collect_training"),
         *("merge_tests", "concatenate_history", "concatenate_training"),
-        *("build_transfer_matrix", "draw_figures", "draw_samples", "write_report", "write_page"),
+        *("build_transfer_matrix", "draw_figures", "write_report", "write_page"),
         "record_results",
     }
     cells = [cell.name for cell in read_grid().cells]

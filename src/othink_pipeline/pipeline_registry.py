@@ -8,15 +8,13 @@ needs none of them; ``register`` takes one to MLflow's registry; ``preflight`` m
 from kedro.pipeline import Pipeline
 
 from othink_pipeline.config_loader import read_grid
-from othink_pipeline.pipelines import (
-    base_model,
-    cross_task,
-    data_preparation,
-    preflight,
-    registration,
-    same_task_eval,
-    training,
-)
+from othink_pipeline.pipelines.base_model import pipeline as base_model
+from othink_pipeline.pipelines.cross_task import pipeline as cross_task
+from othink_pipeline.pipelines.data_preparation import pipeline as data_preparation
+from othink_pipeline.pipelines.preflight import pipeline as preflight
+from othink_pipeline.pipelines.registration import pipeline as registration
+from othink_pipeline.pipelines.same_task_eval import pipeline as same_task_eval
+from othink_pipeline.pipelines.training import pipeline as training
 
 
 def register_pipelines() -> dict[str, Pipeline]:

@@ -265,7 +265,10 @@ def test_loading_and_saving_in_threads_is_refused() -> None:
 
 def test_nodes_that_compute_run_elsewhere_and_only_those() -> None:
     from othink_pipeline.cells.grid import Grid
-    from othink_pipeline.pipelines import base_model, cross_task, data_preparation, training
+    from othink_pipeline.pipelines.base_model import pipeline as base_model
+    from othink_pipeline.pipelines.cross_task import pipeline as cross_task
+    from othink_pipeline.pipelines.data_preparation import pipeline as data_preparation
+    from othink_pipeline.pipelines.training import pipeline as training
 
     made = Grid(("counting", "geometry"), {"sft": "sft", "grpo": "rl"}, (0,))
     whole = sum(

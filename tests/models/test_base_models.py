@@ -11,6 +11,7 @@ from safetensors.numpy import save
 from othink_pipeline.cells.keys import check_model
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import digest_folder
+from othink_pipeline.models import base_models
 from othink_pipeline.models.base_models import (
     base_model_folders,
     digest_model,
@@ -67,6 +68,25 @@ def test_the_same_model_twice_is_refused(folder: Path, tmp_path: Path) -> None:
         make_model(each)
     with pytest.raises(ConfigurationError, match="are the same model"):
         find_base_model(base_model, 1, "")
+
+
+def test_a_folder_without_a_manifest_is_read_once_for_all(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many base models are held against it; unless a file of it changes."""
+    copies = [Path(shutil.copytree(folder, tmp_path / f"copy{number}")) for number in range(3)]
+    for number, copy in enumerate(copies):
+        (copy / "config.json").write_text(f"[{number}]")
+    looked: list[Path] = []
+    monkeypatch.setattr(
+        base_models, "digest_folder", lambda folder: looked.append(folder) or digest_folder(folder)
+    )
+    found = [find_base_model(in_folders(*copies), number, "") for number in range(3)]
+    assert looked == copies
+    (copies[0] / "config.json").write_text("[0, 0]")
+    again = locate_base_model(in_folders(*copies), 0)
+    assert again is not None
+    assert again.digest == digest_folder(copies[0]) != found[0].digest
 
 
 def test_a_folder_without_a_manifest_has_a_digest(folder: Path) -> None:

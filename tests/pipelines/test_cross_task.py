@@ -23,7 +23,6 @@ from othink_pipeline.pipelines.cross_task.nodes import (
     collect_training,
     concatenate,
     draw_figures,
-    draw_samples,
     merge_tests,
     summarize_history,
     write_page,
@@ -410,18 +409,23 @@ def test_every_task_has_pictures_as_models_see_them(
         file = tmp_path / f"{task}.arrow"
         write_examples([{**row, "id": f"{task} {name}"} for name in ("first", "second")], file)
         examples.append(with_split(examples_of(task), "test", path=str(file), digest="d"))
-    items: Any = write_page(
+    items, _ = write_page(
         *("", HISTORY, pd.concat([predictions(task) for task in tasks]), HISTORY, HISTORY),
         *(NOTHING_COMPARED, KNOWN, *examples),
         methods=METHODS,
     )
-    assert [bool(item.picture) for item in items] == [True, False, True, False]
-    encoded = base64.b64decode(items[0].picture.partition(",")[2])
+    assert [bool(item.picture) for item in items.values()] == [True, False, True, False]
+    encoded = base64.b64decode(items["counting first"].picture.partition(",")[2])
     assert decode(encoded).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_the_samples_show_what_was_asked_seen_and_answered(tmp_path: Path, shuffled: bool) -> None:
+def test_the_samples_show_what_was_asked_seen_and_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shuffled: bool
+) -> None:
+    """Whatever room there is for other pictures."""
+    monkeypatch.setattr(nodes, "MAX_PICTURE_BYTES", 0)
+    monkeypatch.setattr(nodes, "render_page", lambda *_: "")
     file, row = tmp_path / "test.arrow", dict.fromkeys(("split", "key", "form", "steps"), "")
     rows = [
         {**row, "id": name, "task": "counting", "question": f"the {name} one?", "answer": "7"}
@@ -432,7 +436,13 @@ def test_the_samples_show_what_was_asked_seen_and_answered(tmp_path: Path, shuff
     base = predictions(train_task="none", method="base", seed=pd.NA, correct=False)
     together = pd.concat([base.assign(**seen), predictions(completion="so: 7").assign(**seen)])
     examples = with_split(examples_of("counting"), "test", path=str(file), digest="d")
-    figure = draw_samples(together, NOTHING_COMPARED, KNOWN, examples, methods=METHODS)
+
+    def drawn(predictions: pd.DataFrame) -> Any:
+        tables = HISTORY, predictions, HISTORY, HISTORY
+        asked = NOTHING_COMPARED, KNOWN, examples
+        return write_page("", *tables, *asked, methods=METHODS)[1]
+
+    figure = drawn(together)
     written = [text.get_text() for text in figure.texts]
     assert written == [
         "Learnt, counting",
@@ -443,7 +453,7 @@ def test_the_samples_show_what_was_asked_seen_and_answered(tmp_path: Path, shuff
     ]
     shown = figure.axes[0].images[0].get_array()
     assert shown[0, 0, 0] == (20 if shuffled else 0)  # the red of the picture that was shown
-    assert not draw_samples(base, NOTHING_COMPARED, KNOWN, examples, methods=METHODS).axes
+    assert not drawn(base).axes
 
 
 def test_the_page_shows_the_examples_that_were_tested(
@@ -454,7 +464,7 @@ def test_the_page_shows_the_examples_that_were_tested(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     together, matrix, _ = build({**base, CELL.name: (CHECKPOINT, [publish()])})
-    differences = differences_table(compare_all(together, []), 3.0)
+    differences = differences_table(compare_all(together, [], 3.0))
     file = tmp_path / "test.arrow"
     text = dict.fromkeys(("split", "key", "form", "steps"), "")
     rows = [
@@ -465,7 +475,7 @@ def test_the_page_shows_the_examples_that_were_tested(
 
     def page(**changes: Any) -> str:
         split = {"path": str(file), "digest": "d", **changes}
-        return write_page(
+        html, _ = write_page(
             *(
                 "# Transfer matrix report\n",
                 matrix,
@@ -476,6 +486,7 @@ def test_the_page_shows_the_examples_that_were_tested(
             *(NOTHING_COMPARED, KNOWN, with_split(examples_of("counting"), "test", **split)),
             methods=METHODS,
         )
+        return html
 
     assert "2 models, 1 seed, 1 task, 2 test items, 4 answers" in page()
     assert "pictures of" not in page()

@@ -57,7 +57,7 @@ def start_models() -> dict[str, str]:
 
 
 def record(predictions: pd.DataFrame) -> None:
-    differences = differences_table(compare_all(sort_rows(predictions, METHODS), []), MARGIN)
+    differences = differences_table(compare_all(sort_rows(predictions, METHODS), [], MARGIN))
     tables = matrix_of(predictions), predictions, differences, VERDICT
     record_results(*tables, KNOWN, methods=METHODS)
 

@@ -67,7 +67,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, float]]:
     metrics: dict[int, dict[str, float]] = {}
     train = measure.train
 
-    def listen(algorithm: Any, job: Any, log: Callable[..., None], **others: Any) -> Any:
+    def listen(algorithm: Any, job: Any, log: Callable[..., None], *others: Any) -> Any:
         # Each update reads prompts of its own, and the processor is at work in all of them.
         assert len(job.examples) == job.parameters.updates * job.parameters.prompts_per_update
 
@@ -75,7 +75,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, float]]:
             metrics[update] = found
             log(update, found)
 
-        return train(algorithm, job, both, **others)
+        return train(algorithm, job, both, *others)
 
     monkeypatch.setattr(measure, "train", listen)
     return metrics

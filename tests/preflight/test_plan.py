@@ -33,7 +33,7 @@ from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.models import base_models
 from othink_pipeline.models.base_models import find_base_model
 from othink_pipeline.models.manifests import FoundModel
-from othink_pipeline.pipelines import training
+from othink_pipeline.pipelines.training import pipeline as training
 from othink_pipeline.preflight.plan import Planned, check_room, describe_plan, plan_cells, plan_grid
 from tests.conftest import PROMPT, TASKS
 from tests.preflight.test_memory import method
@@ -71,6 +71,12 @@ def examples_for(raw: dict[str, Any], task: str) -> Examples:
     return examples_of(task, key=examples_key(preparation, task, CELL_SPLITS))
 
 
+def make_examples(raw: dict[str, Any]) -> None:
+    for task in TASKS:
+        Path("examples", task).mkdir(parents=True)
+        examples_for(raw, task).write(Path("examples", task, MANIFEST))
+
+
 def nodes() -> list[Node]:
     return [
         node
@@ -89,8 +95,8 @@ def plan(
 @pytest.fixture
 def catalog(raw: dict[str, Any]) -> DataCatalog:
     """What the pipelines before have made."""
+    make_examples(raw)
     made = {f"base.b{number}.checkpoint": base_model(number) for number in range(2)}
-    made |= {f"{task}.examples": examples_for(raw, task) for task in TASKS}
     return DataCatalog({name: MemoryDataset(value) for name, value in made.items()})
 
 
@@ -247,9 +253,7 @@ def make_inputs(raw: dict[str, Any]) -> None:
     for number in range(2):
         Path(f"base{number}").mkdir()
         made_model(base_model(number).digest).write(Path(f"base{number}", MANIFEST))
-    for task in TASKS:
-        Path("examples", task).mkdir(parents=True)
-        examples_for(raw, task).write(Path("examples", task, MANIFEST))
+    make_examples(raw)
 
 
 def test_what_the_run_makes_first_is_known_where_it_was_made_before(raw: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from othink_pipeline.report.comparison import base_models, by_seed, compare, pair
+from othink_pipeline.report.significance import difference_p
 from tests.support.handmade import cell, grid, two_tasks
 
 
@@ -22,18 +23,18 @@ def test_same_task_comparison_by_hand(predictions: pd.DataFrame) -> None:
     assert (comparison.cells, comparison.pairs) == (2, 12)
     # Tasks count alike: counting 5/8 - 3/8, geometry 3/4 - 2/4. Pooled it would be the same 1/4;
     # the relative one is not: (11/16) / (7/16) - 1, pooled (8/12) / (5/12) - 1 = 60 %.
-    assert comparison.over_items.value == pytest.approx(0.25)
-    assert comparison.relative.value == pytest.approx(100 * (11 / 7 - 1))
+    assert comparison.points == pytest.approx(25)
+    assert comparison.relative == pytest.approx(100 * (11 / 7 - 1))
     # Two items of 1/16 and one of 1/8: z = (1/4) / sqrt(6/256).
     assert comparison.p_items == pytest.approx(math.erfc(4 / math.sqrt(6) / math.sqrt(2)))
-    assert math.isnan(comparison.over_seeds.low)
+    assert comparison.unit == "items"
 
 
 def test_cross_task_comparison_by_hand(predictions: pd.DataFrame) -> None:
     comparison = compare(predictions, "grpo_d", "sft", "cross")
     assert comparison is not None
     # counting 2/8 - 1/8, geometry 2/4 - 1/4
-    assert comparison.over_items.value == pytest.approx((1 / 8 + 1 / 4) / 2)
+    assert comparison.points == pytest.approx(100 * (1 / 8 + 1 / 4) / 2)
 
 
 def test_items_are_paired_by_id_not_by_place(predictions: pd.DataFrame) -> None:
@@ -46,11 +47,11 @@ def test_the_base_model_stands_against_every_cell(predictions: pd.DataFrame) -> 
     comparison = compare(predictions, "sft", "base", "cross")
     assert comparison is not None
     # counting: 1/8 - 2/8; geometry: 1/4 - 1/4
-    assert comparison.over_items.value == pytest.approx(-1 / 16)
+    assert comparison.points == pytest.approx(-100 / 16)
     one = compare(predictions, "sft", "base", "same", "correct_any", train_task="geometry")
     assert one is not None
     assert one.pairs == 4
-    assert one.over_items.value == pytest.approx(3 / 4 - 2 / 4)
+    assert one.points == pytest.approx(100 * (3 / 4 - 2 / 4))
 
 
 def test_a_comparison_uses_only_the_cells_that_both_have(predictions: pd.DataFrame) -> None:
@@ -58,7 +59,7 @@ def test_a_comparison_uses_only_the_cells_that_both_have(predictions: pd.DataFra
     comparison = compare(predictions[~is_hole], "grpo_d", "sft", "same")
     assert comparison is not None
     assert (comparison.cells, comparison.pairs) == (1, 8)
-    assert comparison.over_items.value == pytest.approx(5 / 8 - 3 / 8)
+    assert comparison.points == pytest.approx(100 * (5 / 8 - 3 / 8))
     assert compare(predictions, "grpo_d", "grpo", "same") is None
 
 
@@ -74,9 +75,9 @@ def test_a_seed_that_lacks_a_cell_does_not_count_as_a_seed() -> None:
     assert comparison is not None
     assert (comparison.seeds, comparison.cells) == (2, 4)
     # Seeds 0 and 1 only: counting (0 + 0 + 1 + 1/2) / 4 = 3/8, geometry 1/2.
-    assert comparison.over_items.value == pytest.approx((3 / 8 + 1 / 2) / 2)
-    assert comparison.over_seeds.value == comparison.over_items.value
-    assert not math.isnan(comparison.over_seeds.low)
+    assert comparison.points == pytest.approx(100 * (3 / 8 + 1 / 2) / 2)
+    assert comparison.unit == "seeds"
+    assert comparison.low < comparison.items_low  # the seeds differ
 
 
 def test_no_complete_seed_is_unknown_not_an_error() -> None:
@@ -89,10 +90,10 @@ def test_no_complete_seed_is_unknown_not_an_error() -> None:
     comparison = compare(predictions, "grpo_d", "sft", "same")
     assert comparison is not None
     assert (comparison.seeds, comparison.cells, comparison.pairs) == (0, 0, 0)
-    assert math.isnan(comparison.over_items.value)
-    assert math.isnan(comparison.over_seeds.value)
+    assert math.isnan(comparison.points)
+    assert math.isnan(comparison.low)
     assert math.isnan(comparison.p)
-    assert comparison.directions == (("counting", "counting"), ("geometry", "geometry"))
+    assert comparison.directions == "counting → counting, geometry → geometry"
 
 
 def two_base_models() -> pd.DataFrame:
@@ -119,14 +120,12 @@ def test_a_cell_is_held_against_its_own_base_model() -> None:
     assert comparison is not None
     assert (comparison.cells, comparison.pairs) == (4, 16)
     # Seeds: 2/4 - 1/4, 3/4 - 2/4, 1/4 - 1/4, 4/4 - 2/4: 1/4, 1/4, 0, 1/2.
-    assert comparison.over_items.value == comparison.over_seeds.value == pytest.approx(1 / 4)
+    assert comparison.points == pytest.approx(100 / 4)
     # Base models: 1/8 and 3/8, so t = (1/4) / (1/8) = 2 with one degree of freedom.
-    assert comparison.p_seeds == pytest.approx(1 - 2 / math.pi * math.atan(2))
+    assert comparison.p == pytest.approx(1 - 2 / math.pi * math.atan(2))
     # Every item stands in four cells and counts once: 1/16 and 3/16, z = (1/4) / sqrt(10/256).
     assert comparison.p_items == pytest.approx(math.erfc(4 / math.sqrt(10) / math.sqrt(2)))
-    assert comparison.relative.value == pytest.approx(100 * (10 / 6 - 1))
-    assert comparison.relative_over_seeds.value == pytest.approx(100 * (10 / 6 - 1))
-    assert comparison.widest == comparison.over_seeds
+    assert comparison.relative == pytest.approx(100 * (10 / 6 - 1))
 
 
 def test_two_methods_are_paired_by_seed_whatever_the_base_model() -> None:
@@ -138,8 +137,8 @@ def test_two_methods_are_paired_by_seed_whatever_the_base_model() -> None:
     assert comparison is not None
     assert (comparison.cells, comparison.pairs) == (4, 12)
     # Every seed gains 1/3, on another item: no spread between seeds to test with.
-    assert comparison.over_seeds.value == pytest.approx(1 / 3)
-    assert math.isnan(comparison.p_seeds)
+    assert (comparison.unit, comparison.points) == ("base models", pytest.approx(100 / 3))
+    assert math.isnan(comparison.p)
 
 
 def test_base_models_that_disagree_widen_the_interval_over_seeds() -> None:
@@ -156,17 +155,17 @@ def test_base_models_that_disagree_widen_the_interval_over_seeds() -> None:
     assert one is not None
     assert two is not None
     # Percentiles of 1/6 and 5/6, which Student's t of 5 and √(6/5) stretch by 1.437; of 0 and 1.
-    assert (one.over_seeds.low, one.over_seeds.high) == pytest.approx((0.0211, 0.9789), abs=1e-4)
-    assert (two.over_seeds.low, two.over_seeds.high) == (-1, 1)
+    assert (one.low, one.high) == pytest.approx((2.11, 97.89), abs=1e-2)
+    assert (two.low, two.high) == (-100, 100)
     assert (one.unit, two.unit) == ("seeds", "base models")
-    assert one.over_items == two.over_items
+    assert (one.items_low, one.items_high) == (two.items_low, two.items_high)
 
 
 def test_one_training_has_its_interval_over_items(predictions: pd.DataFrame) -> None:
     comparison = compare(predictions, "grpo_d", "sft", "same")
     assert comparison is not None
-    assert math.isnan(comparison.p_seeds)
-    assert comparison.widest == comparison.over_items
+    assert comparison.p == comparison.p_items
+    assert (comparison.low, comparison.high) == (comparison.items_low, comparison.items_high)
 
 
 def test_a_base_model_with_two_answers_to_an_item_is_refused() -> None:
@@ -187,7 +186,6 @@ def test_interval_and_p_are_of_one_mean_where_base_models_have_unequal_seeds() -
     )
     comparison = compare(predictions, "grpo", "sft", "same")
     assert comparison is not None
-    assert comparison.units == (0.5, -0.5, -0.5)
-    assert comparison.over_seeds.value == pytest.approx(-1 / 6)
-    assert comparison.over_items.value == pytest.approx(-1 / 6)
+    assert comparison.points == pytest.approx(-100 / 6)
+    assert comparison.p == difference_p([0.5, -0.5, -0.5])
     assert (comparison.base_models, comparison.seeds, comparison.unit) == (3, 4, "base models")

@@ -16,7 +16,6 @@ from othink_pipeline.report.matrix import matrix_text, sort_methods, transfer_ma
 from othink_pipeline.report.parameters import Improvement, KnownMethods, Published
 from tests.support.handmade import (
     KNOWN,
-    MARGIN,
     NO_FAILURES,
     NOTHING_PUBLISHED,
     cell,
@@ -130,7 +129,7 @@ def test_the_grid_alone_decides_the_order_of_rows(
             *["base"] * 2,
             *[method for _ in ("counting", "geometry") for method in methods for _ in range(2)],
         ]
-        results = Results(matrix, mine, costs, NO_FAILURES, [], differences_table([], MARGIN), [])
+        results = Results(matrix, mine, costs, NO_FAILURES, differences_table([]), [])
         text = report_markdown(results, methods, KNOWN, NOTHING_PUBLISHED, {})
         for title in ("Accuracy", "Means", "Format", "Does thinking help?", "Costs"):
             rows = section(text, title).splitlines()[2:]

@@ -69,7 +69,7 @@ def test_no_mean_is_over_some_of_the_tasks() -> None:
     keys = ("train_task", "method", "seed", "base_model", "eval_task")
     holes = [("none", "base", None, 0, "third"), ("geometry", "sft", 0, 0, "third")]
     failures = pd.DataFrame(holes, columns=list(keys)).astype({"seed": "Int64"})
-    metrics = grid_metrics(matrix_of(predictions, failures), differences_table([], MARGIN))
+    metrics = grid_metrics(matrix_of(predictions, failures), differences_table([]))
     assert sorted(metrics) == ["other/grpo_d", "own/grpo_d", "own/sft"]
 
 
@@ -82,8 +82,8 @@ def test_questions_without_a_form_are_no_form() -> None:
 
 def test_the_grid_has_its_differences_with_bounds_and_holms_p() -> None:
     predictions = two_tasks()
-    compared = compare_all(predictions, [("grpo_d", "sft")])
-    metrics = grid_metrics(matrix_of(predictions), differences_table(compared, MARGIN))
+    compared = compare_all(predictions, [("grpo_d", "sft")], MARGIN)
+    metrics = grid_metrics(matrix_of(predictions), differences_table(compared))
     assert metrics["base/accuracy"] == (2 / 8 + 1 / 4) / 2
     assert metrics["own/sft"] == (3 / 8 + 2 / 4) / 2
     assert metrics["other/grpo_d"] == (2 / 8 + 2 / 4) / 2
@@ -97,7 +97,7 @@ def test_the_grid_has_its_differences_with_bounds_and_holms_p() -> None:
     between, against_base = ([c.p for c in compared if (c.baseline == "base") == b] for b in (0, 1))
     assert (len(between), len(against_base)) == (2, 4)
     assert min(p_values) == pytest.approx(min(2 * min(between), 4 * min(against_base)))
-    told = differences_table(compared, MARGIN)
+    told = differences_table(compared)
     told.loc[told["baseline"] == "sft", "p_equivalent_holm"] = 0.04
     metrics = grid_metrics(matrix_of(predictions), told)
     equivalent = {key: value for key, value in metrics.items() if key.endswith("_p_equivalent")}

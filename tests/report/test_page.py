@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from othink_pipeline.data.pictures import decode
+from othink_pipeline.report.comparison import Difference
 from othink_pipeline.report.page.archive import pack_predictions, split_thinking
 from othink_pipeline.report.page.charts import curve_panels, forest
 from othink_pipeline.report.page.items import make_items
@@ -263,14 +264,15 @@ def test_a_forest_has_one_axis_and_says_what_its_tests_are_over() -> None:
     row |= {"directions": "counting → counting"}
     row |= {"p_equivalent": 0.01, "p_equivalent_holm": 0.02}
     differences = pd.DataFrame(
-        [
+        columns=list(Difference._fields),
+        data=[
             {**row, "points": 20.0, "low": 10.0, "high": 30.0, "p_holm": 0.01},
             {
                 **{**row, "baseline": "base", "scope": "cross", "p_holm": 1e-9},
                 **{"points": -10.0, "low": -20.0, "high": 0.0},
             },
             {**row, "unit": "seeds", "seeds": 4, "points": 0, "low": 0, "high": 0, "p_holm": None},
-        ]
+        ],
     )
     drawn = forest(differences.astype({"p_holm": float}), KNOWN)
     assert [tick for _, tick in drawn.ticks] == ["−20", "−10", "0", "+10", "+20", "+30"]

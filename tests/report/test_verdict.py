@@ -155,7 +155,7 @@ def test_what_limits_it_is_told() -> None:
 
 
 def test_the_table_of_differences_has_one_unit_a_row() -> None:
-    one = differences_table(compare_all(two_tasks(), [("grpo_d", "sft")]), MARGIN)
+    one = differences_table(compare_all(two_tasks(), [("grpo_d", "sft")], MARGIN))
     assert one["unit"].tolist() == ["items"] * 6
     first = one.iloc[0]
     assert (first["method"], first["baseline"], first["scope"]) == ("grpo_d", "sft", "same")
@@ -164,7 +164,7 @@ def test_the_table_of_differences_has_one_unit_a_row() -> None:
         *(cell("counting", "sft", seed, "counting", [0, 1, seed, 0]) for seed in range(3)),
         cell("none", "base", None, "counting", [0, 1, 0, 0]),
     )
-    several = differences_table(compare_all(seeds.assign(), []), MARGIN)
+    several = differences_table(compare_all(seeds.assign(), [], MARGIN))
     assert several[["unit", "seeds"]].to_numpy().tolist() == [["seeds", 3]]
     assert (several["p"] <= several["p_holm"]).all()
 
@@ -187,7 +187,7 @@ def test_equivalence_is_tested_between_methods_and_adjusted_among_such_tests() -
         for method, wrong in (("grpo_d", 3 * seed), ("sft", 0))
     ]
     pairs = [("grpo_d", "sft")]
-    table = differences_table(compare_all(grid(*cells, *base, *crossed), pairs), 3.0)
+    table = differences_table(compare_all(grid(*cells, *base, *crossed), pairs, 3.0))
     same, cross = table.iloc[0], table.iloc[1]
     assert (same["method"], same["scope"], cross["scope"]) == ("grpo_d", "same", "cross")
     # A seed's difference is the mean over both tasks: 0, -0.5 and -1 points.

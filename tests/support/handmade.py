@@ -36,11 +36,11 @@ def report_on(
     known: KnownMethods = KNOWN,
     published: Published = NOTHING_PUBLISHED,
 ) -> str:
-    compared = compare_all(sort_rows(predictions, METHODS), comparisons)
-    differences = differences_table(compared, MARGIN)
+    compared = compare_all(sort_rows(predictions, METHODS), comparisons, MARGIN)
+    differences = differences_table(compared)
     findings = verdict(differences, training, failures, known)
     matrix = matrix_of(predictions, failures)
-    results = Results(matrix, predictions, training, failures, compared, differences, findings)
+    results = Results(matrix, predictions, training, failures, differences, findings)
     lineage = {"parent run": "abc123", "commit": "f00"}
     return report_markdown(results, METHODS, known, published, lineage)
 

@@ -12,6 +12,7 @@ from othink_pipeline.report.comparison import compare_all, differences_table
 from othink_pipeline.report.matrix import sort_rows
 from othink_pipeline.report.page.items import Item, make_items
 from othink_pipeline.report.page.render import Content, render_page
+from othink_pipeline.report.page.samples import choose_samples
 from tests.support.handmade import KNOWN, MARGIN, METHODS, matrix_of, report_on, two_tasks
 
 HOSTILE = (
@@ -84,13 +85,14 @@ HISTORY = pd.DataFrame(
 def page_of(predictions: pd.DataFrame) -> str:
     """The page of the hand-made grid."""
     training = pd.DataFrame({"task": ["counting"], "method": ["sft"], "seed": [0], "updates": [6]})
-    compared = compare_all(sort_rows(predictions, METHODS), COMPARISONS)
+    compared = compare_all(sort_rows(predictions, METHODS), COMPARISONS, MARGIN)
     content = Content(
         report=report_on(predictions, training, comparisons=COMPARISONS),
         matrix=matrix_of(predictions),
         predictions=predictions,
-        differences=differences_table(compared, MARGIN),
+        differences=differences_table(compared),
         history=HISTORY,
-        items=page_items(predictions),
+        items={item.example_id: item for item in page_items(predictions)},
+        samples=choose_samples(sort_rows(predictions, METHODS), METHODS, COMPARISONS),
     )
-    return render_page(content, METHODS, COMPARISONS, KNOWN)
+    return render_page(content, METHODS, KNOWN)

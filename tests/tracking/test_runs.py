@@ -144,16 +144,16 @@ def test_a_run_that_is_left_in_order_is_finished(client: MlflowClient, parent: s
 
 
 def test_metrics_keep_their_steps_and_what_is_unknown(client: MlflowClient, cell: str) -> None:
-    records.log_metrics(cell, {"train/reward": 0.25, "train/kl": math.nan}, step=1)
+    records.log_scores(cell, {"train/reward": 0.25, "train/kl": math.nan}, step=1)
     runs.finish_run(cell)
-    records.log_metrics(cell, {"train/reward": 0.75}, step=2)  # after the end too
+    records.log_scores(cell, {"train/reward": 0.75}, step=2)  # after the end too
     history = client.get_metric_history(cell, "train/reward")
     assert sorted((metric.step, metric.value) for metric in history) == [(1, 0.25), (2, 0.75)]
     assert math.isnan(client.get_run(cell).data.metrics["train/kl"])
 
 
 def test_more_metrics_than_one_request_takes(client: MlflowClient, cell: str) -> None:
-    records.log_metrics(cell, {f"m{index}": float(index) for index in range(1500)}, step=0)
+    records.log_scores(cell, {f"m{index}": float(index) for index in range(1500)}, step=0)
     assert len(client.get_run(cell).data.metrics) == 1500
 
 
@@ -199,7 +199,7 @@ def test_scores_stand_on_the_run_the_checkpoint_and_the_dataset(
     model_id = records.log_checkpoint(cell, "counting/grpo/s0", 60, tmp_path, {})
     other_id = records.log_checkpoint(cell, "counting/grpo/s0", 30, tmp_path, {})
     scores = {"eval/counting": 0.5, "eval/geometry": math.nan}
-    records.log_metrics(cell, scores, 60, model_id=model_id, dataset=TEST_SPLIT)
+    records.log_scores(cell, scores, 60, model_id=model_id, dataset=TEST_SPLIT)
     run: Run = client.get_run(cell)
     assert run.data.metrics["eval/counting"] == 0.5
     assert math.isnan(run.data.metrics["eval/geometry"])

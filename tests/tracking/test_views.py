@@ -6,6 +6,7 @@ import shutil
 import zlib
 from base64 import b64decode
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -14,7 +15,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from othink_pipeline.tracking import records, runs, views
+from othink_pipeline.tracking import runs, views
 
 CURVES = ("val/counting", "val/geometry", "train/reward", "train/kl", "val/format_rate/counting")
 SCORES = {
@@ -43,9 +44,10 @@ def grid(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     runs.set_parent(parent)
     runs.join_grid(reused, "reused")
     trained = runs.start_run("counting/grpo/s0", "cell", {"task": "counting"}, {})
-    records.log_metrics(reused, SCORES, 4)
-    for step in (2, 4):
-        records.log_metrics(trained, dict.fromkeys(CURVES, 0.5), step)
+    for name, value in SCORES.items():
+        client.log_metric(reused, name, value, step=4)
+    for step, name in product((2, 4), CURVES):
+        client.log_metric(trained, name, 0.5, step=step)
     runs.set_parent(None)
     yield parent
     mlflow.set_tracking_uri(None)
@@ -160,8 +162,9 @@ def test_after_other_pictures_the_views_show_their_scores(grid: str) -> None:
     blind = MlflowClient().create_run(experiment_id, tags={"kind": "grid"}).info.run_id
     MlflowClient().set_tag(cell.info.run_id, runs.grid_tag(blind), "tested")
     other = {name.replace("/", "_shuffled/", 1): 0.25 for name in SCORES if "cost" not in name}
-    records.log_metrics(cell.info.run_id, other, 4)
-    records.log_metrics(blind, {"base_shuffled/accuracy": 0.25}, 0)
+    for name in other:
+        MlflowClient().log_metric(cell.info.run_id, name, 0.25, step=4)
+    MlflowClient().log_metric(blind, "base_shuffled/accuracy", 0.25)
     state = save_views(blind)
     assert state["Transfer matrix"]["selectedColumns"][3:] == [
         *("metrics.`own_shuffled/accuracy`", "metrics.`own_shuffled/gain`"),

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import islice
-from types import SimpleNamespace
 from typing import Any
 
 from transformers import TrainerCallback
 
-from othink_pipeline.training.loop import Algorithm, Job
+from othink_pipeline.training.loop import Job
 from othink_pipeline.training.rows import prompt_order
 
 PROMPTS = 4
@@ -24,35 +23,21 @@ Row = list[str | float | None]
 Record = Callable[[int, list[str], list[Row]], None]
 
 
-def show_completions(algorithm: Algorithm, job: Job, every: int, record: Record) -> Algorithm:
-    """The algorithm ``rl``, which also hands on some of the completions that it learns from.
-
-    Args:
-        every: updates from one table to the next. The first is of update 1: what the base model
-            says; each is of the first update with new completions after so many.
-        record: called with an update, the names of columns, and a row for each completion.
-    """
-    watch = _Watch(job, every, record)
-
-    def build_trainer(*given: Any) -> Any:
-        arguments = [*given[:-1], [*given[-1], watch]]  # the callbacks come last
-        watch.trainer = algorithm.build_trainer(*arguments)
-        return watch.trainer
-
-    return SimpleNamespace(
-        make_rows=algorithm.make_rows,
-        build_trainer=build_trainer,
-        completion_tokens=algorithm.completion_tokens,
-    )
-
-
 def is_due(update: int, every: int, iterations: int) -> bool:
     """Whether an update's completions are shown; several iterations learn from the same ones."""
     before = update - 1
     return before % iterations == 0 and before // every != (before - iterations) // every
 
 
-class _Watch(TrainerCallback):
+class CompletionTables(TrainerCallback):
+    """Hands on some of the completions that ``rl`` learns from.
+
+    Args:
+        every: updates from one table to the next. The first is of update 1: what the base model
+            says; each is of the first update with new completions after so many.
+        record: called with an update, the names of columns, and a row for each completion.
+    """
+
     def __init__(self, job: Job, every: int, record: Record) -> None:
         self._job, self._every, self._record = job, every, record
         self.trainer: Any = None

@@ -110,7 +110,7 @@ def train_job(job: CellJob, recorder: Recorder | None) -> tuple[Trained, Digests
     from othink_pipeline.training.loop import Job, train
 
     settings = job.settings
-    algorithm: Any = import_module(f"othink_pipeline.training.{job.parameters.algorithm}")
+    algorithm = import_module(f"othink_pipeline.training.{job.parameters.algorithm}")
     check_code(*training_code(job.parameters.algorithm))
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     machines = settings.compute.num_processes // processes_here
@@ -137,15 +137,15 @@ def train_job(job: CellJob, recorder: Recorder | None) -> tuple[Trained, Digests
         answers=own.answers,
     )
     every = settings.health.completions_every_updates
+    callbacks = []
     if recorder and every and job.parameters.algorithm == "rl":
-        from othink_pipeline.cells.completions import show_completions
+        from othink_pipeline.cells.completions import CompletionTables
 
-        show = partial(_show_table, recorder)
-        algorithm = show_completions(algorithm, training, every, show)
+        callbacks = [CompletionTables(training, every, partial(_show_table, recorder))]
     # The main process alone is seen.
     with show_progress(job.cell.name, job.parameters.updates, recorder is not None) as progress:
         watch = _Watch(job, recorder, progress)
-        trained = train(algorithm, training, watch.log, watch.checkpoint, watch.report)
+        trained = train(algorithm, training, watch.log, watch.checkpoint, watch.report, callbacks)
     return trained, watch.digests
 
 

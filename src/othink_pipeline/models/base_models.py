@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from othink_pipeline.core.blocks import ConfigurationError
@@ -33,13 +34,10 @@ def find_base_model(base_model: BaseModel, number: int, remedy: str) -> FoundMod
         return _describe_snapshot(base_model.hub, *fetch_model(**base_model.hub.model_dump()))
     assert base_model.path is not None
     path = base_model.path[number]
-    folder = Path(path)
-    if (folder / MANIFEST).is_file():
-        made = MadeModel.read_folder(folder, f"{remedy.removesuffix('.')}. {OTHER_MANIFEST}")
-        found = FoundModel(path=path, digest=made.digest, made=made)
-    elif (folder / "config.json").is_file():
-        found = FoundModel(path=path, digest=digest_folder(folder))
-    else:
+    if (Path(path) / MANIFEST).is_file():
+        MadeModel.read_folder(Path(path), f"{remedy.removesuffix('.')}. {OTHER_MANIFEST}")
+    found = locate_base_model(base_model, number)
+    if found is None:
         raise ConfigurationError(f"base_model.path: {path}: no model there. {remedy}")
     for earlier in range(number):
         other = locate_base_model(base_model, earlier)
@@ -80,7 +78,15 @@ def locate_base_model(base_model: BaseModel, number: int) -> FoundModel | None:
         return FoundModel(path=path, digest=made.digest, made=made)
     if not (folder / "config.json").is_file():
         return None
-    return FoundModel(path=path, digest=digest_folder(folder))
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    stamps = ((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return FoundModel(path=path, digest=_digest_plain(folder, tuple(stamps)))
+
+
+@cache  # a large model takes seconds, and each base model is held against those before it
+def _digest_plain(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """The digest of a folder whose files have these sizes and times."""
+    return digest_folder(folder)
 
 
 def base_model_folders(base_model: BaseModel) -> list[Path]:

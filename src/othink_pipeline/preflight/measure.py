@@ -14,12 +14,12 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import click
 from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset, Features, Image, Value
+from transformers import TrainerCallback
 
 from othink_pipeline.cells.accelerate_config import read_sharing
 from othink_pipeline.cells.parameters import Parameters
@@ -124,17 +124,10 @@ def measure_update(
     What is written on the way is gone in the end.
     """
     algorithm = import_module(f"othink_pipeline.training.{method.algorithm}")
-    trainers: list[Any] = []
     ended: list[float] = []  # in seconds, by update
-
-    def build_trainer(*args: Any) -> Any:
-        trainers.append(algorithm.build_trainer(*args))
-        return trainers[0]
 
     def log(update: int, metrics: dict[str, float]) -> None:
         ended.append(time.perf_counter())
-        if isinstance(method, RL):
-            _never_end(trainers[0])
 
     changes = {"updates": UPDATES, "checkpoint_every_updates": UPDATES}
     if isinstance(method, RL):
@@ -158,13 +151,9 @@ def measure_update(
             answers=longest.answers,
             folder=Path(folder),
         )
-        measured = SimpleNamespace(
-            make_rows=algorithm.make_rows,
-            build_trainer=build_trainer,
-            completion_tokens=algorithm.completion_tokens,
-        )
+        callbacks = [_NeverEnding()] if isinstance(method, RL) else []
         reset_peak()
-        train(measured, job, log, checkpoint=lambda *_: {}, report=_warn)
+        train(algorithm, job, log, lambda *_: {}, _warn, callbacks)
     return Measured(ended[-1] - ended[-2], peak_bytes())
 
 
@@ -216,13 +205,17 @@ def _try(
     return Row(check, "note", detail), measured
 
 
-def _never_end(trainer: Any) -> None:
-    """Make every completion as long as it may get, whoever generates it."""
-    trainer.eos_token_ids = [NEVER]
-    if trainer.use_vllm:
-        trainer.vllm_generation.generation_kwargs["ignore_eos"] = True
-    else:  # TRL's own generation
-        trainer.generation_config.min_new_tokens = trainer.max_completion_length
+class _NeverEnding(TrainerCallback):
+    """After an update every completion is as long as it may get, whoever generates it."""
+
+    trainer: Any
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.eos_token_ids = [NEVER]
+        if self.trainer.use_vllm:
+            self.trainer.vllm_generation.generation_kwargs["ignore_eos"] = True
+        else:  # TRL's own generation
+            self.trainer.generation_config.min_new_tokens = self.trainer.max_completion_length
 
 
 def _warn(fault: str, update: int, figures: str) -> None:

@@ -6,11 +6,12 @@ Nothing heavy is imported: keys come from files and parameters alone.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, cast
 
 from kedro.io import DataCatalog
@@ -70,42 +71,44 @@ def plan_cells(pipeline: Pipeline, parameters: Parameters, catalog: DataCatalog)
     """What will happen to each cell that a pipeline trains, in the order of its nodes.
 
     Args:
-        catalog: where the nodes' inputs are, but for those that the pipeline itself makes.
+        catalog: where the base models are that the pipeline does not make itself.
 
     Raises:
         ConfigurationError: a launcher that cannot work.
     """
-    methods = parameters.resolve()
-    check_launcher(parameters.compute, parameters.health, methods.values())
-    made = pipeline.all_outputs()
-    costs = measured_costs(Path(parameters.folders.checkpoints))
-    planned = []
-
-    @cache  # the same for all cells, and a large model takes seconds
-    def manifest(name: str) -> FoundModel | Examples | None:
-        return _manifest(name, name in made, parameters, catalog)
-
-    for node in pipeline.nodes:
-        if not node.tags & {"sft", "rl"}:
-            continue
-        cell: Cell = cast(Any, node).identity["cell"]  # see `pipelines.wiring.bind`
-        manifests = {name: manifest(name) for name in node.inputs if name[:7] != "params:"}
-        base, *examples = cast(Any, manifests.values())  # in the order of the node's arguments
-        method = methods[cell.task, cell.method]
-        planned.append(_plan_cell(cell, method, parameters, base, examples, costs))
-    return planned
+    check_launcher(parameters.compute, parameters.health, parameters.resolve().values())
+    nodes = cast(Any, [node for node in pipeline.nodes if node.tags & {"sft", "rl"}])
+    cells = [node.identity["cell"] for node in nodes]  # see `pipelines.wiring.bind`
+    bases = (name for name in pipeline.inputs() if re.fullmatch(r"base\.b\d+\.checkpoint", name))
+    known = {name: catalog.load(name) for name in bases if catalog.exists(name)}
+    return plan_grid(parameters, cells, known)
 
 
-def plan_grid(parameters: Parameters) -> list[Planned]:
-    """The same of every cell of the grid, from the base models and examples that are there."""
-    experiment, count = parameters.experiment, parameters.base_model.count
-    bases = [locate_base_model(parameters.base_model, number) for number in range(count)]
-    examples = [_read_examples(task, parameters) for task in experiment.tasks]
+def plan_grid(
+    parameters: Parameters,
+    cells: Sequence[Cell] | None = None,
+    known: Mapping[str, FoundModel] = MappingProxyType({}),
+) -> list[Planned]:
+    """What will happen to cells, all of the grid unless some are named.
+
+    Base models and examples are those that are there.
+
+    Args:
+        known: by dataset, base models that are not looked at again: a large one takes seconds.
+    """
+    methods, count = parameters.resolve(), parameters.base_model.count
+    if cells is None:
+        cells = [Cell(*key, seed) for key in methods for seed in parameters.experiment.seeds]
+    bases = {
+        number: known.get(f"base.b{number}.checkpoint")
+        or locate_base_model(parameters.base_model, number)
+        for number in {cell.seed % count for cell in cells}
+    }
+    examples = [_read_examples(task, parameters) for task in parameters.experiment.tasks]
     costs = measured_costs(Path(parameters.folders.checkpoints))
     return [
-        _plan_cell(Cell(task, name, seed), method, parameters, bases[seed % count], examples, costs)
-        for (task, name), method in parameters.resolve().items()
-        for seed in experiment.seeds
+        _plan_cell(cell, methods[cell[:2]], parameters, bases[cell.seed % count], examples, costs)
+        for cell in cells
     ]
 
 
@@ -190,18 +193,6 @@ def needed_bytes(parameters: Parameters, cells: Sequence[SFT | RL], at_once: int
     if not models:
         return None
     return needed_disk_bytes(max(models), cells, parameters.model, at_once)
-
-
-def _manifest(
-    name: str, made: bool, parameters: Parameters, catalog: DataCatalog
-) -> FoundModel | Examples | None:
-    """The manifest that a training node will read; None if it cannot be known yet."""
-    if not made:
-        return catalog.load(name) if catalog.exists(name) else None
-    if name.startswith("base."):
-        number = int(name.split(".")[1].removeprefix("b"))
-        return locate_base_model(parameters.base_model, number)
-    return _read_examples(name.split(".")[0], parameters)
 
 
 def _read_examples(task: str, parameters: Parameters) -> Examples | None:

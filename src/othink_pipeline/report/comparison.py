@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,89 +23,85 @@ from othink_pipeline.report.significance import (
 Scope = Literal["same", "cross"]
 SCOPES: tuple[Scope, ...] = ("same", "cross")
 Unit = Literal["base models", "seeds", "items"]
-UNKNOWN = Estimate(math.nan)
 CELL = ["train_task", "eval_task", "seed"]
 ITEM = ["eval_task", "example_id"]
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Method against baseline on the cells that both have; estimates in [-1, 1], relative in %.
+class Difference(NamedTuple):
+    """Method against baseline on the cells that both have: a row of ``differences.csv``, in points.
 
     Of the seeds that have all these cells: one that lacks a cell would mix tasks with seeds.
     Without such a seed nothing is known. A *unit* is as in ``resampling``.
-
-    Attributes:
-        method: minuend.
-        baseline: subtrahend.
-        scope: same-task or cross-task cells.
-        directions: (train task, eval task) of the cells.
-        seeds: number of training seeds.
-        base_models: number of base models that these started from.
-        pairs: number of paired predictions.
-        discordant: of them, pairs of which one is right and one wrong.
-        over_items: difference, interval over test items, the trainings being given.
-        over_seeds: the same difference, interval over units and items; NaN with one seed.
-        p_items: whether other test items would tell, of these very trainings: McNemar's exact test
-            where there is one test set and one pair an item, else :func:`weighted_items_p`.
-        units: difference of each unit, the items being given.
-        relative: relative improvement, interval over items.
-        relative_over_seeds: relative improvement, interval as that of ``over_seeds``.
     """
 
     method: str
     baseline: str
     scope: Scope
-    directions: tuple[tuple[str, str], ...]
+    directions: str
+    """``counting → geometry``, several with commas."""
     seeds: int
     base_models: int
+    """That the seeds started from."""
+    cells: int
+    """(train task, seed, eval task)"""
     pairs: int
+    """Of predictions."""
     discordant: int
-    over_items: Estimate
-    over_seeds: Estimate
+    """Pairs of which one is right and one wrong."""
+    points: float
+    low: float
+    """Of the 95 % interval that covers most: over units and items, with one seed over items."""
+    high: float
+    unit: Unit
+    """What that interval and p draw; items where no variation is known."""
+    p: float
+    """NaN where there is no test of that."""
+    p_holm: float
+    """Adjusted: the pairs that were asked for are one family of tests, those with the base model
+    another."""
+    margin: float
+    """Differences of fewer points do not matter."""
+    p_equivalent: float
+    """Of the test that the difference is within the margin; NaN with one seed, or against the base
+    model: the question is asked between methods."""
+    p_equivalent_holm: float
+    """Adjusted: these are a family of their own."""
+    items_low: float
+    """Of the interval over test items, the trainings being given."""
+    items_high: float
     p_items: float
-    units: tuple[float, ...]
-    relative: Estimate
-    relative_over_seeds: Estimate
-
-    @property
-    def cells(self) -> int:
-        """Number of (train task, seed, eval task) compared."""
-        return self.seeds * len(self.directions)
-
-    @property
-    def unit(self) -> Unit:
-        """What the widest interval and p are drawn over; items where no variation is known."""
-        if self.base_models > 1:
-            return "base models"
-        return "seeds" if self.seeds > 1 else "items"
+    """Whether other test items would tell, of these very trainings: McNemar's exact test where
+    there is one test set and one pair an item, else :func:`weighted_items_p`."""
+    relative: float
+    """Relative improvement in %, with the bounds of the same two intervals."""
+    relative_low: float
+    relative_high: float
+    relative_items_low: float
+    relative_items_high: float
 
     @property
     def widest(self) -> Estimate:
-        """The difference with the interval that covers most: over seeds where there are two."""
-        return self.over_items if self.unit == "items" else self.over_seeds
+        """In points, with the interval that covers most."""
+        return Estimate(self.points, self.low, self.high)
 
     @property
     def widest_relative(self) -> Estimate:
-        """The same of the relative improvement."""
-        return self.relative if self.unit == "items" else self.relative_over_seeds
+        """The same of the relative improvement, in %."""
+        return Estimate(self.relative, self.relative_low, self.relative_high)
 
     @property
-    def p_seeds(self) -> float:
-        """Paired t-test over ``units``; NaN with one seed."""
-        return difference_p(self.units)
-
-    def p_equivalent(self, margin_points: float) -> float:
-        """Test of a difference within the margin, over ``units``; NaN with one seed.
-
-        NaN against the base model, too: the question is asked between methods.
-        """
-        return math.nan if self.baseline == BASE else equivalence_p(self.units, margin_points / 100)
+    def units(self) -> int:
+        """How many independent trainings there are."""
+        return self.base_models if self.unit == "base models" else self.seeds
 
     @property
-    def p(self) -> float:
-        """Of what the widest interval is over; NaN where there is no test of that."""
-        return self.p_items if self.unit == "items" else self.p_seeds
+    def basis(self) -> str:
+        """What stands behind the interval and p, in words."""
+        if self.unit == "items":
+            return "over items, one seed" if self.seeds else "no seed has all cells"
+        if self.unit == "seeds":
+            return f"over {self.seeds} seeds of one base model"
+        return f"over {self.base_models} base models, {self.seeds} seeds"
 
 
 def pair(
@@ -173,7 +168,8 @@ def compare(
     scope: Scope,
     verdict: str = "correct",
     train_task: str | None = None,
-) -> Comparison | None:
+    margin: float = math.nan,
+) -> Difference | None:
     """Compare two methods, paired by test example; None if they share no cell in ``scope``.
 
     The difference is the mean over base models of the mean over their seeds, of the mean over eval
@@ -182,6 +178,7 @@ def compare(
     Args:
         predictions, method, baseline, scope, train_task: as of :func:`pair`.
         verdict: the boolean column compared.
+        margin: in points, above 0; NaN: equivalence is not tested.
     """
     pairs = pair(predictions, method, baseline, scope, train_task, [verdict])
     if pairs.empty:
@@ -196,131 +193,78 @@ def compare(
     tasks = pairs.groupby("item")["eval_task"].first().to_numpy()
     bases = base_models(pairs)
     drawn = resample([ours, theirs], strata=tasks, clusters=bases)
-    has_seeds = len(bases) > 1
+    units = difference(drawn.units)
+    unit: Unit = "base models" if len(set(bases)) > 1 else "seeds" if len(bases) > 1 else "items"
     parts = shares(bases) @ (ours - theirs) * shares(tasks)
     is_plain = len(pairs) == len(parts) and len(set(tasks)) == 1
-    return Comparison(
+    p_items = mcnemar_p(parts) if is_plain else weighted_items_p(parts)
+    items, relative_items = map(drawn.estimate_over_items, (difference, improvement))
+    if unit == "items":
+        widest, relative = items, relative_items
+    else:
+        widest, relative = drawn.estimate(difference), drawn.estimate(improvement, RELATIVE)
+    return Difference(
         method=method,
         baseline=baseline,
         scope=scope,
-        directions=tuple(directions),
+        directions=", ".join(" → ".join(direction) for direction in directions),
         seeds=len(bases),
         base_models=len(set(bases)),
+        cells=len(bases) * len(directions),
         pairs=len(pairs),
         discordant=int((pairs[a] != pairs[b]).sum()),
-        over_items=drawn.estimate_over_items(difference),
-        over_seeds=drawn.estimate(difference) if has_seeds else UNKNOWN,
-        p_items=mcnemar_p(parts) if is_plain else weighted_items_p(parts),
-        units=tuple(difference(drawn.units).tolist()),
-        relative=drawn.estimate_over_items(improvement),
-        relative_over_seeds=drawn.estimate(improvement, RELATIVE) if has_seeds else UNKNOWN,
+        points=100 * widest.value,
+        low=100 * widest.low,
+        high=100 * widest.high,
+        unit=unit,
+        p=p_items if unit == "items" else difference_p(units),
+        p_holm=math.nan,  # of a family: `compare_all`
+        margin=margin,
+        p_equivalent=math.nan if baseline == BASE else equivalence_p(units, margin / 100),
+        p_equivalent_holm=math.nan,
+        items_low=100 * items.low,
+        items_high=100 * items.high,
+        p_items=p_items,
+        relative=relative.value,
+        relative_low=relative.low,
+        relative_high=relative.high,
+        relative_items_low=relative_items.low,
+        relative_items_high=relative_items.high,
     )
 
 
 def compare_all(
-    predictions: pd.DataFrame, comparisons: Iterable[tuple[str, str]]
-) -> list[Comparison]:
+    predictions: pd.DataFrame, comparisons: Iterable[tuple[str, str]], margin: float
+) -> list[Difference]:
     """Each of the pairs, then each method with the base model, in both scopes where there are any.
 
     Args:
         predictions: in report order, as for :func:`transfer_matrix`.
         comparisons: (method, baseline) pairs.
-    """
-    with_base = [(method, BASE) for method in predictions["method"].unique() if method != BASE]
-    return [
-        comparison
-        for method, baseline in dict.fromkeys([*comparisons, *with_base])
-        for scope in SCOPES
-        if (comparison := compare(predictions, method, baseline, scope)) is not None
-    ]
-
-
-class Difference(NamedTuple):
-    """What is told of a comparison: its widest interval and its p-value, in one unit."""
-
-    method: str
-    baseline: str
-    scope: Scope
-    directions: str
-    """``counting → geometry``, several with commas."""
-    seeds: int
-    base_models: int
-    """That the seeds started from."""
-    cells: int
-    pairs: int
-    discordant: int
-    """Pairs of which one is right and one wrong."""
-    points: float
-    low: float
-    """Of the 95 % interval, in points."""
-    high: float
-    unit: Unit
-    """What the interval and p draw."""
-    p: float
-    p_holm: float
-    """Adjusted: the pairs that were asked for are one family of tests, those with the base model
-    another."""
-    margin: float
-    """Differences of fewer points do not matter."""
-    p_equivalent: float
-    """Of the test that the difference is within the margin; NaN with one seed, or against the base
-    model."""
-    p_equivalent_holm: float
-    """Adjusted: these are a family of their own."""
-
-    @property
-    def units(self) -> int:
-        """How many independent trainings there are."""
-        return self.base_models if self.unit == "base models" else self.seeds
-
-    @property
-    def basis(self) -> str:
-        """What stands behind the interval and p, in words."""
-        if self.unit == "items":
-            return "over items, one seed" if self.seeds else "no seed has all cells"
-        if self.unit == "seeds":
-            return f"over {self.seeds} seeds of one base model"
-        return f"over {self.base_models} base models, {self.seeds} seeds"
-
-
-def differences_table(comparisons: Sequence[Comparison], margin: float) -> pd.DataFrame:
-    """The comparisons as a table: a column for each field of :class:`Difference`.
-
-    Args:
-        comparisons: all of a report.
         margin: in points, above 0.
     """
-    p_values = np.array([each.p for each in comparisons], dtype=np.float64)
-    against_base = np.array([each.baseline == BASE for each in comparisons], dtype=bool)
+    with_base = [(method, BASE) for method in predictions["method"].unique() if method != BASE]
+    found = [
+        each
+        for method, baseline in dict.fromkeys([*comparisons, *with_base])
+        for scope in SCOPES
+        if (each := compare(predictions, method, baseline, scope, margin=margin)) is not None
+    ]
+    p_values = np.array([each.p for each in found], dtype=np.float64)
+    against_base = np.array([each.baseline == BASE for each in found], dtype=bool)
     p_holm = p_values.copy()
     for family in (against_base, ~against_base):
         p_holm[family] = holm(p_values[family])
-    equivalent = [each.p_equivalent(margin) for each in comparisons]
-    equivalent_holm = holm(equivalent)
-    rows = [
-        Difference(
-            method=each.method,
-            baseline=each.baseline,
-            scope=each.scope,
-            directions=", ".join(" → ".join(direction) for direction in each.directions),
-            seeds=each.seeds,
-            base_models=each.base_models,
-            cells=each.cells,
-            pairs=each.pairs,
-            discordant=each.discordant,
-            points=100 * each.widest.value,
-            low=100 * each.widest.low,
-            high=100 * each.widest.high,
-            unit=each.unit,
-            p=each.p,
-            p_holm=float(p_holm[number]),
-            margin=margin,
-            p_equivalent=equivalent[number],
-            p_equivalent_holm=float(equivalent_holm[number]),
-        )
-        for number, each in enumerate(comparisons)
+    equivalent = holm([each.p_equivalent for each in found])
+    return [
+        each._replace(p_holm=float(p), p_equivalent_holm=float(p_equivalent))
+        for each, p, p_equivalent in zip(found, p_holm, equivalent, strict=True)
     ]
-    return pd.DataFrame(rows, columns=list(Difference._fields))
+
+
+def differences_table(differences: Sequence[Difference]) -> pd.DataFrame:
+    """A column for each field of :class:`Difference`."""
+    return pd.DataFrame(differences, columns=list(Difference._fields))
 
 
 def read_differences(table: pd.DataFrame) -> list[Difference]:

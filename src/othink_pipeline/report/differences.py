@@ -8,17 +8,11 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 import pandas as pd
 
 from othink_pipeline.core.blocks import BASE
-from othink_pipeline.report.comparison import (
-    Comparison,
-    Difference,
-    base_models,
-    by_seed,
-    compare,
-    pair,
-)
+from othink_pipeline.report.comparison import Difference, base_models, by_seed, compare, pair
 from othink_pipeline.report.estimators import difference_where, split_gain
 from othink_pipeline.report.matrix import HOLE
 from othink_pipeline.report.parameters import KnownMethods
+from othink_pipeline.report.resampling import Estimate
 from othink_pipeline.report.significance import first_t
 from othink_pipeline.report.tables import mean_percent, p_text, signed, table
 from othink_pipeline.report.verdict import conclusion
@@ -41,29 +35,24 @@ def pairs_with_base(predictions: pd.DataFrame) -> dict[Entry, pd.DataFrame]:
     return found
 
 
-def tests_section(comparisons: Sequence[Comparison], differences: Sequence[Difference]) -> str:
-    """Every pair of methods with its intervals and tests.
-
-    Args:
-        comparisons: all of a report.
-        differences: what is told of each.
-    """
+def tests_section(differences: Sequence[Difference]) -> str:
+    """Every pair of methods with its intervals and tests."""
     rows = [
         [
-            f"{comparison.method} minus {comparison.baseline}",
-            f"{comparison.scope}-task",
-            comparison.cells,
-            comparison.pairs,
-            signed(comparison.over_items),
-            signed(comparison.over_seeds),
-            p_text(comparison.p_items),
-            p_text(comparison.p_seeds),
+            f"{told.method} minus {told.baseline}",
+            f"{told.scope}-task",
+            told.cells,
+            told.pairs,
+            signed(Estimate(told.points, told.items_low, told.items_high), 1),
+            _over_seeds(told, told.widest),
+            p_text(told.p_items),
+            p_text(math.nan if told.unit == "items" else told.p),
             p_text(told.p_holm),
-            HOLE if comparison.baseline == BASE else p_text(told.p_equivalent),
-            HOLE if comparison.baseline == BASE else p_text(told.p_equivalent_holm),
+            HOLE if told.baseline == BASE else p_text(told.p_equivalent),
+            HOLE if told.baseline == BASE else p_text(told.p_equivalent_holm),
             conclusion(told),
         ]
-        for comparison, told in zip(comparisons, differences, strict=True)
+        for told in differences
     ]
     if not rows:
         return "No two methods share a cell."
@@ -90,6 +79,11 @@ def tests_section(comparisons: Sequence[Comparison], differences: Sequence[Diffe
     return table(header, rows) + f"\n\n{note}"
 
 
+def _over_seeds(told: Difference, widest: Estimate) -> str:
+    """A widest interval, where it is one over seeds."""
+    return signed(Estimate(math.nan) if told.unit == "items" else widest, 1)
+
+
 def told_tests(differences: Sequence[Difference]) -> str:
     """How many tests Holm's correction is for, and what t the first of them has to pass."""
     texts = []
@@ -108,24 +102,22 @@ def _known(p_values: Iterable[float]) -> int:
     return sum(map(math.isfinite, p_values))
 
 
-def directions_section(
-    predictions: pd.DataFrame, comparisons: Sequence[Comparison], margin: float
-) -> str:
+def directions_section(predictions: pd.DataFrame, differences: Sequence[Difference]) -> str:
     """The pairs of methods again, of each task that was trained on apart; "" where it is one.
 
     Args:
         predictions: as for :func:`compare`.
-        comparisons: all of a report.
-        margin: in points, above 0.
+        differences: all of a report.
     """
     tasks = sorted(predictions.loc[predictions["method"] != BASE, "train_task"].unique())
     rows = []
-    for whole in comparisons:
+    for whole in differences:
+        asked = whole.method, whole.baseline, whole.scope
         for task in tasks if whole.baseline != BASE else ():
-            part = compare(predictions, whole.method, whole.baseline, whole.scope, train_task=task)
+            part = compare(predictions, *asked, train_task=task, margin=whole.margin)
             if part is not None:
                 difference = f"{whole.method} minus {whole.baseline}"
-                figures = [signed(part.widest), p_text(part.p), p_text(part.p_equivalent(margin))]
+                figures = [signed(part.widest, 1), p_text(part.p), p_text(part.p_equivalent)]
                 rows.append([difference, task, f"{whole.scope}-task", part.seeds, *figures])
     if len(tasks) < 2 or not rows:
         return ""
@@ -139,13 +131,15 @@ def directions_section(
     return table(header, rows) + f"\n\n{note}"
 
 
-def relative_section(comparisons: Sequence[Comparison]) -> str:
+def relative_section(differences: Sequence[Difference]) -> str:
     """Relative improvement of one trained method over another."""
     rows = []
-    for c in comparisons:
-        if c.baseline != BASE:
-            figures = [signed(c.relative, 1), signed(c.relative_over_seeds, 1)]
-            rows.append([c.method, c.baseline, f"{c.scope}-task", *figures])
+    for told in differences:
+        if told.baseline != BASE:
+            over_items = told.relative_items_low, told.relative_items_high
+            figures = [signed(Estimate(told.relative, *over_items), 1)]
+            figures += [_over_seeds(told, told.widest_relative)]
+            rows.append([told.method, told.baseline, f"{told.scope}-task", *figures])
     if not rows:
         return "Needs two trained methods on a common cell: not in this run."
     header = ["method", "over", "scope", "% [95 % over items]"]
@@ -163,9 +157,8 @@ def controls_section(predictions: pd.DataFrame, known: KnownMethods) -> str:
         for method in known.positive_controls:
             control = compare(predictions, method, BASE, "same", "correct_any", task)
             if control is not None:
-                gain = control.widest
-                gains.append(f"{task}: {method} {signed(gain)}")
-                is_enough = 100 * gain.value >= POSITIVE_CONTROL_POINTS and gain.low > 0
+                gains.append(f"{task}: {method} {signed(control.widest, 1)}")
+                is_enough = control.points >= POSITIVE_CONTROL_POINTS and control.low > 0
                 passed[task] = passed.get(task, False) or is_enough
     controls = " or ".join(map(known.label, known.positive_controls))
     demand = (

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from othink_pipeline.report.comparison import Comparison, Difference, read_differences
+from othink_pipeline.report.comparison import Difference, read_differences
 from othink_pipeline.report.differences import (
     controls_section,
     directions_section,
@@ -56,10 +56,8 @@ class Results(NamedTuple):
     """One row for each cell: task, method, seed and what it cost."""
     failures: pd.DataFrame
     """What the matrix has holes for, and why: as ``transfer_matrix``, with ``reason``."""
-    comparisons: Sequence[Comparison]
-    """As from :func:`compare_all`."""
     differences: pd.DataFrame
-    """As from :func:`comparison.differences_table`, of these."""
+    """As from :func:`comparison.differences_table`."""
     verdict: Sequence[Finding]
     """As from :func:`verdict.verdict`."""
     near_duplicates: Mapping[str, int] = MappingProxyType({})
@@ -82,7 +80,6 @@ def report_markdown(
     matrix = results.matrix
     predictions = sort_rows(results.predictions, methods)
     differences = read_differences(results.differences)
-    margin = differences[0].margin if differences else 0.0
     training = sort_rows(results.training.rename(columns={"task": "train_task"}), methods)
     against_base = pairs_with_base(predictions)
     sections = {
@@ -91,9 +88,9 @@ def report_markdown(
         "Accuracy": matrix_section(matrix, predictions),
         "Means": means_section(matrix),
         FORMS: forms_section(predictions),
-        "Paired tests: differences in points": tests_section(results.comparisons, differences),
-        "Each direction apart": directions_section(predictions, results.comparisons, margin),
-        "Relative improvement": relative_section(results.comparisons),
+        "Paired tests: differences in points": tests_section(differences),
+        "Each direction apart": directions_section(predictions, differences),
+        "Relative improvement": relative_section(differences),
         "Beside published figures": published_section(matrix, predictions, published),
         "Gain over the base model, and forgetting": gains_section(against_base),
         "Controls": controls_section(predictions, known),

@@ -58,7 +58,7 @@ def cell_metrics(
         metrics |= _with_bounds(f"{name}/accuracy", _accuracy(rows, predictions))
         gain = compare(both, rows["method"].iloc[0], BASE, scope)
         if gain and gain.cells == len(rows):
-            metrics |= _with_bounds(f"{name}/gain", gain.over_items)
+            metrics |= _with_bounds(f"{name}/gain", gain.widest, 100)
     return metrics
 
 
@@ -91,15 +91,15 @@ def grid_metrics(matrix: pd.DataFrame, differences: pd.DataFrame) -> dict[str, f
     metrics = _rounded({name: each.mean() for name, each in scores if each.notna().all()})
     for each in read_differences(differences):
         name = f"difference/{PREFIXES[each.scope]}/{each.method}-{each.baseline}"
-        estimate = Estimate(each.points / 100, each.low / 100, each.high / 100)
-        metrics |= {**_with_bounds(name, estimate), f"{name}_p": each.p_holm}
+        metrics |= {**_with_bounds(name, each.widest, 100), f"{name}_p": each.p_holm}
         metrics[f"{name}_p_equivalent"] = each.p_equivalent_holm
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def _with_bounds(name: str, estimate: Estimate) -> dict[str, float]:
+def _with_bounds(name: str, estimate: Estimate, whole: float = 1) -> dict[str, float]:
+    """``whole``: what of the estimate's unit is a share of 1."""
     values = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    return _rounded(values)
+    return _rounded({name: value / whole for name, value in values.items()})
 
 
 def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -6,11 +6,12 @@ Matplotlib is imported inside the functions, as in ``figures``.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
+from othink_pipeline.report.page.items import Item
 from othink_pipeline.report.page.samples import Sample
 from othink_pipeline.report.parameters import KnownMethods
 
@@ -26,16 +27,6 @@ MAX_CHARS = 280
 MARKS = {True: ("✓", "#1b6e3c"), False: ("✗", "#b3261e")}
 
 
-class Shown(NamedTuple):
-    """A sample with what was asked."""
-
-    sample: Sample
-    question: str
-    gold: str
-    picture: Image.Image
-    """As the models saw it."""
-
-
 class Line(NamedTuple):
     """A line of text."""
 
@@ -45,11 +36,18 @@ class Line(NamedTuple):
     family: str = "sans-serif"
 
 
-def samples_figure(shown: Sequence[Shown], known: KnownMethods) -> Figure:
-    """Of each sample its picture, and beside it question, right answer and what was answered."""
+def samples_figure(
+    samples: Sequence[Sample], items: Mapping[str, Item], known: KnownMethods
+) -> Figure:
+    """Of each sample its picture, and beside it question, right answer and what was answered.
+
+    Args:
+        items: by id, the examples that the samples are of, with their pictures.
+    """
     from matplotlib.figure import Figure
 
-    blocks = [(each.picture, _lines(each, known)) for each in shown]
+    shown = [(each, items[each.example_id]) for each in samples]
+    blocks = [(item.open_picture(), _lines(each, item, known)) for each, item in shown]
     rows = [blocks[start : start + 2] for start in range(0, len(blocks), 2)]
     heights = [
         max(PICTURE_IN, LINE_IN * max(len(lines) for _, lines in row)) + GAP_IN for row in rows
@@ -90,13 +88,12 @@ def _draw(
         )
 
 
-def _lines(shown: Shown, known: KnownMethods) -> list[Line]:
-    sample = shown.sample
+def _lines(sample: Sample, item: Item, known: KnownMethods) -> list[Line]:
     right, wrong = known.name(*sample.right), known.name(*sample.wrong)
     lines = [Line(f"{sample.rule.title}, {sample.eval_task}", weight="bold")]
     lines += _wrap(f"{right} right, {wrong} wrong ({sample.found} of {sample.tested} items)")
-    lines += _wrap(_shorten(shown.question), color="#555555")
-    lines += _wrap(f"Right answer: {shown.gold}", color="#555555")
+    lines += _wrap(_shorten(item.question), color="#555555")
+    lines += _wrap(f"Right answer: {item.gold}", color="#555555")
     answers = sample.answers[["train_task", "method", "correct", "completion"]]
     for train_task, method, is_right, completion in answers.itertuples(index=False):
         mark, color = MARKS[bool(is_right)]

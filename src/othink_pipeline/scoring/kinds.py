@@ -124,7 +124,6 @@ class Exact(_Kind):
     kind: Literal["exact"]
 
     def read(self, text: str) -> Answer | None:
-        """See ``_Kind.read``."""
         return read(text)
 
     def read_for(self, text: str, golds: Sequence[Answer]) -> Answer | None:
@@ -134,11 +133,9 @@ class Exact(_Kind):
         return given if asked or given is None or not isinstance(given.value, str) else None
 
     def is_right(self, given: Answer, gold: Answer) -> bool:
-        """See ``_Kind.is_right``."""
         return given.answers(gold)
 
     def name(self, given: Answer) -> str:
-        """See ``_Kind.name``."""
         return given.canonical
 
 
@@ -155,7 +152,6 @@ class Number(_Kind):
     """The larger one of both counts."""
 
     def read(self, text: str) -> Quantity | None:
-        """See ``_Kind.read``."""
         words = read_words(text)
         if words is None:
             return None
@@ -181,7 +177,6 @@ class Number(_Kind):
         return abs(Fraction(given.value) - Fraction(gold.value)) <= allowed
 
     def name(self, given: Quantity) -> str:
-        """See ``_Kind.name``."""
         return given.words.text if given.value is None else str(given.value)
 
 
@@ -191,7 +186,6 @@ class Choice(_Kind):
     kind: Literal["choice"]
 
     def read(self, text: str) -> Chosen | None:
-        """See ``_Kind.read``."""
         if len(text) > MAX_TEXT_CHARACTERS:
             return None
         if option := split_option(clean(text)):
@@ -205,7 +199,6 @@ class Choice(_Kind):
         return words and Chosen(None, words)
 
     def is_right(self, given: Chosen, gold: Chosen) -> bool:
-        """See ``_Kind.is_right``."""
         if given.whole and gold.words and given.whole.means(gold.words):
             return True
         if given.letter and gold.letter and given.letter != gold.letter:
@@ -220,11 +213,9 @@ class Choice(_Kind):
         return not given.words or not _OTHER_LETTER.search(given.words.text)
 
     def name(self, given: Chosen) -> str:
-        """See ``_Kind.name``."""
         return given.letter or (given.words.text if given.words else "")
 
     def target(self, gold: str) -> str:
-        """See ``_Kind.target``."""
         chosen = self.read(accepted(gold)[0])
         return chosen.letter if chosen and chosen.letter else accepted(gold)[0]
 
@@ -235,15 +226,12 @@ class Text(_Kind):
     kind: Literal["text"]
 
     def read(self, text: str) -> Words | None:
-        """See ``_Kind.read``."""
         return read_words(text)
 
     def is_right(self, given: Words, gold: Words) -> bool:
-        """See ``_Kind.is_right``."""
         return given.means(gold)
 
     def name(self, given: Words) -> str:
-        """See ``_Kind.name``."""
         return given.value.canonical if given.value else given.text
 
 
@@ -254,7 +242,6 @@ class Items(_Kind):
     """In the gold's order, or in any."""
 
     def read(self, text: str) -> tuple[Words, ...] | None:
-        """See ``_Kind.read``."""
         return _read_items(_split_items(text))
 
     def read_golds(self, gold: str) -> tuple[Any, ...]:
@@ -267,7 +254,6 @@ class Items(_Kind):
         return (found,)
 
     def is_right(self, given: tuple[Words, ...], gold: tuple[Words, ...]) -> bool:
-        """See ``_Kind.is_right``."""
         if len(given) != len(gold):
             return False
         if self.kind == "list":
@@ -281,7 +267,6 @@ class Items(_Kind):
         return True
 
     def name(self, given: tuple[Words, ...]) -> str:
-        """See ``_Kind.name``."""
         texts = [each.value.canonical if each.value else each.text for each in given]
         return "; ".join(texts if self.kind == "list" else sorted(texts))
 

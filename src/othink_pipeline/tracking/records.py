@@ -40,29 +40,6 @@ NOTE_CHARACTERS = 8000
 """What a run's description holds: the limit of a tag (mlflow/utils/validation.py)."""
 
 
-def log_metrics(
-    run_id: str,
-    metrics: Mapping[str, float],
-    step: int,
-    *,
-    model_id: str | None = None,
-    dataset: DatasetRef | None = None,
-) -> None:
-    """Log the values of one optimizer step; a run that has ended takes them too.
-
-    NaN (unknown) is kept, on the run only: on a logged model MLflow's store turns it into 0.
-
-    Args:
-        metrics: name to value; the same names in every cell, never the method in a name.
-        step: optimizer step, at least 0.
-        model_id: the checkpoint that was scored (see `log_checkpoint`): the values then stand
-            on that logged model as well.
-    """
-    now_ms = int(time.time() * 1000)
-    entities = metric_entities(run_id, metrics, step, now_ms, model_id, dataset)
-    write_metrics(patient_store(), run_id, entities)
-
-
 def log_scores(
     run_id: str,
     scores: Mapping[str, float],
@@ -71,17 +48,28 @@ def log_scores(
     model_id: str | None = None,
     dataset: DatasetRef | None = None,
 ) -> None:
-    """Log those of ``scores`` whose latest value on the run is another: repeats leave no trace."""
+    """Log those of ``scores`` whose latest value on the run is another: repeats leave no trace.
+
+    A run that has ended takes them too. NaN (unknown) is kept, on the run only: on a logged model
+    MLflow's store turns it into 0.
+
+    Args:
+        scores: name to value; the same names in every cell, never the method in a name.
+        step: optimizer step, at least 0.
+        model_id: the checkpoint that was scored (see `log_checkpoint`): the values then stand
+            on that logged model as well.
+    """
     with lock(Path(STORE_LOCK)):  # else two `kedro run`s could both find it missing
         known = MlflowClient().get_run(run_id).data.metrics
         new = {
-            name: float(value)
+            name: value
             for name, value in scores.items()
             if name not in known
             or not (known[name] == value or (isnan(known[name]) and isnan(value)))
         }
-        if new:
-            log_metrics(run_id, new, step, model_id=model_id, dataset=dataset)
+        now_ms = int(time.time() * 1000)
+        entities = metric_entities(run_id, new, step, now_ms, model_id, dataset)
+        write_metrics(patient_store(), run_id, entities)
 
 
 def log_dataset(run_id: str, dataset: DatasetRef, context: Context) -> None:

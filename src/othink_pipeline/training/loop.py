@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -86,33 +86,6 @@ class Trained(NamedTuple):
     NaN where no process holds them whole."""
 
 
-class Stopwatch:
-    """Seconds, while it runs."""
-
-    def __init__(self) -> None:
-        self._before = 0.0
-        self._since: float | None = None
-
-    def start(self) -> None:
-        """Go on, if it does not run."""
-        if self._since is None:
-            self._since = time.perf_counter()
-
-    def stop(self) -> None:
-        """Stand still."""
-        self._before, self._since = self.seconds, None
-
-    @property
-    def seconds(self) -> float:
-        """In which it has run so far."""
-        running = 0.0 if self._since is None else time.perf_counter() - self._since
-        return self._before + running
-
-    def set(self, seconds: float) -> None:
-        """Go on from there."""
-        self._before = seconds
-
-
 class Watcher(TrainerCallback):
     """Hands every update's metrics and every due checkpoint on, and keeps a line on the screen.
 
@@ -131,22 +104,22 @@ class Watcher(TrainerCallback):
         self.name, self.parameters = name, parameters
         self.processor, self.log, self.checkpoint = processor, log, checkpoint
         self.trainer: Any = None
-        self.training = Stopwatch()
         self.completion_tokens = 0.0  # mean over an update's completions, summed over updates
         self.mean_tokens = 0.0  # of the last ones that were sampled
-        self.started, self.updates_before = time.perf_counter(), 0
+        self.seconds, self._since = 0.0, time.perf_counter()  # of training, so far and since when
+        self.started, self.updates_before = self._since, 0
 
     def state(self) -> dict[str, Any]:
         """All that changes, fit for JSON."""
         return {
-            "seconds": self.training.seconds,
+            "seconds": self.seconds,
             "completion_tokens": self.completion_tokens,
             "mean_tokens": self.mean_tokens,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from ``state``."""
-        self.training.set(state["seconds"])
+        self.seconds = state["seconds"]
         self.completion_tokens, self.mean_tokens = state["completion_tokens"], state["mean_tokens"]
 
     def on_train_begin(
@@ -156,7 +129,7 @@ class Watcher(TrainerCallback):
         if state.global_step == 0:
             self._take_checkpoint(0, model)
         self.started, self.updates_before = time.perf_counter(), state.global_step
-        self.training.start()
+        self._since = self.started
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **_: Any
@@ -165,7 +138,7 @@ class Watcher(TrainerCallback):
         metrics = {ours: float(logs[theirs]) for theirs, ours in CURVES.items() if theirs in logs}
         if not metrics or "train_runtime" in logs:
             return
-        self.training.stop()
+        self.seconds += time.perf_counter() - self._since
         self.log(state.global_step, metrics)
         # An update that learns from the same completions again does not say how long they are.
         self.mean_tokens = metrics.get("train/completion_tokens", self.mean_tokens)
@@ -175,16 +148,11 @@ class Watcher(TrainerCallback):
         every = self.parameters.checkpoint_every_updates
         if state.global_step % every == 0 or state.global_step == state.max_steps:
             self._take_checkpoint(state.global_step, model)
-        if not control.should_save:  # saving is not training: `on_save` comes after it
-            self.training.start()
+        self._since = time.perf_counter()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The state of an update was saved."""
-        self.training.start()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The last update is behind."""
-        self.training.stop()
+        """The state of an update was saved, which is not training."""
+        self._since = time.perf_counter()
 
     def _show(self, done: int, total: int, metrics: dict[str, float]) -> None:
         an_update = (time.perf_counter() - self.started) / (done - self.updates_before)
@@ -259,7 +227,12 @@ class Algorithm(Protocol):
 
 
 def train(
-    algorithm: Algorithm, job: Job, log: Log, checkpoint: Checkpoint, report: Report
+    algorithm: Algorithm,
+    job: Job,
+    log: Log,
+    checkpoint: Checkpoint,
+    report: Report,
+    callbacks: Sequence[Any] = (),
 ) -> Trained:
     """Train one cell from the base model, or go on from the newest checkpoint in ``job.folder``.
 
@@ -274,6 +247,7 @@ def train(
             update (update 0), when one is due and after the last update, and once more if that is
             repeated; returns scores by name. ``state``: see ``whole_model``.
         report: called with (fault, update, figures) when a number goes wrong for the first time.
+        callbacks: more of Transformers' callbacks; their ``trainer`` is set to the trainer.
 
     Raises:
         ConfigurationError: the checkpoint to go on from is of another number of processes, or holds
@@ -290,7 +264,10 @@ def train(
     if shortage := find_shortage(job.examples, job.prompt, processor, *settings):
         raise ConfigurationError(". ".join(shortage))
     adapters = choose_weights(model, job.parameters)
-    trainer = algorithm.build_trainer(model, processor, rows, job, adapters, report, [watcher])
+    seats = [watcher, *callbacks]
+    trainer = algorithm.build_trainer(model, processor, rows, job, adapters, report, seats)
+    for callback in seats:
+        callback.trainer = trainer
     if not trainer.is_deepspeed_enabled:  # which keeps float32 weights of its own
         keep_precise(trainer.model)
     whole = not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
@@ -298,7 +275,6 @@ def train(
     before = dict(_trained_weights(trainer.model)) if whole else {}
     trainer.remove_callback(PrinterCallback)  # the watcher's line says it shorter
     trainer.parts |= {"watcher": watcher, "health": trainer.monitor}
-    watcher.trainer = trainer
     found = [newest_checkpoint(job.folder) if trainer.is_world_process_zero() else None]
     (newest,) = broadcast_object_list(found)  # to verify it takes a reading of all of it
     if newest is not None:
@@ -310,7 +286,7 @@ def train(
         completion_tokens=algorithm.completion_tokens(
             rows, job, processor, watcher.completion_tokens
         ),
-        seconds=watcher.training.seconds,
+        seconds=watcher.seconds,
         skipped_batches=trainer.monitor.skipped,
         faults=dict(trainer.monitor.counts),
         weights_changed=_relative_change(before, _trained_weights(trainer.model))

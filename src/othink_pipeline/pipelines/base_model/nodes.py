@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import shutil
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest, code_tags, library_versions
 from othink_pipeline.core.files import MANIFEST, content_key, publish, read_json, write_json
 from othink_pipeline.core.locks import lock, say_busy
+from othink_pipeline.core.redaction import failure
 from othink_pipeline.data.examples import read_examples
 from othink_pipeline.data.manifests import Examples, Split
 from othink_pipeline.data.parameters import DataPreparation
@@ -258,6 +260,7 @@ def _make(
     ):
         rows = {task: read_examples(split.path) for task, split in base.items()}
         state = begun / STATE
+        _drop_damaged(state)
         model, processor, facts = pretrain(rows, prompt, settings, recorder.metrics, state)
         measured = {each.task: _measure(model, processor, each, evaluation) for each in examples}
         for task, figures in measured.items():
@@ -275,6 +278,20 @@ def _make(
             data={task: split.digest for task, split in base.items()},
             measured=measured,
         )
+
+
+def _drop_damaged(state: Path) -> None:
+    """Delete what was begun where it cannot be read: it is begun anew."""
+    import torch
+
+    if not state.exists():
+        return
+    content = BytesIO(state.read_bytes())  # what the disk says against it is no damage
+    try:
+        torch.load(content, weights_only=True)
+    except Exception as error:  # it raises whatever it stumbles over
+        logger.warning("%s is damaged (%s): the base model is begun anew", state, failure(error))
+        state.unlink()
 
 
 def _measure(

@@ -30,7 +30,7 @@ from othink_pipeline.report.page.items import MAX_PICTURE_BYTES, Item, make_item
 from othink_pipeline.report.page.render import Content, render_page
 from othink_pipeline.report.page.samples import choose_samples
 from othink_pipeline.report.parameters import KnownMethods, Published, Report
-from othink_pipeline.report.sample_figure import Shown, samples_figure
+from othink_pipeline.report.sample_figure import samples_figure
 from othink_pipeline.report.training import kl_pull
 from othink_pipeline.report.verdict import verdict
 from othink_pipeline.tracking import records, runs, views
@@ -266,13 +266,13 @@ def write_report(
             lineage = {"MLflow run": parent, **views.view_links(parent)}
     lineage |= _makers()
     logger.info("transfer matrix: accuracy in %%\n%s", matrix_text(transfer_matrix))
-    compared = compare_all(sort_rows(predictions, methods), report.comparisons)
-    differences = differences_table(compared, report.equivalence_margin)
+    asked = report.comparisons, report.equivalence_margin
+    differences = differences_table(compare_all(sort_rows(predictions, methods), *asked))
     findings = verdict(differences, training, failures, known_methods)
     logger.info("verdict\n%s", "\n".join(f"  {about}: {says}." for about, says in findings))
     tables = transfer_matrix, predictions, training, failures
     near = {each.task: each.near_duplicates or 0 for each in examples}
-    results = Results(*tables, compared, differences, findings, near)
+    results = Results(*tables, differences, findings, near)
     text = report_markdown(results, methods, known_methods, published, lineage)
     return text, differences, pd.DataFrame(findings, columns=["about", "finding"])
 
@@ -287,8 +287,8 @@ def write_page(
     known_methods: KnownMethods,
     *examples: Examples,
     methods: tuple[str, ...],
-) -> str:
-    """The report as one HTML file, with figures, samples and all predictions.
+) -> tuple[str, Any]:
+    """The report as one HTML file, with figures and all predictions; its samples as a figure, too.
 
     As many parameters as datasets: it is what all of them come to.
 
@@ -299,48 +299,22 @@ def write_page(
     Raises:
         ConfigurationError: the examples are not those that were tested.
     """
-    room_bytes = MAX_PICTURE_BYTES // len(examples)
-    items = [item for each in examples for item in _test_items(each, predictions, room_bytes)]
-    content = Content(report, transfer_matrix, predictions, differences, history, items)
-    return render_page(content, methods, settings.comparisons, known_methods)
+    samples = choose_samples(sort_rows(predictions, methods), methods, settings.comparisons)
+    wanted, room_bytes = {each.example_id for each in samples}, MAX_PICTURE_BYTES // len(examples)
+    items = {
+        item.example_id: item
+        for each in examples
+        for item in _test_items(each, predictions, wanted, room_bytes)
+    }
+    tables = transfer_matrix, predictions, differences, history
+    page = render_page(Content(report, *tables, items, samples), methods, known_methods)
+    return page, samples_figure(samples, items, known_methods)
 
 
-def draw_samples(
-    predictions: pd.DataFrame,
-    settings: Report,
-    known_methods: KnownMethods,
-    *examples: Examples,
-    methods: tuple[str, ...],
-) -> Any:
-    """The page's samples, with the pictures that the models saw, as Matplotlib's figure.
-
-    Args:
-        settings: the block ``report``.
-        examples: of each task that was tested.
-
-    Raises:
-        ConfigurationError: the examples are not those that were tested.
-    """
-    of_task = {each.task: each for each in examples}
-    shown = []
-    for sample in choose_samples(sort_rows(predictions, methods), methods, settings.comparisons):
-        each, example = of_task[sample.eval_task], sample.example_id
-        pictured = (_pictures_shown(_check_tested(each, predictions)) or {}).get(example, example)
-        rows = {row["id"]: row for row in _read_rows(each.splits["test"].path, {example, pictured})}
-        asked, picture = rows[example], decode(rows[pictured]["image"])
-        shown.append(Shown(sample, asked["question"], asked["answer"], picture))
-    return samples_figure(shown, known_methods)
-
-
-def _test_items(examples: Examples, predictions: pd.DataFrame, room_bytes: int) -> list[Item]:
+def _test_items(
+    examples: Examples, predictions: pd.DataFrame, wanted: Collection[str], room_bytes: int
+) -> list[Item]:
     """The test examples of a task, with the pictures that the models saw."""
-    tested = _check_tested(examples, predictions)
-    rows = _read_rows(examples.splits["test"].path)
-    return make_items(rows, decode, _pictures_shown(tested), room_bytes)
-
-
-def _check_tested(examples: Examples, predictions: pd.DataFrame) -> pd.DataFrame:
-    """The predictions on a task, whose examples are there."""
     test = examples.splits["test"]
     tested = predictions[predictions["eval_task"] == examples.task]
     remedy = f"Run the whole grid again: kedro run {SAME_ENV}"
@@ -350,7 +324,7 @@ def _check_tested(examples: Examples, predictions: pd.DataFrame) -> pd.DataFrame
         )
     if not Path(test.path).is_file():
         raise ConfigurationError(f"{test.path}: missing. {remedy}")
-    return tested
+    return make_items(_read_rows(test.path), decode, _pictures_shown(tested), wanted, room_bytes)
 
 
 def _pictures_shown(tested: pd.DataFrame) -> dict[str, str] | None:
@@ -360,12 +334,9 @@ def _pictures_shown(tested: pd.DataFrame) -> dict[str, str] | None:
     return dict(zip(tested["example_id"], tested["image_of"], strict=True))
 
 
-def _read_rows(path: str, wanted: Collection[str] = ()) -> Iterator[dict[str, Any]]:
-    """Each example, or those whose ids are wanted, with its picture as it was encoded."""
-    rows = read_examples(path)
-    if wanted:
-        rows = rows.select([place for place, name in enumerate(rows["id"]) if name in wanted])
-    for batch in rows.with_format("arrow").iter(batch_size=100):
+def _read_rows(path: str) -> Iterator[dict[str, Any]]:
+    """Each example, with its picture as it was encoded."""
+    for batch in read_examples(path).with_format("arrow").iter(batch_size=100):
         for row in batch.to_pylist():
             yield {**row, "image": row["image"]["bytes"]}
 

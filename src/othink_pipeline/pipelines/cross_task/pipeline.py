@@ -14,7 +14,6 @@ from othink_pipeline.pipelines.cross_task.nodes import (
     collect_training,
     concatenate,
     draw_figures,
-    draw_samples,
     merge_tests,
     write_page,
     write_report,
@@ -157,17 +156,12 @@ def _report(tasks: tuple[str, ...], methods: tuple[str, ...]) -> list[Node]:
             ["report", "differences", "verdict"],
         ),
         make(
-            draw_samples,
-            ["predictions", "params:report", "params:known_methods", *examples],
-            "samples",
-        ),
-        make(
             write_page,
             [
                 *("report", "transfer_matrix", "predictions", "differences", "report.history"),
                 *("params:report", "params:known_methods", *examples),
             ],
-            "report_page",
+            ["report_page", "samples"],
         ),
         make(
             record_results,

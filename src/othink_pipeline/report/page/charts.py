@@ -13,7 +13,6 @@ from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.comparison import read_differences
 from othink_pipeline.report.matrix import sort_methods
 from othink_pipeline.report.parameters import KnownMethods
-from othink_pipeline.report.resampling import Estimate
 from othink_pipeline.report.tables import p_text, signed
 from othink_pipeline.report.training import kl_pull
 from othink_pipeline.report.verdict import SCOPE_NAMES, conclusion
@@ -91,7 +90,7 @@ def forest(differences: pd.DataFrame, known: KnownMethods) -> Forest:
                 low=place(row.low),
                 value=place(row.points),
                 high=place(row.high),
-                text=signed(Estimate(row.points, row.low, row.high), 1).replace("-", "−"),
+                text=signed(row.widest, 1).replace("-", "−"),
                 p=f"{'no test' if math.isnan(row.p_holm) else p}, {row.basis}",
                 conclusion=conclusion(row),
                 margin=None

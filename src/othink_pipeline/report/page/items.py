@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -27,11 +27,16 @@ class Item(NamedTuple):
     picture: str
     """A data URI; empty where there is no room for it."""
 
+    def open_picture(self) -> Image.Image:
+        """The picture, where there is one."""
+        return Image.open(io.BytesIO(base64.b64decode(self.picture.partition(",")[2])))
+
 
 def make_items(
     examples: Iterable[Mapping[str, Any]],
     decode: Callable[[bytes], Image.Image],
     shown: Mapping[str, str] | None = None,
+    wanted: Collection[str] = (),
     room_bytes: int = MAX_PICTURE_BYTES,
 ) -> list[Item]:
     """Test examples in their order.
@@ -40,11 +45,14 @@ def make_items(
         examples: with id, task, form, question, answer (str) and image (encoded bytes).
         decode: makes of such bytes the picture that models see.
         shown: by example, the one whose picture the models saw instead of its own; None: its own.
+        wanted: examples whose pictures are not left out.
         room_bytes: for the pictures: those of the examples after that are left out.
     """
     own = []
+    wanted = {shown[name] for name in wanted if name in shown} if shown else wanted
     for example in examples:
-        picture = _small_picture(decode(example["image"])) if room_bytes > 0 else ""
+        has_picture = room_bytes > 0 or example["id"] in wanted
+        picture = _small_picture(decode(example["image"])) if has_picture else ""
         room_bytes -= len(picture)
         own.append(
             Item(

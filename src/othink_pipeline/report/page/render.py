@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
@@ -18,7 +18,7 @@ from othink_pipeline.report.matrix import HOLE, sort_methods, sort_rows, tested
 from othink_pipeline.report.page.archive import model_names, pack_predictions, split_thinking
 from othink_pipeline.report.page.charts import curve_panels, dashes, forest
 from othink_pipeline.report.page.items import Item
-from othink_pipeline.report.page.samples import choose_samples
+from othink_pipeline.report.page.samples import Sample
 from othink_pipeline.report.parameters import KnownMethods
 from othink_pipeline.report.scores import form_accuracy
 from othink_pipeline.report.tables import number
@@ -37,8 +37,10 @@ class Content(NamedTuple):
     """As from :func:`comparison.differences_table`."""
     history: pd.DataFrame
     """Columns task, method, seed, step, metric, value."""
-    items: Sequence[Item]
-    """The test examples, task by task."""
+    items: Mapping[str, Item]
+    """The test examples by id, task by task."""
+    samples: Sequence[Sample]
+    """As from :func:`choose_samples`."""
 
 
 class Entry(NamedTuple):
@@ -52,17 +54,11 @@ class Entry(NamedTuple):
     """Tested on the task that was trained on."""
 
 
-def render_page(
-    content: Content,
-    methods: Sequence[str],
-    comparisons: Sequence[tuple[str, str]],
-    known: KnownMethods,
-) -> str:
+def render_page(content: Content, methods: Sequence[str], known: KnownMethods) -> str:
     """One HTML file: styles, script, pictures and predictions are in it.
 
     Args:
         methods: the order of the grid's methods.
-        comparisons: (method, baseline) pairs; the samples are about the last one.
     """
     predictions = sort_rows(content.predictions, methods)
     header, sections = split_sections(content.report)
@@ -80,8 +76,11 @@ def render_page(
         heat_map=_heat_map(content.matrix, tasks, known),
         is_shuffled="image_of" in predictions,
         forest=forest(content.differences, known),
-        without_picture=sum(not item.picture for item in content.items),
-        samples=_samples(content, predictions, methods, comparisons, known),
+        without_picture=sum(not item.picture for item in content.items.values()),
+        samples=content.samples,
+        items=content.items,
+        known=known,
+        told=_told,
         forms=_forms(predictions, tasks, known),
         panels=curve_panels(content.history, methods, known),
         legend={method: known.label(method) for method in drawn},
@@ -90,7 +89,7 @@ def render_page(
         thinking=_html(sections.pop(THINKING, "")),
         scores=_scores(content.matrix),
         sections={title: _html(text) for title, text in sections.items() if title != FORMS},
-        archive=pack_predictions(predictions, content.items, known),
+        archive=pack_predictions(predictions, list(content.items.values()), known),
         style=style,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -158,37 +157,12 @@ def _forms(
     return tables
 
 
-def _samples(
-    content: Content,
-    predictions: pd.DataFrame,
-    methods: Sequence[str],
-    comparisons: Sequence[tuple[str, str]],
-    known: KnownMethods,
-) -> list[dict[str, Any]]:
-    """What the template shows of each sample."""
-    items = {item.example_id: item for item in content.items}
-    shown = []
-    for sample in choose_samples(predictions, methods, comparisons):
-        answers = sample.answers
-        names = model_names(answers, known)
-        thoughts = [split_thinking(str(text)) for text in answers["completion"]]
-        shown.append(
-            {
-                "title": sample.rule.title,
-                "says": f"{known.name(*sample.right)} right, {known.name(*sample.wrong)} wrong",
-                "found": sample.found,
-                "tested": sample.tested,
-                "eval_task": sample.eval_task,
-                "item": items[sample.example_id],
-                "answers": [
-                    {"name": name, "right": right, "thinking": thinking, "rest": rest}
-                    for name, right, (thinking, rest) in zip(
-                        names, answers["correct"], thoughts, strict=True
-                    )
-                ],
-            }
-        )
-    return shown
+def _told(
+    answers: pd.DataFrame, known: KnownMethods
+) -> Iterator[tuple[str, bool, tuple[str, str]]]:
+    """Of each answer the model's name, whether it is right, its thinking, and the rest."""
+    parts = map(split_thinking, map(str, answers["completion"]))
+    return zip(model_names(answers, known), answers["correct"], parts, strict=True)
 
 
 def _scores(matrix: pd.DataFrame) -> tuple[list[str], list[list[str]]]:

@@ -45,14 +45,19 @@ class Command:
         self._process = processes.Process(target=_work, args=arguments)
         self._process.start()
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
     def is_alive(self) -> bool:
         """Whether it has not ended yet."""
         return self._process.is_alive()
 
     def send(self, number: int) -> None:
         """Send it a signal."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def wait(self, timeout: float) -> int:
         """Its exit code; negative for a signal.

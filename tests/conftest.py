@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from tests.support import versions  # noqa: F401 (before anything takes the function itself)
+
 if TYPE_CHECKING:
     from datasets import Dataset
 

@@ -22,12 +22,16 @@ from kedro.framework import project as kedro_project
 
 # Other people's: a test may bring its own copy of this project's code.
 _IMPORTED = [
+    "tests.support.versions",
+    "IPython",
     "datasets",
     "kedro.framework.cli",
     "kedro_mlflow.framework.hooks",
     "matplotlib.pyplot",
     "mlflow",
+    "mlflow.store.tracking.sqlalchemy_store",
     "peft",
+    "scipy.stats",
     "torch",
     "transformers.models.qwen2_vl.modeling_qwen2_vl",
     "trl.trainer.grpo_trainer",

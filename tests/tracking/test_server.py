@@ -49,16 +49,18 @@ class Server:
             "--port": str(self.port),
             "--workers": str(self._workers),
         }
+        log = self._folder / "server.log"
+        log.touch()
         self._process = commands.start(
             "tests.support.mlflow_server",
             *sum(options.items(), ()),
             cwd=self._folder,
-            output=self._folder / "server.log",
+            output=log,
             env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         )
         deadline_s = time.monotonic() + 120
         while not self._answers():
-            told = (self._folder / "server.log").read_text()
+            told = log.read_text()
             assert self._process.is_alive() and time.monotonic() < deadline_s, told
             time.sleep(0.1)
 

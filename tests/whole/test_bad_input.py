@@ -21,9 +21,10 @@ REMEDIES = ("Set base_model.path", "git checkout", "kedro run --pipelines=base_m
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh clone but for the base model; MLflow's tables are made once."""
+def project(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    """A fresh clone but for the base model, and for MLflow's tables."""
     project = tmp_path_factory.mktemp("project")
+    shutil.copy(empty_store, project)
     shutil.copytree(ROOT / "conf", project / "conf", ignore=shutil.ignore_patterns("local"))
     (project / "conf" / "local").mkdir()
     shutil.copy(ROOT / "pyproject.toml", project)

@@ -142,8 +142,11 @@ def compared_by(client: MlflowClient, parent: Run) -> dict[str, Run]:
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory, mini_model: MiniModel) -> Outcome:
+def outcome(
+    tmp_path_factory: pytest.TempPathFactory, mini_model: MiniModel, empty_store: Path
+) -> Outcome:
     project = tmp_path_factory.mktemp("project")
+    shutil.copy(empty_store, project)
     shutil.copytree(ROOT / "conf", project / "conf", ignore=shutil.ignore_patterns("local"))
     (project / "conf" / "local").mkdir()
     shutil.copy(ROOT / "pyproject.toml", project)

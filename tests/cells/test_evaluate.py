@@ -29,9 +29,10 @@ from othink_pipeline.models import load
 from othink_pipeline.models.generation import Decoding
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.scoring.kinds import Text
 from othink_pipeline.tracking import records, runs
 from tests.conftest import PROMPT, MiniModel, shipped
-from tests.support.manifests import checkpoint_of, with_split
+from tests.support.manifests import checkpoint_of, examples_of, with_split
 from tests.support.methods import small_evaluation
 
 TEST_ITEMS = 6
@@ -227,29 +228,70 @@ def test_other_settings_are_other_predictions_beside_the_former(
     assert ("eval_shuffled/geometry" in names) == ("shuffle_images" in settings)
 
 
-def test_whatever_the_predictions_depend_on_names_them(
-    checkpoint: Checkpoint, examples: Examples, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = read_predictions(evaluate(checkpoint, examples))
-    monkeypatch.setattr(cell_evaluation, "_predict", lambda *_: table)
-    monkeypatch.setattr(cell_evaluation, "check_model", lambda *_: None)
-    monkeypatch.setattr(cell_evaluation, "check_examples", lambda *_: None)
+def test_whatever_the_predictions_depend_on_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, examples = checkpoint_of(Cell("counting", "grpo", 3)), examples_of("geometry")
+
+    def key(
+        checkpoint: Checkpoint = whole,
+        examples: Examples = examples,
+        tested: Tested = CELL,
+        batch_size: int = 8,
+        **model: Any,
+    ) -> str:
+        return cell_evaluation._content_key(
+            checkpoint,
+            examples,
+            small_evaluation(batch_size=batch_size),
+            ModelSettings(**shipped("model", **model)),
+            tested._asdict(),
+        )
+
+    adapters = whole.model_copy(update={"base_path": "base"})
     keys = [
-        evaluate(checkpoint, examples).key,
-        evaluate(checkpoint.model_copy(update={"digest": "other"}), examples).key,
-        evaluate(checkpoint, with_split(examples, "test", digest="other")).key,
-        evaluate(checkpoint, with_split(examples, "test", prompt="{question}?")).key,
-        evaluate(checkpoint, examples, CELL._replace(seed=4)).key,
-        evaluate(checkpoint, examples, CELL._replace(base_model=1)).key,
+        key(),
+        key(whole.model_copy(update={"digest": "other"})),
+        key(adapters),
+        key(adapters.model_copy(update={"base_model": "other"})),
+        key(examples=with_split(examples, "test", digest="other")),
+        key(examples=with_split(examples, "test", prompt="{question}?")),
+        key(examples=examples.model_copy(update={"answers": Text(kind="text")})),
+        key(tested=CELL._replace(seed=4)),
+        key(tested=CELL._replace(base_model=1)),
+        key(max_pixels=9),
+        key(dtype="bfloat16"),
+        key(dtype="bfloat16", batch_size=2),
     ]
     with monkeypatch.context() as patch:
         patch.setattr(cell_evaluation, "code_digest", lambda *_: "edited")
-        keys.append(evaluate(checkpoint, examples).key)
+        keys.append(key())
     with monkeypatch.context() as patch:
         patch.setattr(cell_evaluation, "library_versions", lambda _: {"torch": "0.1"})
-        keys.append(evaluate(checkpoint, examples).key)
+        keys.append(key())
     assert len(set(keys)) == len(keys)
-    assert evaluate(checkpoint, with_split(examples, "train", digest="other")).key == keys[0]
+    assert key(examples=with_split(examples, "train", digest="other")) == keys[0]
+    assert key(whole.model_copy(update={"base_model": "other"})) == keys[0], "all weights are there"
+
+
+def test_answers_are_judged_by_their_kind(
+    examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged_as: list[Any] = []
+
+    def predict(*asked: Any) -> pd.DataFrame:
+        judged_as.append(asked[-1])
+        return pd.DataFrame({"correct": [True]})
+
+    monkeypatch.setattr(predictions, "predict", predict)
+    monkeypatch.setattr(load, "load_model", lambda *_: (None, None))
+    texts = examples.model_copy(update={"answers": Text(kind="text")})
+    cell_evaluation._predict(
+        checkpoint_of(Cell("counting", "grpo", 3)),
+        texts,
+        small_evaluation(),
+        ModelSettings(**shipped("model")),
+        CELL._asdict(),
+    )
+    assert judged_as == [Text(kind="text")]
 
 
 def test_the_key_covers_how_a_model_is_loaded_and_asked() -> None:

@@ -31,6 +31,7 @@ from othink_pipeline.core.files import MANIFEST, digest_folder, write_json
 from othink_pipeline.core.manifests import OtherVersionError
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.scoring.kinds import Text
 from othink_pipeline.training.kl import KLSchedule
 from othink_pipeline.training.parameters import RL, SFT, Health
 from tests.conftest import TASKS, shipped, shipped_health
@@ -197,6 +198,9 @@ def test_all_that_a_training_starts_from_changes_the_key() -> None:
         "prompt of another task": key_of(
             examples=[counting, with_split(geometry, "validation", prompt="another")],
         ),
+        "answers": key_of(
+            examples=[counting.model_copy(update={"answers": Text(kind="text")}), geometry],
+        ),
         "one task less": key_of(examples=[counting]),
         "task": key_of(cell=CELL._replace(task="geometry")),
         "tokens": key_of(evaluation={"max_completion_tokens": 9}),
@@ -247,6 +251,10 @@ def test_names_places_and_what_comes_after_training_do_not_change_the_key() -> N
         },
     }
     assert {name for name, key in same.items() if key != key_of()} == set()
+    there = {"mode": "server", "host": "there", "port": 1}
+    assert key_of(compute={"vllm": there}) == key_of(compute={"vllm": {**there, "port": 2}})
+    of_rl = {"share_prompts": False, "vllm": there}
+    assert key_of(block=SFT_BLOCK, compute=of_rl) == key_of(block=SFT_BLOCK)
 
 
 def test_the_key_covers_the_code_that_the_algorithm_runs(monkeypatch: pytest.MonkeyPatch) -> None:

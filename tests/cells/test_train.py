@@ -18,6 +18,7 @@ from mlflow.entities import Run
 from othink_pipeline.cells.completions import is_due
 from othink_pipeline.cells.evaluate import Tested, evaluate, read_predictions
 from othink_pipeline.cells.grid import Cell
+from othink_pipeline.cells.job import CellJob, train_job
 from othink_pipeline.cells.keys import JOURNAL, Settings
 from othink_pipeline.cells.manifests import Checkpoint, FailedCell, FailedTest, Training
 from othink_pipeline.cells.parameters import Folders
@@ -31,6 +32,7 @@ from othink_pipeline.evaluation import predictions
 from othink_pipeline.models import load
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.scoring.kinds import Choice, Text
 from othink_pipeline.scoring.strict import score
 from othink_pipeline.tracking import recorder, records, runs
 from othink_pipeline.tracking.journal import Journal, Table
@@ -351,6 +353,34 @@ def test_other_parameters_are_another_training(
     assert call()[0] == first, "an edit that is taken back costs nothing"
 
 
+def test_answers_are_judged_by_the_kind_of_their_task(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the reward by that of the cell's task, in a validation by that of each."""
+    judged_as: list[Any] = []
+    inputs, kinds = read_inputs(), (Text(kind="text"), Choice(kind="choice"))
+
+    def train(_: Any, training: Any, log: Any, checkpoint: Any, *rest: Any) -> None:
+        judged_as.append(training.answers)
+        checkpoint(0, None, None, None)
+
+    def validate(*asked: Any) -> pd.DataFrame:
+        judged_as.append(asked[-1])
+        return pd.DataFrame({"correct": [1.0], "thought": [1.0], "format_ok": [1.0]})
+
+    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(predictions, "predict_together", validate)
+    examples = tuple(
+        each.model_copy(update={"answers": kind})
+        for each, kind in zip(inputs.examples, kinds, strict=True)
+    )
+    settings = Settings(EVALUATION, FOLDERS, MODEL, Compute(**COMPUTE), HEALTH)
+    cell, base_model = Cell("counting", "sft", 3), inputs.base_model
+    job = CellJob(cell, METHODS["sft"], base_model, examples, settings, "key", "folder")
+    train_job(job, None)
+    assert judged_as == [kinds[0], *kinds]
+
+
 # --- Killed and gone on with
 
 KILLS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
@@ -398,7 +428,18 @@ def test_a_killed_training_ends_as_one_that_was_not(
     assert run.info.status == "KILLED"
     assert "failed" not in run.data.tags
 
-    manifest, history = call(method, resume_every_updates=resume_every_updates)
+    steps: list[int] = []
+    record = recorder.Recorder.metrics
+
+    def watch(self: Any, step: int, *rest: Any) -> None:
+        steps.append(step)
+        record(self, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder.Recorder, "metrics", watch)
+        manifest, history = call(method, resume_every_updates=resume_every_updates)
+    if moment == "update 3":
+        assert set(steps) == {3, 4}, "it goes on from its last state"
     assert folder_of(method) == folder
     (whole_folder,) = (trained / "data/models/counting" / method / "s3").glob("*/")
     whole = Training.read(whole_folder / MANIFEST, "")
@@ -500,25 +541,6 @@ def test_adapters_go_on_as_well_and_are_scored_merged_or_not(
 
 def _run_id(folder: Path) -> str:
     return str(json.loads((folder / "run.json").read_text())["run_id"])
-
-
-def test_a_training_goes_on_from_its_last_state(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        kill_when(patch, *KILLS["update 3"])
-        with pytest.raises(KeyboardInterrupt):
-            call()
-    steps: list[int] = []
-    record = recorder.Recorder.metrics
-
-    def watch(self: Any, step: int, *rest: Any) -> None:
-        steps.append(step)
-        record(self, step, *rest)
-
-    monkeypatch.setattr(recorder.Recorder, "metrics", watch)
-    call()
-    assert set(steps) == {3, 4}
 
 
 def test_what_a_killed_process_left_half_written_is_swept(
@@ -742,23 +764,15 @@ def test_what_is_finished_stays_aside_however_often_it_is_begun_anew(tmp_path: P
 # --- Failures
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (TrainingFault("loss is NaN\nat update 3"), "TrainingFault: loss is NaN at update 3"),
-        (MemoryError("no room"), "MemoryError: no room"),
-    ],
-)
 def test_a_training_that_fails_says_why_and_can_go_on_later(
     project: Path,
     trained: Path,
-    error: Exception,
-    reason: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    reason = "TrainingFault: loss is NaN at update 3"
     with monkeypatch.context() as patch:
-        kill_when(patch, *KILLS["update 3"], error)
+        kill_when(patch, *KILLS["update 3"], TrainingFault("loss is NaN\nat update 3"))
         manifest, history = call()
     assert manifest == FailedCell(task="counting", method="sft", seed=3, failed=reason)
     assert set(history["step"]) == {0, 1, 2}
@@ -774,14 +788,19 @@ def test_a_training_that_fails_says_why_and_can_go_on_later(
     assert run_of(again).info.status == "FINISHED"
 
 
+@pytest.mark.parametrize("kind", [ConfigurationError, MemoryError])
 def test_bad_input_that_one_cell_finds_stops_that_cell_without_a_traceback(
-    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    project: Path,
+    kind: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    kill_when(monkeypatch, loop, "train", lambda *_: True, ConfigurationError("no such thing"))
+    """Any other error has one."""
+    kill_when(monkeypatch, loop, "train", lambda *_: True, kind("no such thing"))
     manifest, _ = call()
-    assert manifest.failed == "ConfigurationError: no such thing"
+    assert manifest.failed == f"{kind.__name__}: no such thing"
     (told,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert not told.exc_info
+    assert bool(told.exc_info) == (kind is MemoryError)
     assert last_run().info.status == "FAILED"
 
 

@@ -1,5 +1,6 @@
 """What is finished is whole: keys, digests, manifests, atomic publishing."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -50,6 +51,23 @@ def test_a_digest_does_not_depend_on_the_place(folder: Path, tmp_path: Path) -> 
     before = digest_folder(folder)
     moved = folder.rename(tmp_path / "elsewhere")
     assert digest_folder(moved) == before
+
+
+def test_a_digest_takes_names_sizes_and_bytes_in_the_order_of_names(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the file system lists them."""
+    expected = hashlib.sha256(b"a.txt\x003\x00onesub/b.bin\x002\x00\x00\x01").hexdigest()
+    rglob = Path.rglob
+    for backwards in (False, True):
+        monkeypatch.setattr(
+            Path,
+            "rglob",
+            lambda self, pattern, last_first=backwards: sorted(
+                rglob(self, pattern), reverse=last_first
+            ),
+        )
+        assert digest_folder(folder) == expected
 
 
 def test_a_digest_leaves_out_the_manifest_alone(folder: Path) -> None:

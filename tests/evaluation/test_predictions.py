@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from datasets import concatenate_datasets
 
 from othink_pipeline.evaluation import predictions
-from othink_pipeline.evaluation.predictions import Extras, derangement, predict
+from othink_pipeline.evaluation.predictions import Extras, derangement, predict, predict_together
 from othink_pipeline.models.generation import Completion, Decoding, complete
+from othink_pipeline.scoring.kinds import Text
 from othink_pipeline.scoring.strict import score
 from tests.conftest import PROMPT
 
@@ -121,6 +123,27 @@ def test_shuffled_pictures_are_another_examples(
 
     assert shown(0) == shown(0)
     assert shown(0) != shown(1)
+
+
+def test_all_is_judged_by_the_kind_of_answer(
+    examples: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def say_seven(*asked: Any) -> list[Completion]:
+        _, _, shown, _, decoding, _ = asked
+        return [Completion("<answer>Seven</answer>", 1)] * (len(shown) * decoding.samples)
+
+    monkeypatch.setattr(predictions, "complete", say_seven)
+    examples = examples.remove_columns("answer").add_column("answer", ["7"] * len(examples))
+    kind = Text(kind="text")
+    table = predict(None, None, examples, *ASKED, Extras(samples=2), kind)
+    assert table["correct"].all()
+    assert table["sampled_correct"].map(all).all()
+    assert predict_together(None, None, examples, *ASKED, kind)["correct"].all()
+    alone = {"is_initialized": lambda: True, "get_rank": lambda: 0, "get_world_size": lambda: 1}
+    group = SimpleNamespace(**alone, all_gather_object=lambda tables, table: None)
+    monkeypatch.setattr(predictions, "dist", group)
+    assert predict_together(None, None, examples, *ASKED, kind)["correct"].all()
+    assert not predict(None, None, examples, *ASKED)["correct"].any()  # "Seven" is no number
 
 
 def test_every_example_has_its_own_picture_unless_told(

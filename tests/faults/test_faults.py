@@ -43,6 +43,7 @@ WOUNDS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def undisturbed(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """In it MLflow makes its tables itself, as everywhere but in tests."""
     return run_undisturbed(
         tmp_path_factory.mktemp("faults") / "undisturbed", mini_model.path, **BY_RL
     )

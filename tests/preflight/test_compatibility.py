@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
@@ -29,31 +28,22 @@ from othink_pipeline.preflight.rows import Row
 from othink_pipeline.training import shared_memory
 from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rows import sft_rows
-from tests.conftest import PROMPT, TASKS, MiniModel
+from tests.conftest import PROMPT, TASKS, MiniModel, shipped_parameters
 from tests.support.methods import small_evaluation
 
-ROOT = Path(__file__).parents[2]
 EVALUATION = small_evaluation(max_completion_tokens=24)
 Tasks = Mapping[str, Mapping[str, Dataset]]
 Check = Callable[..., list[Row]]
 
 
-def parameters() -> dict[str, Any]:
-    """The shipped configuration."""
-    raw: dict[str, Any] = {}
-    for file in (ROOT / "conf" / "base").glob("parameters*.yml"):
-        raw |= yaml.safe_load(file.read_text())
-    return raw
-
-
 def shipped(block: str, model: Any, **changes: Any) -> Any:
     """A block of the shipped configuration, with other keys."""
-    return model(**{**parameters()[block], **changes})
+    return model(**{**shipped_parameters()[block], **changes})
 
 
 def method(name: str, **changes: Any) -> SFT | RL:
     """A method of the shipped configuration, with other keys."""
-    raw = parameters()
+    raw = shipped_parameters()
     raw["methods"][name] |= changes
     return resolve_method(raw, name, "counting")
 
@@ -460,8 +450,8 @@ def test_a_missing_column_and_an_empty_split_are_named(tasks: Tasks) -> None:
 
 
 def test_a_task_that_is_not_prepared_is_drawn() -> None:
-    raw = yaml.safe_load((ROOT / "conf/base/parameters_data_preparation.yml").read_text())
-    splits = compatibility.draw_splits("geometry", DataPreparation(**raw["data_preparation"]))
+    preparation = DataPreparation(**shipped_parameters()["data_preparation"])
+    splits = compatibility.draw_splits("geometry", preparation)
     assert {split: len(rows) for split, rows in splits.items()} == compatibility.DRAWN
     assert {row.outcome for row in compatibility.check_examples("geometry", splits)} == {"ok"}
     assert splits["train"][0]["image"].size == (64, 64)

@@ -10,7 +10,8 @@ from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.core.units import describe_seconds
 from othink_pipeline.preflight.costs import Speed, hours_left
 from othink_pipeline.preflight.plan import Planned, State
-from tests.preflight.test_memory import method, shipped
+from tests.conftest import shipped_parameters
+from tests.preflight.test_memory import method
 
 SPEED = Speed({"sft": 1.0, "rl": 60.0}, answer=0.5)
 
@@ -23,7 +24,7 @@ def planned(name: str, state: State = "train", done: int = 0, seconds: float = m
 def said(
     *cells: Planned, speed: Speed = SPEED, at_once: int | None = None, **evaluation: Any
 ) -> str:
-    raw = shipped()
+    raw = shipped_parameters()
     raw["folders"] = dict.fromkeys(raw["folders"], "data")
     raw["rebuild"]["path"] = "rebuilt"
     raw["data_preparation"]["splits"] |= {"validation": 200, "test": 50}

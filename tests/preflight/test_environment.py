@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from huggingface_hub import constants
 from kedro.io import DataCatalog
 from kedro.pipeline import Node, Pipeline
@@ -43,12 +42,11 @@ from othink_pipeline.preflight.disk import needed_disk_bytes, source_bytes
 from othink_pipeline.preflight.rows import Row
 from othink_pipeline.tracking import records, runs
 from othink_pipeline.training.parameters import Lora
-from tests.conftest import PROMPT, TASKS, MiniModel
+from tests.conftest import PROMPT, TASKS, MiniModel, shipped_parameters
 from tests.support.examples import write_examples
 from tests.support.fake_hub import COMMIT, FakeHub
 from tests.support.manifests import make_model, with_split
 
-ROOT = Path(__file__).parents[2]
 SIZES = {"train": 6, "validation": 4, "test": 5}
 Usage = namedtuple("Usage", "total used free")
 
@@ -56,9 +54,7 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture
 def raw() -> dict[str, Any]:
     """The shipped parameters, for a grid of two cells a task."""
-    merged: dict[str, Any] = {}
-    for file in (ROOT / "conf" / "base").glob("parameters*.yml"):
-        merged |= yaml.safe_load(file.read_text())
+    merged = shipped_parameters()
     merged["experiment"] = {"tasks": list(TASKS), "methods": ["sft", "grpo"], "seeds": [0]}
     merged["folders"] = {
         "examples": "data/03_primary",

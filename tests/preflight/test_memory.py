@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from peft import get_peft_model
 
 from othink_pipeline.cells.accelerate_config import Sharing, read_sharing
@@ -17,9 +16,9 @@ from othink_pipeline.preflight.needs import Device, Plan, held
 from othink_pipeline.preflight.weights import count_trained
 from othink_pipeline.training.parameters import Lora
 from othink_pipeline.training.trainable import choose_weights
+from tests.conftest import shipped, shipped_parameters
 from tests.support.families import build
 
-ROOT = Path(__file__).parents[2]
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm")
 ALONE = Sharing("alone", 1)
 WEIGHTS = Weights(1_000_000, 4_000_000, {"model.visual.a": (200_000,), "b.weight": (800, 1000)})
@@ -27,25 +26,18 @@ GPU = Device("GPU toy", 10**12, gpu=True)
 CPU = Device("CPU toy", 10**12, gpu=False)
 
 
-def shipped() -> dict[str, Any]:
-    raw: dict[str, Any] = {}
-    for file in (ROOT / "conf" / "base").glob("parameters*.yml"):
-        raw |= yaml.safe_load(file.read_text())
-    return raw
-
-
 def method(name: str, **changes: Any) -> Any:
-    raw = shipped()
+    raw = shipped_parameters()
     raw["methods"][name] |= changes
     return resolve_method(raw, name, "counting")
 
 
 def compute(**changes: Any) -> Compute:
-    return Compute(**{**shipped()["compute"], **changes})
+    return Compute(**shipped("compute", **changes))
 
 
 def settings(**changes: Any) -> ModelSettings:
-    return ModelSettings(**{**shipped()["model"], **changes})
+    return ModelSettings(**shipped("model", **changes))
 
 
 def plan(name: str = "grpo", sharing: Sharing = ALONE, **changes: Any) -> Plan:

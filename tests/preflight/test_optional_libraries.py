@@ -11,7 +11,8 @@ from othink_pipeline.models.parameters import ModelSettings, VLLMColocate, VLLMS
 from othink_pipeline.preflight import optional_libraries as libraries
 from othink_pipeline.preflight.optional_libraries import check_libraries
 from othink_pipeline.preflight.rows import Row
-from tests.preflight.test_memory import compute, method, shipped
+from tests.conftest import shipped
+from tests.preflight.test_memory import compute, method
 
 ALONE = Sharing("alone", 1)
 COLOCATE = VLLMColocate(mode="colocate", gpu_memory=0.3)
@@ -35,7 +36,7 @@ def check(
     optimizer: str = "adamw",
     **changes: Any,
 ) -> list[Row]:
-    settings = ModelSettings(**{**shipped()["model"], "attention": attention})
+    settings = ModelSettings(**shipped("model", attention=attention))
     made = {name: method(name, optimizer=optimizer) for name in methods}
     return check_libraries(made, settings, compute(**changes), sharing, gpu=gpu, bfloat16=bfloat16)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 from safetensors.numpy import save, save_file
@@ -35,12 +34,11 @@ from othink_pipeline.models.base_models import find_base_model
 from othink_pipeline.models.manifests import FoundModel
 from othink_pipeline.pipelines.training import pipeline as training
 from othink_pipeline.preflight.plan import Planned, check_room, describe_plan, plan_cells, plan_grid
-from tests.conftest import PROMPT, TASKS
+from tests.conftest import PROMPT, TASKS, shipped_parameters
 from tests.preflight.test_memory import method
 from tests.support.fake_hub import FakeHub
 from tests.support.manifests import examples_of, made_model, training_of
 
-ROOT = Path(__file__).parents[2]
 GRID = Grid(TASKS, {"sft": "sft", "grpo": "rl"}, (0, 1), base_model_count=2)
 UPDATES = 8
 Usage = namedtuple("Usage", "total used free")
@@ -50,9 +48,7 @@ Usage = namedtuple("Usage", "total used free")
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The shipped parameters for a grid of eight cells, in a project of its own."""
     monkeypatch.chdir(tmp_path)
-    merged: dict[str, Any] = {}
-    for file in (ROOT / "conf" / "base").glob("parameters*.yml"):
-        merged |= yaml.safe_load(file.read_text())
+    merged = shipped_parameters()
     merged["experiment"] = {"tasks": list(TASKS), "methods": ["sft", "grpo"], "seeds": 2}
     merged["folders"] = {"examples": "examples", "checkpoints": "models", "predictions": "out"}
     merged["rebuild"]["path"] = "rebuilt"

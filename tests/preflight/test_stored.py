@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Node, Pipeline
 
@@ -19,18 +17,16 @@ from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.preflight.stored import check_stored
 from othink_pipeline.scoring.kinds import Text
+from tests.conftest import shipped_parameters
 from tests.support.manifests import checkpoint_of, examples_of
 
-ROOT = Path(__file__).parents[2]
 CELL = Cell("counting", "grpo", 0)
 NAMES = ("base.b0.checkpoint", "counting.examples", "counting.grpo.s0.checkpoint")
 
 
 @pytest.fixture
 def raw() -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for file in (ROOT / "conf" / "base").glob("parameters*.yml"):
-        merged |= yaml.safe_load(file.read_text())
+    merged = shipped_parameters()
     merged["folders"] = {"examples": "examples", "checkpoints": "models", "predictions": "out"}
     merged["rebuild"]["path"] = "rebuilt"
     return merged

@@ -21,6 +21,7 @@ def test_same_task_comparison_by_hand(predictions: pd.DataFrame) -> None:
     comparison = compare(predictions, "grpo_d", "sft", "same")
     assert comparison is not None
     assert (comparison.cells, comparison.pairs) == (2, 12)
+    assert comparison.discordant == 3
     # Tasks count alike: counting 5/8 - 3/8, geometry 3/4 - 2/4. Pooled it would be the same 1/4;
     # the relative one is not: (11/16) / (7/16) - 1, pooled (8/12) / (5/12) - 1 = 60 %.
     assert comparison.points == pytest.approx(25)
@@ -161,11 +162,29 @@ def test_base_models_that_disagree_widen_the_interval_over_seeds() -> None:
     assert (one.items_low, one.items_high) == (two.items_low, two.items_high)
 
 
+def test_a_relative_improvement_is_bounded_below_alone() -> None:
+    half, all_right = [0, 1] * 20, [1, 1] * 20
+    comparison = compare(
+        grid(
+            *(cell("counting", "sft", seed, "counting", half) for seed in range(2)),
+            cell("counting", "grpo", 0, "counting", half),
+            cell("counting", "grpo", 1, "counting", all_right),
+        ),
+        *("grpo", "sft", "same"),
+    )
+    assert comparison is not None
+    assert comparison.relative == pytest.approx(50)
+    assert comparison.relative_low == -100
+    assert comparison.relative_high > 100
+
+
 def test_one_training_has_its_interval_over_items(predictions: pd.DataFrame) -> None:
     comparison = compare(predictions, "grpo_d", "sft", "same")
     assert comparison is not None
     assert comparison.p == comparison.p_items
     assert (comparison.low, comparison.high) == (comparison.items_low, comparison.items_high)
+    widest = (comparison.relative_low, comparison.relative_high)
+    assert widest == (comparison.relative_items_low, comparison.relative_items_high)
 
 
 def test_a_base_model_with_two_answers_to_an_item_is_refused() -> None:
@@ -189,3 +208,5 @@ def test_interval_and_p_are_of_one_mean_where_base_models_have_unequal_seeds() -
     assert comparison.points == pytest.approx(-100 / 6)
     assert comparison.p == difference_p([0.5, -0.5, -0.5])
     assert (comparison.base_models, comparison.seeds, comparison.unit) == (3, 4, "base models")
+    # Of four items two differ: -1/12 each, z = (1/6) / sqrt(2/144).
+    assert comparison.p_items == pytest.approx(math.erfc(1))

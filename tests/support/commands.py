@@ -22,12 +22,16 @@ from kedro.framework import project as kedro_project
 
 # Other people's: a test may bring its own copy of this project's code.
 _IMPORTED = [
+    "tests.support.versions",
+    "IPython",
     "datasets",
     "kedro.framework.cli",
     "kedro_mlflow.framework.hooks",
     "matplotlib.pyplot",
     "mlflow",
+    "mlflow.store.tracking.sqlalchemy_store",
     "peft",
+    "scipy.stats",
     "torch",
     "transformers.models.qwen2_vl.modeling_qwen2_vl",
     "trl.trainer.grpo_trainer",
@@ -45,14 +49,19 @@ class Command:
         self._process = processes.Process(target=_work, args=arguments)
         self._process.start()
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
     def is_alive(self) -> bool:
         """Whether it has not ended yet."""
         return self._process.is_alive()
 
     def send(self, number: int) -> None:
         """Send it a signal."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def wait(self, timeout: float) -> int:
         """Its exit code; negative for a signal.

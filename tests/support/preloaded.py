@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+from transformers import PreTrainedConfig
 
 
 @event.listens_for(Engine, "connect")
@@ -14,6 +15,10 @@ def _leave_the_disk_to_its_cache(connection: Any, _: Any) -> None:
     if isinstance(connection, sqlite3.Connection):
         connection.execute("PRAGMA synchronous=OFF")
 
+
+# Each loading of a model makes a text of its configuration twenty times, for no one to read: a
+# quarter of the time of a short training.
+PreTrainedConfig.__repr__ = object.__repr__  # type: ignore[method-assign]
 
 # Every training collects garbage: looking through all that was ever imported takes longer.
 gc.collect()

@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -235,16 +234,16 @@ def test_one_step_may_hold_more_values_than_a_request(
     client: MlflowClient, server: Server, cell: str, file: Path
 ) -> None:
     with recorder(cell, file) as record:
-        record.metrics(1, {f"m{index}": 0.5 for index in range(2500)})
+        record.metrics(1, {f"m{index}": 0.5 for index in range(1100)})
         record.checkpoint(1, file.parent, "beef")
-        record.metrics(1, {f"v{index}": 0.5 for index in range(250)}, 1, VALIDATION)
-    assert len(client.get_run(cell).data.metrics) == 2750
+        record.metrics(1, {f"v{index}": 0.5 for index in range(150)}, 1, VALIDATION)
+    assert len(client.get_run(cell).data.metrics) == 1250
     file.write_text("".join(x for x in file.open() if '"delivered"' not in x))
     with recorder(cell, file):
         pass
     (model,) = client.search_logged_models(["1"], f"source_run_id = '{cell}'")
-    assert len(model.metrics or []) == 250
-    assert len(client.get_metric_history(cell, "v249")) == 1
+    assert len(model.metrics or []) == 150
+    assert len(client.get_metric_history(cell, "v149")) == 1
 
 
 @pytest.mark.parametrize("forgotten", [0, 1, 5, 1000])
@@ -288,7 +287,7 @@ def test_training_goes_on_while_the_server_is_away(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     server.down.set()
-    with caplog.at_level("INFO", "othink_pipeline"), recorder(cell, file) as record:
+    with caplog.at_level("WARNING", "othink_pipeline"), recorder(cell, file) as record:
         train(record, file.parent)
         assert len(Journal(file).history()) == 2 * STEPS + 3
         server.wait_for_requests(5)
@@ -309,7 +308,6 @@ def test_a_server_that_stays_away_is_an_error_in_time_and_nothing_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server.down.set()
-    started_s = time.monotonic()
     with (
         monkeypatch.context() as patch,
         pytest.raises(TrackingUnavailableError, match=r"did not take 39 records within 0 s") as e,
@@ -317,7 +315,7 @@ def test_a_server_that_stays_away_is_an_error_in_time_and_nothing_is_lost(
     ):
         wait_for_at_most(patch, 0.2)
         train(record, file.parent)
-    assert time.monotonic() - started_s < recording._LEAVING_S
+    assert not record._thread.is_alive()
     assert str(file) in str(e.value) and "run the same command again" in str(e.value)
     server.down.clear()
     with recorder(cell, file):
@@ -366,14 +364,12 @@ def test_a_refusal_is_told_once_and_raised(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     server.refusals = 1000
-    started_s = time.monotonic()
     with (
         pytest.raises(TrackingRefusedError, match="no such thing") as caught,
         recorder(cell, file) as record,
     ):
         train(record, file.parent)
     assert cell in str(caught.value)
-    assert time.monotonic() - started_s < 20  # no need to be patient
     assert len(server.requests) == 3  # and no more
     assert [line for line in caplog.messages if "refuses" in line] == caplog.messages[-1:]
     server.refusals = 0
@@ -383,15 +379,32 @@ def test_a_refusal_is_told_once_and_raised(
 
 
 def test_a_refusal_that_passes_is_forgotten(
+    client: MlflowClient,
+    server: Server,
+    cell: str,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A proxy, while the server behind it starts; and once more later."""
+    refuses = iter([True, True, False] * 2)
+    write_tag = mlflow_store.write_tag
+
+    def refuse_at_first(*arguments: Any) -> None:
+        if next(refuses):
+            raise MlflowException("no such thing", INVALID_PARAMETER_VALUE)
+        write_tag(*arguments)
+
+    monkeypatch.setattr(mlflow_store, "write_tag", refuse_at_first)
+    with recorder(cell, file) as record:
+        record.tag("a", "1")
+        record.tag("b", "2")
+    tags = client.get_run(cell).data.tags
+    assert (tags["a"], tags["b"]) == ("1", "2")
+
+
+def test_a_deleted_run_is_a_refusal(
     client: MlflowClient, server: Server, cell: str, file: Path
 ) -> None:
-    server.refusals = 2  # a proxy, while the server behind it starts
-    with recorder(cell, file) as record:
-        train(record, file.parent)
-    check_delivered(client, cell)
-
-
-def test_a_deleted_run_is_a_refusal(client: MlflowClient, cell: str, file: Path) -> None:
     client.delete_run(cell)
     with pytest.raises(TrackingRefusedError, match="active"), recorder(cell, file) as record:
         record.metrics(1, {"train/loss": 0.5})
@@ -417,12 +430,11 @@ def test_an_interrupt_does_not_wait_for_a_server_that_is_away(
 ) -> None:
     pause_after(monkeypatch, 1000.0, 1000.0)
     server.down.set()
-    started_s = time.monotonic()
     with pytest.raises(KeyboardInterrupt), recorder(cell, file) as record:
         train(record, file.parent)
         server.wait_for_requests(1)
         raise KeyboardInterrupt
-    assert time.monotonic() - started_s < recording._LEAVING_S
+    assert not record._thread.is_alive()  # in the midst of a pause
     assert "39 records are not in MLflow yet" in caplog.messages[-1]
     server.down.clear()
     with recorder(cell, file):

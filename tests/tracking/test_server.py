@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,7 +26,7 @@ from tests.support import commands
 
 VALIDATION = DatasetRef("counting_validation", digest="ab" * 32, source="data/val", examples=200)
 NAME = "counting/grpo/s0"
-STEPS = 200
+STEPS = 100
 
 
 class Server:
@@ -39,7 +38,7 @@ class Server:
         self.uri = f"http://127.0.0.1:{self.port}"
         self._folder, self._workers = folder, workers
         self._store = store or f"sqlite:///{folder}/mlflow.db"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: commands.Command | None = None
 
     def start(self) -> None:
         """Start it and wait until it answers."""
@@ -50,25 +49,26 @@ class Server:
             "--port": str(self.port),
             "--workers": str(self._workers),
         }
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *sum(options.items(), ())],
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        log = self._folder / "server.log"
+        log.touch()
+        self._process = commands.start(
+            "tests.support.mlflow_server",
+            *sum(options.items(), ()),
+            cwd=self._folder,
+            output=log,
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        )
         deadline_s = time.monotonic() + 120
         while not self._answers():
-            told = (self._folder / "server.log").read_text()
-            assert self._process.poll() is None and time.monotonic() < deadline_s, told
+            told = log.read_text()
+            assert self._process.is_alive() and time.monotonic() < deadline_s, told
             time.sleep(0.1)
 
     def kill(self) -> None:
         """End it and its workers on the spot."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            self._process.wait(60)
             self._process = None
 
     def _answers(self) -> bool:
@@ -244,14 +244,12 @@ def test_what_one_process_could_not_deliver_another_does(
     monkeypatch.setattr(recorder, "_NOTE_EVERY_S", 1.0)
     run_id = open_run(tmp_path / "run.json", NAME, "cell", {}, {})
     server.kill()
-    started_s = time.monotonic()
     with (
         pytest.raises(TrackingUnavailableError, match=f"MLflow at {server.uri} did not take"),
         Recorder(run_id, NAME, Journal(tmp_path / "journal.jsonl")) as record,
     ):
         train(record, tmp_path, 1, STEPS)
     runs.end_run(run_id, "FAILED")  # only says that it could not
-    assert time.monotonic() - started_s < 20
     server.start()
     (tmp_path / "deliver.py").write_text(DELIVER)
     env = {**os.environ, "MLFLOW_TRACKING_URI": server.uri}

@@ -132,6 +132,13 @@ def test_a_lasting_fault_lasts_without_a_break(fault: str, signs: Any, healthy: 
     assert monitor.counts == {fault: 2}
 
 
+def test_a_group_is_level_by_the_rewards_that_count() -> None:
+    trainer = object.__new__(GuardedRL)
+    trainer.num_generations, trainer.reward_weights = 2, torch.tensor([0.0, 1.0])
+    assert trainer._level_share(torch.tensor([[1.0, 0.5], [0.0, 0.5]])) == 1
+    assert trainer._level_share(torch.full((2, 2), math.nan)) == 0  # nothing is known
+
+
 def test_a_format_that_was_never_learnt_cannot_collapse() -> None:
     monitor, reports = told(patience_updates=1)
     for update, mean in enumerate([0.0, 0.79, 0.0, math.nan, 0.0], 1):

@@ -4,6 +4,7 @@ Run as a script this file is one process of a distributed training: see the last
 """
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -11,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
+from trl import GRPOTrainer
 
 from othink_pipeline.models.load import load_model
 from othink_pipeline.training.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.training.kl import (
     Accuracy,
     Adaptive,
-    ExploreExploit,
     KLController,
     KLSchedule,
     Linear,
@@ -32,7 +34,6 @@ Splits = Mapping[str, Mapping[str, Any]]
 COPIES = 4
 ADAPTIVE = Adaptive(schedule="adaptive", start=0.3, target=0.02, gain=2.0, low=0.01, high=5.0)
 ACCURACY = Accuracy(schedule="accuracy", weight=0.9)
-DIP = ExploreExploit(schedule="explore_exploit", low=0.1, high=0.7, explore_share=0.3)
 LINEAR = Linear(schedule="linear", start=0.1, end=0.7)
 
 
@@ -91,15 +92,19 @@ def test_accuracy_sets_the_weight_of_the_batch_that_it_was_measured_on(
     assert curve(trainer, "kl_weight") == pytest.approx(by_hand, rel=1e-6)
 
 
-def test_the_weight_dips_and_is_applied_as_it_is_by_hand(
-    mini_model: MiniModel, splits: Splits, tmp_path: Path
+def test_the_accuracy_is_the_first_rewards_and_the_last_that_is_known(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Six updates are fifths of the way: the second is 2/3 down, the third 1/7 up again."""
-    trainer = trainer_of(mini_model.path, splits["counting"]["train"], tmp_path, DIP)
-    trainer.train()
-    by_hand = [0.4, 0.2, 0.1 + 0.6 / 7, 0.1 + 1.8 / 7, 0.1 + 3 / 7, 0.7]
-    assert [weight for _, weight in trainer.applied] == pytest.approx(by_hand, rel=1e-9)
-    assert curve(trainer, "kl_weight") == pytest.approx(by_hand, rel=1e-6)
+    """Completions and rewards; NaN: one that failed."""
+    unknown = math.nan
+    rewards = iter([[[1, 0], [0, 0]], [[unknown, 0], [1, 0]], [[unknown, 1], [unknown, 0]]])
+    monkeypatch.setattr(
+        GRPOTrainer, "_calculate_rewards", lambda *_: torch.tensor(next(rewards)).float()
+    )
+    trainer = object.__new__(DynamicKLTrainer)
+    for accuracy in (0.5, 1.0, 1.0):
+        trainer._calculate_rewards()
+        assert trainer._accuracy == accuracy
 
 
 def test_adaptive_follows_the_kl_of_the_update_before(
@@ -160,7 +165,7 @@ def test_all_processes_apply_the_same_weights(
     examples = splits["counting"]["train"]
     examples.to_parquet(tmp_path / "examples.parquet")
     run_two_processes(__name__, str(mini_model.path), str(tmp_path), folder=tmp_path)
-    for kl in ("adaptive", "accuracy", "explore_exploit"):
+    for kl in ("adaptive", "accuracy"):
         first, second = (
             json.loads((tmp_path / f"{kl}-{rank}.json").read_text()) for rank in range(2)
         )
@@ -170,13 +175,13 @@ def test_all_processes_apply_the_same_weights(
 
 
 def main(model_path: Path, folder: Path) -> None:
-    """Train with three schedules; write this process's weights and its own accuracies."""
+    """Train with two schedules; write this process's weights and its own accuracies."""
     from datasets import load_dataset
 
     examples = load_dataset(
         "parquet", data_files=str(folder / "examples.parquet"), cache_dir=str(folder), split="train"
     )
-    for kl in (ADAPTIVE, ACCURACY, DIP):
+    for kl in (ADAPTIVE, ACCURACY):
         own: list[float] = []
 
         def watched(completions: Any, kept: list[float] = own, **_: Any) -> list[float]:

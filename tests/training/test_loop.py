@@ -1,6 +1,8 @@
 """One budget, a loss on completions alone, and the KL weight that was asked for."""
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -14,9 +16,10 @@ from othink_pipeline.models.generation import Decoding
 from othink_pipeline.models.load import load_model, save_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.models.prompts import render_prompt, user_message
+from othink_pipeline.scoring.kinds import Choice
 from othink_pipeline.training import rl, sft
 from othink_pipeline.training.kl import Constant, KLSchedule, Linear
-from othink_pipeline.training.loop import Job, Trained, train
+from othink_pipeline.training.loop import Job, Trained, Watcher, train
 from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rewards import ACCURACY_REWARDS, accuracy_reward, format_reward
 from othink_pipeline.training.rows import prompt_order, rl_rows, sft_rows
@@ -228,6 +231,18 @@ def test_sft_rows_hold_the_prompt_the_picture_and_the_target(splits: Splits, tar
         assert row["image"].tobytes() == example["image"].tobytes()
 
 
+def test_sft_learns_an_answer_of_its_kind(
+    mini_model: MiniModel, splits: Splits, tmp_path: Path
+) -> None:
+    rows = splits["counting"]["test"]
+    rows = rows.remove_columns("answer").add_column("answer", ["B. 30°"] * len(rows))
+    job = replace(
+        job_of(mini_model, rows, sft_parameters(), tmp_path), answers=Choice(kind="choice")
+    )
+    taught = sft.make_rows(rows, job, None)[0]["completion"][0]["content"]
+    assert taught == "<answer> B </answer>"
+
+
 def test_rl_rows_hold_no_answer_but_for_the_rewards(
     loaded: tuple[Any, Any], splits: Splits
 ) -> None:
@@ -385,6 +400,15 @@ def test_every_update_logs_its_curves(watched: Watched) -> None:
             metrics["train/accuracy_reward"] + metrics["train/format_reward"]
         )
     assert watched.run.checkpoints == [0, 2, 3]  # 0: the base model
+
+
+def test_what_a_training_counts_goes_on_where_it_was_left() -> None:
+    one, other = (
+        Watcher("a cell", sft_parameters(), None, lambda *_: None, lambda *_: {}) for _ in range(2)
+    )
+    one.seconds, one.completion_tokens, one.mean_tokens = 5.0, 30.0, 7.0
+    other.restore(json.loads(json.dumps(one.state())))
+    assert (other.seconds, other.completion_tokens, other.mean_tokens) == (5.0, 30.0, 7.0)
 
 
 def test_checkpoints_come_first_when_due_and_after_the_last_update(

@@ -47,16 +47,20 @@ def packed_log_probs(
 
 
 def batch(family: str) -> tuple[list[Prompt], torch.Tensor, torch.Tensor]:
-    """Groups of 3, 1 and 2 completions, out of order, some as short as one token or none."""
-    first, second, third = (
+    """Groups of 3, 1, 2 and 1 completions, out of order, some as short as one token or none.
+
+    The first and the last prompt are of one length.
+    """
+    first, second, third, fourth = (
         families.prompt(family, 0, words=2),
         families.prompt(family, 1, words=5, pictures=2),
         families.prompt(family, 2, words=3),
+        families.prompt(family, 4, words=2),
     )
-    prompts = [first, second, third, first, third, first]
-    lengths = torch.tensor([4, 1, 6, 2, 0, 5])
+    prompts = [first, second, fourth, third, first, third, first]
+    lengths = torch.tensor([4, 1, 3, 6, 2, 0, 5])
     noise = torch.Generator().manual_seed(7)
-    ids = torch.randint(3, families.IMAGE_TOKEN, (6, 6), generator=noise)
+    ids = torch.randint(3, families.IMAGE_TOKEN, (7, 6), generator=noise)
     mask = (torch.arange(6) < lengths[:, None]).long()
     return prompts, ids.masked_fill(mask == 0, PAD), mask
 
@@ -136,7 +140,7 @@ def test_log_probs_and_gradients_are_those_of_each_completion_alone(
 ) -> None:
     model = families.build(family)
     monkeypatch.setattr(prompt_attention, "CHUNK_TOKENS", chunk)
-    weights = torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(7, 6, generator=torch.Generator().manual_seed(1))
     gradients = []
     log_probs = []
     for compute in (one_by_one, packed_log_probs):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from othink_pipeline.scoring.strict import score
+from othink_pipeline.scoring.kinds import Text
 from othink_pipeline.training.rewards import (
     ACCURACY_REWARDS,
     accuracy_any_reward,
@@ -76,10 +76,13 @@ def test_what_only_looks_like_the_answer_earns_nothing() -> None:
     assert rewards(format_reward, *ADVERSARIAL) == [0.0] * len(ADVERSARIAL)
 
 
-@pytest.mark.parametrize("reward", [accuracy_reward, format_reward])
-def test_rewards_and_evaluation_reach_the_same_verdicts(reward: Reward) -> None:
-    texts = [*ADVERSARIAL, "<think>a</think>\n<answer>7</answer>", "<answer>7°</answer>"]
-    verdicts = [score(text, "7") for text in texts]
-    field = {accuracy_reward: "correct", format_reward: "format_ok"}[reward]
-    assert rewards(reward, *texts) == [float(getattr(verdict, field)) for verdict in verdicts]
-    assert "answer" in inspect.signature(reward).parameters  # TRL passes columns by name
+@pytest.mark.parametrize("reward", ACCURACY_REWARDS.values())
+def test_answers_are_judged_by_their_kind(reward: Reward) -> None:
+    completions = [[{"content": "<answer>The Cat.</answer>"}]]
+    assert reward(completions, ["cat"], kind=Text(kind="text")) == [1.0]
+    assert reward(completions, ["cat"]) == [0.0]
+
+
+@pytest.mark.parametrize("reward", [*ACCURACY_REWARDS.values(), format_reward])
+def test_columns_are_taken_by_name_as_trl_passes_them(reward: Reward) -> None:
+    assert "answer" in inspect.signature(reward).parameters

@@ -129,7 +129,7 @@ def assert_same(ours: Outcome, stock: Outcome, of_means: float = 1e-3) -> None:
             {
                 "top_entropy_quantile": 0.5,
                 "per_device_train_batch_size": 10,
-                "steps_per_generation": 2,
+                "gradient_accumulation_steps": 2,
             },
             "full",
         ),
@@ -225,23 +225,24 @@ def test_a_model_that_it_is_wrong_for_is_trained_as_stock_trl_does_and_loudly(
     assert_same(ours, plain[1])
 
 
-def test_a_model_that_cannot_share_is_trained_as_stock_trl_does(
-    mini_model: MiniModel,
-    splits: Splits,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def checked_trainer(sharded: bool) -> Any:
+    """What the check sees of a trainer; two more processes have 2 and 6 rows."""
+    model = SimpleNamespace(training=True, eval=lambda: None, train=lambda _: None)
+    others = torch.tensor([2, 6])
+    gather = SimpleNamespace(
+        device=torch.device("cpu"), gather=lambda own: torch.cat([own, others])
+    )
+    return SimpleNamespace(model=model, accelerator=gather, sharded=sharded)
+
+
+def test_a_model_that_cannot_share_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise CannotShareError("attention must be one of 'sdpa', 'eager', not 'flex_attention'")
 
-    monkeypatch.setattr(shared_prompts, "pack", refuse)
-    with caplog.at_level(logging.WARNING, "othink_pipeline.training.shared_prompts"):
-        ours = train(
-            SharedPromptTrainer, mini_model, splits["counting"]["train"], grpo_config(tmp_path)
-        )
-    assert "prompts cannot be shared: attention must be one of 'sdpa'" in caplog.text
-    assert [entry["shared_prompts"] for entry in ours.logged] == [0.0] * 3
+    monkeypatch.setattr(sharing_check, "_difference", refuse)
+    prompts: Any = ["a"]
+    fault = sharing_check.find_fault(checked_trainer(sharded=False), prompts)
+    assert fault == "attention must be one of 'sdpa', 'eager', not 'flex_attention'"
 
 
 def test_with_sharded_weights_all_processes_check_as_many_rows(
@@ -255,14 +256,8 @@ def test_with_sharded_weights_all_processes_check_as_many_rows(
         return 0.0, 0.0
 
     monkeypatch.setattr(sharing_check, "_difference", difference)
-    model = SimpleNamespace(training=True, eval=lambda: None, train=lambda _: None)
-    others = torch.tensor([2, 6])  # rows of two more processes
-    gather = SimpleNamespace(
-        device=torch.device("cpu"), gather=lambda own: torch.cat([own, others])
-    )
-    trainer: Any = SimpleNamespace(model=model, accelerator=gather, sharded=True)
     prompts: Any = ["a", "a", "b"]
-    assert sharing_check.find_fault(trainer, prompts) is None
+    assert sharing_check.find_fault(checked_trainer(sharded=True), prompts) is None
     assert checked == ["a", "a", "b", "b", "a", "a"]
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from othink_pipeline.evaluation.predictions import predict
 from othink_pipeline.models.generation import Decoding
 from othink_pipeline.models.load import load_model, save_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
+from othink_pipeline.scoring.kinds import Text
 from othink_pipeline.training import loop as training
 from othink_pipeline.training import rl as rl_training
 from othink_pipeline.training import sft as sft_training
@@ -253,12 +255,22 @@ def test_adapters_without_their_base_model_are_refused(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_seed_alone_says_what_adapters_start_from(bench: Bench, method: str) -> None:
-    runs = []
+    starts: list[Weights] = []
+
+    class SeenEnoughError(Exception):
+        """The weights of update 0 are all that is asked."""
+
+    def keep(update: int, model: Any, processor: Any) -> None:
+        starts.append(copied(model))
+        raise SeenEnoughError
+
     for noise in range(2):
         torch.manual_seed(noise)
-        runs.append(bench.run(METHODS[method](updates=1, lora=LORA)))
-    one, other = (run.weights[0] for run in runs)
+        with pytest.raises(SeenEnoughError):
+            bench.run(METHODS[method](updates=1, lora=LORA), keep)
+    one, other = starts
     assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(weight.any() for name, weight in one.items() if ".lora_A." in name)
 
 
 @pytest.mark.parametrize(
@@ -504,6 +516,32 @@ def test_vllm_is_asked_for_under_trls_names(
     job = bench.job(rl(), compute={"vllm": vllm})
     rl_training.build_trainer(None, None, None, job, None, lambda *_: None, [])  # type: ignore[arg-type]
     assert expected.items() <= asked[0].items()
+
+
+def test_every_setting_reaches_trl(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under TRL's names, each with a value that is not TRL's own."""
+    asked: list[dict[str, Any]] = []
+    same: dict[str, Any] = {
+        "temperature": 0.7,
+        "loss_type": "dr_grpo",
+        "scale_rewards": "batch",
+        "epsilon": 0.1,
+        "epsilon_high": 0.3,
+        "importance_sampling_level": "sequence",
+        "max_grad_norm": 0.5,
+        "weight_decay": 0.25,
+    }
+    rewards = {"accuracy": 0.75, "format": 0.25, "answer": "any"}
+    method = rl(**same, unbiased_kl=False, lr_schedule="linear", rewards=rewards)
+    monkeypatch.setattr(rl_training, "GuardedGRPOTrainer", lambda **named: asked.append(named))
+    job = replace(bench.job(method), answers=Text(kind="text"))
+    rl_training.build_trainer(None, None, None, job, None, lambda *_: None, [])  # type: ignore[arg-type]
+    settings, (accuracy, _) = vars(asked[0]["args"]), asked[0]["reward_funcs"]
+    assert {name: settings[name] for name in same} == same
+    assert settings["lr_scheduler_type"] == "linear"
+    assert settings["reward_weights"] == [0.75, 0.25]
+    assert accuracy.__name__ == "accuracy_any_reward"
+    assert accuracy([[{"content": "<answer>The Cat.</answer>"}]], ["cat"]) == [1.0]
 
 
 def test_without_vllm_trl_says_that_it_is_missing(bench: Bench) -> None:

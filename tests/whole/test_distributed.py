@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -47,7 +48,7 @@ from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.tracking import records, runs
 from othink_pipeline.training.parameters import RL, SFT, Lora
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped_health
-from tests.support import commands
+from tests.support import commands, light_work
 from tests.support.manifests import examples_of
 from tests.support.methods import small_evaluation, small_rl, small_sft
 
@@ -310,7 +311,7 @@ def test_a_training_that_was_ended_goes_on_to_the_same_end(
     project: Path, workers: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """With two passes an update. ``work`` ends one of its processes, or the run, at update 2."""
-    monkeypatch.setattr(processes, "START_METHOD", "forkserver")  # below some are spawned
+    monkeypatch.setattr(processes, "START_METHOD", "forkserver")
     workers(what)
     if what == "kill_partner":
         manifest, history = call(micro_batch_size=1)
@@ -356,13 +357,28 @@ def test_sharded_weights_are_the_same_and_go_on(
     assert_alike(sharded, alone, 1e-3, 1e-4)
 
 
-def test_a_failure_is_told_as_the_process_told_it(
-    project: Path, workers: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+def test_processes_are_spawned_with_the_environment_that_there_is(
+    project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As they are everywhere but in tests, which fork them: that takes no import of torch."""
+    monkeypatch.setattr(processes, "work", light_work.note)
+    monkeypatch.setenv("OTHINK_TEST", "today")
+    assert "left no manifest" in call()[0].failed
+    (run,) = mlflow.MlflowClient().search_runs(["1"], "tags.kind = 'cell'")
+    job = ["counting/sft/s3", run.info.run_id, mlflow.get_tracking_uri()]
+    for rank in ("0", "1"):
+        given = json.loads((project / f"process_{rank}.json").read_text())
+        assert given == [*job, rank, rank, "2", "today"]
+
+
+def test_a_failure_is_told_as_the_process_told_it(
+    project: Path, workers: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "START_METHOD", "forkserver")
     workers("fail")
     manifest, _ = call()
     assert manifest.failed == "ProcessFailedError: process 1 of 2: ValueError: the disk is on fire"
-    assert "ERROR   process 1: failed\nTraceback" in capfd.readouterr().err
+    assert "ERROR   process 1: failed\nTraceback" in Path("said").read_text()
     assert not workers_of(project)
 
 
@@ -556,6 +572,8 @@ def work(job: CellJob, run_id: str, tracking_uri: str) -> None:
             doing[what]()
         take(watcher, update, model)
 
+    if what == "fail":  # what is forked writes where the server of the forks did
+        os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     if what.startswith("fsdp"):
         shard_on_cpu()
         what = what.removeprefix("fsdp").removeprefix("_")

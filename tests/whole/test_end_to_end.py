@@ -142,8 +142,11 @@ def compared_by(client: MlflowClient, parent: Run) -> dict[str, Run]:
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory, mini_model: MiniModel) -> Outcome:
+def outcome(
+    tmp_path_factory: pytest.TempPathFactory, mini_model: MiniModel, empty_store: Path
+) -> Outcome:
     project = tmp_path_factory.mktemp("project")
+    shutil.copy(empty_store, project)
     shutil.copytree(ROOT / "conf", project / "conf", ignore=shutil.ignore_patterns("local"))
     (project / "conf" / "local").mkdir()
     shutil.copy(ROOT / "pyproject.toml", project)
@@ -692,8 +695,9 @@ def test_a_corrupt_base_model_stops_the_run_before_any_training(
     assert stopped.value.code == 1
     errors = capsys.readouterr().err
     assert "data/01_raw/tiny" in errors
-    assert ": its files differ from the digest" in errors
-    assert "kedro run --pipelines=base_model" in errors
+    assert ": its files differ from the digest in manifest.json" in errors
+    for remedy in ("Set base_model.path", "git checkout", "kedro run --pipelines=base_model"):
+        assert remedy in errors
     assert not (copied / "data/06_models/counting").exists()
     client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
     latest = parents(client)[0]

@@ -84,7 +84,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
             if not some:
                 continue
             tokens = [row["completion tokens"] for row in some]
-            label = f"G = {copies}" if even else f"G = {copies}, all but one {SHORT}"
+            label = f"G = {copies}, prompt of {some[0]['prompt tokens']}"
+            label += "" if even else f", all but one {SHORT}"
             times = [row["times faster"] for row in some]
             faster.plot(tokens, times, style, marker="o", label=label)
             ratios = [row["ours GB"] / row["stock GB"] for row in some]

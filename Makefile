@@ -11,8 +11,10 @@ UV := VIRTUAL_ENV=$(VENV) UV_SYSTEM_CERTS=true \
 	$(VENV)/bin/uv
 # Nor is one whose interpreter has gone or does not start, or that runs the code of another folder:
 # it was moved or copied with the project.
-$(shell $(VENV)/bin/python -I -c "import os, sys; sys.exit(os.path.abspath('src') not in sys.path)" \
-	2>/dev/null || rm -f $(STAMP))
+# One that is a link to another folder's stays as it is there: the link goes.
+$(shell $(VENV)/bin/python -I -c "import os.path as p, sys; \
+	sys.exit(p.realpath('src') not in map(p.realpath, sys.path))" 2>/dev/null || \
+	if [ -L $(VENV) ]; then rm -f $(VENV); else rm -f $(STAMP); fi)
 # Made by runs, each beside a .gitkeep. data/01_raw holds what the project ships: never cleaned.
 OUTPUTS := data/02_intermediate data/03_primary data/04_feature data/05_model_input \
 	data/06_models data/07_model_output data/08_reporting

@@ -374,8 +374,12 @@ def test_the_code_of_another_clone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=told):
         PreflightHooks().after_context_created(context_of(tmp_path, tmp_path))
     own.rmdir()
-    own.symlink_to(code.PACKAGE)
-    environment.check_project(tmp_path)
+    shutil.copytree(code.PACKAGE, own)
+    environment.check_project(tmp_path)  # installed without --editable: the same code
+    with (own / "ui.py").open("a") as file:
+        file.write("# edited")
+    with pytest.raises(ConfigurationError, match=told):
+        environment.check_project(tmp_path)
 
 
 def test_what_mlflow_cannot_open_is_one_message(tmp_path: Path) -> None:

@@ -29,6 +29,12 @@ def test_a_venv_that_was_moved_with_its_project_is_made_anew(tmp_path: Path) -> 
         return subprocess.run(command, cwd=project, check=False).returncode == 0
 
     assert is_complete(here)
+    other = tmp_path / "other"
+    shutil.copytree(here, other, ignore=shutil.ignore_patterns(".venv"))
+    (other / ".venv").symlink_to(here / ".venv")
+    assert not is_complete(other)
+    assert not (other / ".venv").is_symlink()
+    assert is_complete(here), "a link to it is no reason to make it anew"
     here.rename(there)
     assert not is_complete(there)
 

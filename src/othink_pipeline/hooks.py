@@ -119,7 +119,9 @@ class PreflightHooks:
         environment.check_outputs(pipeline, catalog)
         self._check_artifacts(run_params)
         disk.check_disk(Path(run_params["project_path"]))
-        self._presence.close()  # of a run that was interrupted in this process (a notebook)
+        # Of a run that was interrupted in this process (a notebook), or with hooks before these.
+        self._presence.close()
+        os.environ.pop(LAUNCHER_VARIABLE, None)
         self.planned = []
         loader = GridConfigLoader.current
         if loader is None or not _makes(pipeline):

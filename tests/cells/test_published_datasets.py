@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from kedro.io import DatasetError
+from kedro.io import DatasetError, Version
 from kedro_mlflow.io.artifacts import MlflowArtifactDataset
 
 from othink_pipeline.cells.manifest_dataset import ManifestDataset
@@ -63,6 +63,13 @@ def test_the_former_file_stays_until_the_new_one_is_whole(
         dataset.save(former)
     assert alike(dataset.load(), new)
     assert [path.name for path in (tmp_path / "below").iterdir()] == ["x"]
+
+
+def test_versions_are_kedros_own(tmp_path: Path) -> None:
+    dataset = CSVDataset(filepath=str(tmp_path / "x.csv"), version=Version(None, "1"))
+    dataset.save(TABLES[0])
+    assert alike(dataset.load(), TABLES[0])
+    assert (tmp_path / "x.csv/1/x.csv").is_file()
 
 
 def test_tables_are_previewed_as_kedros_are(tmp_path: Path) -> None:

@@ -243,19 +243,28 @@ def test_what_a_node_raises_ends_the_run_and_the_others(run: Callable[..., Ran])
 
 
 @pytest.mark.parametrize(
-    ("env", "shared"),
-    [("smoke", ["data/smoke/06_models"]), ("paper", ["data/paper/06_models", "hub"])],
+    ("env", "found", "shared", "needed"),
+    [
+        ("smoke", None, ["data/smoke/06_models"], []),
+        ("paper", None, ["data/paper/06_models", "hub"], []),
+        ("paper", ("hub/model", "commit"), ["data/paper/06_models"], ["hub/model"]),
+    ],
 )
 def test_machines_share_the_checkpoints_and_the_cache_that_a_model_comes_to(
-    monkeypatch: pytest.MonkeyPatch, env: str, shared: list[str]
+    monkeypatch: pytest.MonkeyPatch,
+    env: str,
+    found: tuple[str, str] | None,
+    shared: list[str],
+    needed: list[str],
 ) -> None:
-    looked_at: list[Path] = []
-    monkeypatch.setattr(runner, "connect", lambda *about: looked_at.extend(about[2]))
+    looked_at: list[Any] = []
+    monkeypatch.setattr(runner, "connect", lambda *about: looked_at.extend(about[2:]))
+    monkeypatch.setattr(runner, "find_model", lambda **_: found)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "hub")
     monkeypatch.setattr(GridConfigLoader, "current", None)
     GridConfigLoader("conf", env=env, base_env="base", default_run_env="local")
     runner.prepare(Pipeline([]))
-    assert looked_at == [Path(folder) for folder in shared]
+    assert looked_at == [[Path(folder) for folder in folders] for folders in (shared, needed)]
 
 
 def test_loading_and_saving_in_threads_is_refused() -> None:

@@ -35,7 +35,7 @@ def surroundings(project: Path, **changes: Any) -> bytes:
 
 
 def test_a_machine_that_is_fit_has_nothing_wrong(project: Path, mark: str) -> None:
-    assert entered.check_node(surroundings(project), [mark]) is None
+    assert entered.check_node(surroundings(project), [mark], []) is None
 
 
 @pytest.mark.parametrize(
@@ -49,24 +49,40 @@ def test_a_machine_that_is_fit_has_nothing_wrong(project: Path, mark: str) -> No
 def test_another_project_is_refused(
     project: Path, mark: str, changes: dict[str, Any], message: str
 ) -> None:
-    fault = entered.check_node(surroundings(project, **changes), [mark])
+    fault = entered.check_node(surroundings(project, **changes), [mark], [])
     assert fault is not None and re.search(message, fault)
 
 
 def test_a_folder_that_is_not_shared_is_refused(project: Path, mark: str, tmp_path: Path) -> None:
     nowhere = surroundings(tmp_path / "nowhere")
-    assert f"no project in {tmp_path}/nowhere" in str(entered.check_node(nowhere, [mark]))
+    assert f"no project in {tmp_path}/nowhere" in str(entered.check_node(nowhere, [mark], []))
     marks = [mark, str(tmp_path / "cache")]
     assert f"does not see what the driver has just written, {marks[1]}" in str(
-        entered.check_node(surroundings(project), marks)
+        entered.check_node(surroundings(project), marks, [])
     )
     (tmp_path / "cache").write_text("")  # there, but nobody's lock reaches it
-    assert "can be locked here, too" in str(entered.check_node(surroundings(project), marks))
+    assert "can be locked here, too" in str(entered.check_node(surroundings(project), marks, []))
+
+
+def test_a_base_model_that_is_not_there_and_a_folder_that_cannot_be_entered_are_told(
+    project: Path, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = surroundings(project)
+    assert entered.check_node(here, [mark], [str(project)]) is None
+    told = entered.check_node(here, [mark], [str(project / "snapshot")])
+    assert told is not None and f"does not see the base model, {project}/snapshot" in told
+
+    def refuse(_: bytes) -> None:
+        raise PermissionError(13, "Permission denied", "/closed/pyproject.toml")
+
+    monkeypatch.setattr(entered, "enter", refuse)
+    told = entered.check_node(here, [mark], [])
+    assert told is not None and "/closed/pyproject.toml (Permission denied)" in told
 
 
 def test_a_server_may_be_on_another_machine(project: Path, mark: str) -> None:
     apart = surroundings(project, host="elsewhere", tracking_uri="http://store:5000")
-    assert entered.check_node(apart, [mark]) is None
+    assert entered.check_node(apart, [mark], []) is None
     assert entered.os.environ["MLFLOW_TRACKING_URI"] == "http://store:5000"
 
 

@@ -220,6 +220,11 @@ def test_what_was_set_aside_is_taken_back_unless_another_was_asked_for(
     folder.rename(place_aside(folder))
     interrupt(raw, cell, 2)
     assert states(plan(raw, catalog))[cell.name] == "reuse"
+    weights = next(place_aside(folder).rglob("model.safetensors"))
+    sound = weights.read_bytes()
+    weights.write_bytes(sound + b"x")
+    assert states(plan(raw, catalog))[cell.name] == "resume", "as training will find it"
+    weights.write_bytes(sound)
     (folder / BEGUN_BY).touch()
     assert states(plan(raw, catalog))[cell.name] == "resume"
 

@@ -19,6 +19,11 @@ class Published:
     def save(self, data: Any) -> None:
         """Write a file of another name beside it, and put that in its place."""
         dataset: Any = self
+        if (
+            dataset._protocol != "file" or dataset._version
+        ):  # a file of its own each time, or remote
+            super().save.__wrapped__(self, data)  # type: ignore[misc]
+            return
         file = Path(dataset._filepath)
         scratch = file.with_name(f".{file.name}.{uuid4().hex[:8]}.new")
         part = dataset._copy(_filepath=PurePosixPath(scratch))

@@ -8,7 +8,7 @@ import pickle
 import signal
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,15 @@ def check_installed() -> None:
         )
 
 
-def connect(cluster: Cluster, modules: Sequence[str], folders: Sequence[Path]) -> None:
+def connect(
+    cluster: Cluster, modules: Sequence[str], folders: Sequence[Path], needed: Sequence[Path] = ()
+) -> None:
     """Connect this process to Ray, unless it is; start one where no address is given.
 
     Args:
         modules: those of the nodes' functions.
         folders: what all machines share, beside the project, which is the working folder.
+        needed: folders that all machines must see, and only read.
 
     Raises:
         ConfigurationError: it does not answer, is of another version, has no machine that is large
@@ -71,7 +74,8 @@ def connect(cluster: Cluster, modules: Sequence[str], folders: Sequence[Path]) -
         alive = [node for node in ray.nodes() if node["Alive"]]
         faults = find_faults(cluster, [node["Resources"] for node in alive])
         if not faults and cluster.address is not None:  # else it is this machine's own
-            faults = _check_machines([node["NodeID"] for node in alive], modules, folders)
+            node_ids = [node["NodeID"] for node in alive]
+            faults = _check_machines(node_ids, modules, folders, needed)
         if faults:
             raise ConfigurationError("\n".join(faults))
     except BaseException:
@@ -165,7 +169,10 @@ def _check_answer(address: str) -> None:
 
 
 def _check_machines(
-    node_ids: Sequence[str], modules: Sequence[str], folders: Sequence[Path]
+    node_ids: Sequence[str],
+    modules: Sequence[str],
+    folders: Sequence[Path],
+    needed: Sequence[Path],
 ) -> list[str]:
     """Let each machine look at the project, its code and libraries, and at the shared folders."""
     import ray
@@ -184,7 +191,7 @@ def _check_machines(
                     num_cpus=0,
                     max_retries=0,
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-                ).remote(around, [str(mark) for mark in marks])
+                ).remote(around, [str(mark) for mark in marks], [str(path) for path in needed])
                 for node_id in node_ids
             ]
             found = ray.get(tasks, timeout=CHECK_S)
@@ -197,5 +204,6 @@ def _check_machines(
         ]
     finally:
         for mark in marks:
-            mark.unlink(missing_ok=True)
+            with suppress(OSError):  # of a folder that takes no files the fault is told
+                mark.unlink()
     return sorted({fault for fault in found if fault})

@@ -28,6 +28,7 @@ from othink_pipeline.cluster.surroundings import describe_surroundings
 from othink_pipeline.cluster.worker import NodeFailedError
 from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.hub import find_model
 from othink_pipeline.tracking import lifecycle, runs
 from othink_pipeline.tracking.journal import HISTORY_COLUMNS
 
@@ -81,12 +82,15 @@ def prepare(pipeline: Pipeline) -> Cluster:
     """Be connected to a Ray that can run the pipeline (see ``connect``); the session's settings."""
     assert GridConfigLoader.current is not None  # Kedro's runners run in a session
     parameters = Parameters.read(GridConfigLoader.current["parameters"])
-    shared = [Path(parameters.folders.checkpoints)]
-    if parameters.base_model.hub is not None:  # one machine fetches it for all
+    shared, needed = [Path(parameters.folders.checkpoints)], []
+    if (model := parameters.base_model.hub) is not None:
         from huggingface_hub import constants
 
-        shared.append(Path(constants.HF_HUB_CACHE))
-    connect(parameters.cluster, _modules(pipeline), shared)
+        if found := find_model(**model.model_dump()):
+            needed.append(Path(found[0]))
+        else:  # one machine fetches it for all
+            shared.append(Path(constants.HF_HUB_CACHE))
+    connect(parameters.cluster, _modules(pipeline), shared, needed)
     return parameters.cluster
 
 

@@ -72,17 +72,19 @@ def describe_surroundings(modules: Sequence[str]) -> Surroundings:
     )
 
 
-def check_node(surroundings: bytes, marks: Sequence[str]) -> str | None:
+def check_node(surroundings: bytes, marks: Sequence[str], needed: Sequence[str]) -> str | None:
     """What is wrong with the machine that this runs on; None when nothing is.
 
     Args:
         marks: a file of each shared folder, which the driver has made and holds locked.
+        needed: folders that are only read.
     """
-    here = f"machine {socket.gethostname()}"
+    here, place = f"machine {socket.gethostname()}", Path.cwd()
     try:
         enter(surroundings)
         for mark in marks:
             file = Path(mark)
+            place = file.parent
             if not file.exists():
                 return (
                     f"{here}: does not see what the driver has just written, {file}. The "
@@ -94,12 +96,18 @@ def check_node(surroundings: bytes, marks: Sequence[str]) -> str | None:
                     f"{here}: {file}, which the driver holds locked, can be locked here, too. "
                     "Mount the shared folder with locks that reach all machines."
                 )
-            with tempfile.TemporaryFile(dir=file.parent):
+            with tempfile.TemporaryFile(dir=place):
                 pass
+        for folder in needed:
+            if not Path(folder).is_dir():
+                return (
+                    f"{here}: does not see the base model, {folder}. The cache of the hub must be "
+                    "one that all machines share (export HF_HOME), or hold it on each of them."
+                )
     except ConfigurationError as error:
         return error.message
     except OSError as error:
-        return f"{here}: cannot write to {file.parent} ({error.strerror})."
+        return f"{here}: cannot read or write {error.filename or place} ({error.strerror})."
     return None
 
 

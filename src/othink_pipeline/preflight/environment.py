@@ -24,6 +24,7 @@ from kedro.pipeline import Pipeline
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import PACKAGE
+from othink_pipeline.core.files import digest_folder
 from othink_pipeline.core.launchers import drop_launcher_variables
 from othink_pipeline.core.redaction import redact_uri
 from othink_pipeline.preflight.disk import nearest
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 _SQLITE = "sqlite:///"
 _NETWORKS = (
     *("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "wekafs", "fuse."),
+    *("panfs", "afs", "9p", "virtiofs", "orangefs", "pvfs2", "gfs2", "ocfs2"),
 )
 """What the types of file systems begin with that several machines may mount."""
 _URI_KEY = "mlflow.yml: server.mlflow_tracking_uri"
@@ -145,13 +147,17 @@ def check_project(project: Path) -> None:
             "something else in the addresses of MLflow's stores. Rename the folder."
         )
     own = project / "src" / PACKAGE.name
-    if own.is_dir() and not own.samefile(PACKAGE):
+    if own.is_dir() and not own.samefile(PACKAGE) and _sources(own) != _sources(PACKAGE):
         raise ConfigurationError(
             f"{project}: this `kedro` runs the code in {PACKAGE}, not the project's in {own}: its "
             ".venv is another clone's, or was copied or moved. Call make in this folder (make "
             "demo), which sets up a .venv where it has none of its own, and take its kedro "
             "(.venv/bin/kedro)."
         )
+
+
+def _sources(package: Path) -> str:
+    return digest_folder(package, package.rglob("*.py"))
 
 
 def settle_mlflow_variables(uri: str) -> None:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from othink_pipeline.core.blocks import BASE
+from othink_pipeline.core.blocks import BASE, ConfigurationError
 from othink_pipeline.report.estimators import RELATIVE, difference, improvement
 from othink_pipeline.report.resampling import Estimate, Floats, resample, shares
 from othink_pipeline.report.significance import (
@@ -268,6 +268,14 @@ def differences_table(differences: Sequence[Difference]) -> pd.DataFrame:
 
 
 def read_differences(table: pd.DataFrame) -> list[Difference]:
-    """The rows of such a table."""
+    """The rows of such a table.
+
+    Raises:
+        ConfigurationError: it lacks a column.
+    """
     columns = list(Difference._fields)
+    if not set(columns) <= set(table.columns):
+        raise ConfigurationError(
+            "differences.csv was written by other code. Write it anew: kedro run --pipelines=report"
+        )
     return [Difference(*row) for row in table[columns].itertuples(index=False, name=None)]

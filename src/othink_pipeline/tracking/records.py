@@ -38,6 +38,7 @@ STORE_LOCK = "mlflow.db.lock"
 
 NOTE_CHARACTERS = 8000
 """What a run's description holds: the limit of a tag (mlflow/utils/validation.py)."""
+SAME_BEGINNING = 40  # characters of a description
 
 
 def log_scores(
@@ -150,15 +151,23 @@ def describe_experiment(run_id: str, text: str) -> None:
 
 
 def _unless_edited(there: Mapping[str, str], key: str, value: str) -> dict[str, str]:
-    """A tag that MLflow's pages let people edit, and a digest to tell by whether they did.
+    """A tag that MLflow's pages let people edit, and digests to tell by whether they did.
+
+    The digests are those of the value before and of this one: tags of an experiment are set one
+    after the other, these first.
 
     Args:
         there: the tags that there are; where they hold another value than ours, nothing is set.
+            What was written before there were digests begins as it does now.
     """
-    mark = f"{HIDDEN}{key.removeprefix('mlflow.')}"
-    if there.get(key) and there.get(mark) != content_key(there[key]):
+    mark, before = f"{HIDDEN}{key.removeprefix('mlflow.')}", there.get(key, "")
+    if mark in there:
+        is_ours = content_key(before) in there[mark].split()
+    else:
+        is_ours = before[:SAME_BEGINNING] in ("", value[:SAME_BEGINNING])
+    if not is_ours:
         return {}
-    return {key: value, mark: content_key(value)}
+    return {mark: f"{content_key(before)} {content_key(value)}", key: value}
 
 
 def _fit(text: str) -> str:

@@ -109,13 +109,12 @@ def _describe_grid(parent: str, findings: str, matrix: str) -> str:
 
 def _model_links(parent: str, room: int) -> str:
     """As many as there is room for, in characters."""
-    links = [
-        f"[{run.info.run_name}]({views.run_link(run.info.run_id)})"
-        for run in runs.grid_runs(parent)
-    ]
-    text, kept = " · ".join(links), len(links)
-    while kept and len(text) > room:
-        kept -= 1
-        more = f"and {len(links) - kept} more: see the view {views.VIEWS[0].title}"
-        text = " · ".join([*links[:kept], more])
-    return text
+    of_grid = runs.grid_runs(parent)
+    text = ""
+    for number, run in enumerate(of_grid):
+        more = f"and {len(of_grid) - number} more: see the view {views.VIEWS[0].title}"
+        link = f"[{run.info.run_name}]({views.run_link(run.info.run_id)}) · "
+        if len(text) + len(link) + len(more) > room:
+            return text + more
+        text += link
+    return text.removesuffix(" · ")

@@ -364,7 +364,9 @@ def test_processes_are_spawned_with_the_environment_that_there_is(
     monkeypatch.setattr(processes, "work", light_work.note)
     monkeypatch.setenv("OTHINK_TEST", "today")
     assert "left no manifest" in call()[0].failed
-    (run,) = mlflow.MlflowClient().search_runs(["1"], "tags.kind = 'cell'")
+    (run,) = mlflow.search_runs(
+        search_all_experiments=True, filter_string="tags.kind = 'cell'", output_format="list"
+    )
     job = ["counting/sft/s3", run.info.run_id, mlflow.get_tracking_uri()]
     for rank in ("0", "1"):
         given = json.loads((project / f"process_{rank}.json").read_text())

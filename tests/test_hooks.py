@@ -366,8 +366,11 @@ def test_a_project_path_that_no_address_can_hold_is_refused(tmp_path: Path, name
         environment.check_project(tmp_path / name)
 
 
-def test_the_code_of_another_clone_is_refused(tmp_path: Path) -> None:
+def test_the_code_of_another_clone_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The project was copied with its .venv, or another one's is active."""
+    monkeypatch.chdir(tmp_path)  # the hook goes there; this process comes back
     own = tmp_path / "src" / "othink_pipeline"
     own.mkdir(parents=True)
     told = f"the code in {code.PACKAGE}, not the project's in {own}: .*make"

@@ -258,6 +258,7 @@ def test_machines_share_the_checkpoints_and_the_cache_that_a_model_comes_to(
     needed: list[str],
 ) -> None:
     looked_at: list[Any] = []
+    monkeypatch.chdir(Path(__file__).parents[2])  # where conf is
     monkeypatch.setattr(runner, "connect", lambda *about: looked_at.extend(about[2:]))
     monkeypatch.setattr(runner, "find_model", lambda **_: found)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "hub")

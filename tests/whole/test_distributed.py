@@ -125,9 +125,9 @@ def prepared(
 def project(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project of its own, with a store of its own, in which nothing is trained."""
     shutil.copytree(prepared, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")  # and back in the end
     enter(tmp_path / "project")
     monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
-    monkeypatch.chdir(tmp_path / "project")
     yield tmp_path / "project"
     mlflow.set_tracking_uri(None)
     os.environ.pop("MLFLOW_EXPERIMENT_ID", None)

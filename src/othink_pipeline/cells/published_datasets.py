@@ -19,9 +19,8 @@ class Published:
     def save(self, data: Any) -> None:
         """Write a file of another name beside it, and put that in its place."""
         dataset: Any = self
-        if (
-            dataset._protocol != "file" or dataset._version
-        ):  # a file of its own each time, or remote
+        # Remote files cannot be renamed, and a version has a place of its own.
+        if dataset._protocol != "file" or dataset._version:
             super().save.__wrapped__(self, data)  # type: ignore[misc]
             return
         file = Path(dataset._filepath)

@@ -49,8 +49,8 @@ def test_gains_are_told_together_and_what_is_not_shown_apart() -> None:
 def test_one_seed_decides_nothing_between_two_methods() -> None:
     said = told(row("grpo_d", "sft", 40, 3), row("grpo_d", "sft", 8, 3, scope="cross"))
     assert said == {
-        "GRPO-D against SFT": "own task +40.0 [+37.0, +43.0] undecided; other tasks +8.0 [+5.0,"
-        " +11.0] undecided (over items, one seed)"
+        "GRPO-D against SFT": "own task +40.0 [+37.0, +43.0]; other tasks +8.0 [+5.0, +11.0]"
+        " (over items, one seed: undecided)"
     }
 
 
@@ -91,7 +91,7 @@ def test_equal_is_shown_and_never_assumed(
     said = told(row("grpo_d", "sft", points, width, unit="seeds", seeds=9, **tests))
     assert said["GRPO-D against SFT"].endswith(f"] {conclusion} (over 9 seeds of one base model)")
     one_seed = told(row("grpo_d", "sft", points, width, **tests))
-    assert one_seed["GRPO-D against SFT"].endswith("] undecided (over items, one seed)")
+    assert one_seed["GRPO-D against SFT"].endswith("] (over items, one seed: undecided)")
 
 
 def test_one_seed_is_not_told_as_several_where_others_have_them() -> None:
@@ -109,7 +109,7 @@ def test_one_seed_is_not_told_as_several_where_others_have_them() -> None:
     )
     assert said["GRPO-D against SFT"] == (
         "own task +40.0 [+37.0, +43.0] different (over 3 base models, 6 seeds);"
-        " other tasks +8.0 [+5.0, +11.0] undecided (over items, one seed)"
+        " other tasks +8.0 [+5.0, +11.0] (over items, one seed: undecided)"
     )
 
 
@@ -135,7 +135,7 @@ def test_without_a_seed_that_has_all_cells_nothing_is_told() -> None:
     said = told(*(row(*pair, math.nan, math.nan, **none) for pair in pairs))
     assert said == {
         "Own task": "undecided for grpo (?) (no seed has all cells)",
-        "grpo against SFT": "own task ? [?, ?] undecided (no seed has all cells)",
+        "grpo against SFT": "own task ? [?, ?] (no seed has all cells: undecided)",
     }
 
 

@@ -124,12 +124,18 @@ def _gains(rows: Sequence[Difference], basis: str, known: KnownMethods) -> str:
 
 
 def _duel(rows: Sequence[Difference], basis: str) -> str:
-    """One method against another, in each scope, on one basis."""
-    told = []
-    for row in rows:
-        interval = f"[{_points(row.low)}, {_points(row.high)}]"
-        told.append(f"{SCOPE_NAMES[row.scope]} {_points(row.points)} {interval} {_judgement(row)}")
-    return f"{'; '.join(told)} ({basis})"
+    """One method against another, in each scope, on one basis.
+
+    What one seed leaves open is told once, of the seed: beside an interval far from zero it would
+    read as a doubt about these items.
+    """
+    is_open = [row.unit == "items" and _judgement(row) == UNDECIDED for row in rows]
+    told = [
+        f"{SCOPE_NAMES[row.scope]} {_points(row.points)} [{_points(row.low)}, {_points(row.high)}]"
+        + ("" if open_ else f" {_judgement(row)}")
+        for row, open_ in zip(rows, is_open, strict=True)
+    ]
+    return f"{'; '.join(told)} ({basis}{f': {UNDECIDED}' if any(is_open) else ''})"
 
 
 def conclusion(row: Difference) -> str:

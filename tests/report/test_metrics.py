@@ -7,8 +7,10 @@ import pytest
 
 from othink_pipeline.report.comparison import compare_all, differences_table
 from othink_pipeline.report.estimators import wilson_interval
+from othink_pipeline.report.figures import heat_map
 from othink_pipeline.report.metrics import cell_metrics, grid_metrics, model_metrics
-from tests.support.handmade import MARGIN, cell, grid, matrix_of, two_tasks
+from othink_pipeline.report.scores import forms_section, means_section, rates_section
+from tests.support.handmade import KNOWN, MARGIN, cell, grid, matrix_of, two_tasks
 
 
 def of(table: pd.DataFrame, train_task: str, method: str) -> pd.DataFrame:
@@ -49,6 +51,23 @@ def test_other_is_the_mean_over_tasks_and_none_where_one_is_missing() -> None:
     answers = of(predictions, "counting", "grpo_d")
     scores = cell_metrics(matrix, answers, of(predictions, "none", "base"))
     assert {name.split("/")[0] for name in scores} == {"own"}
+
+
+def test_base_models_count_alike_however_many_seeds_they_have() -> None:
+    predictions = grid(
+        cell("none", "base", None, "counting", [0, 0, 0, 0], base_model=0),
+        cell("none", "base", None, "counting", [0, 0, 0, 0], base_model=1),
+        cell("counting", "sft", 0, "counting", [1, 1, 1, 1], base_model=0),
+        cell("counting", "sft", 1, "counting", [0, 0, 0, 0], base_model=1),
+        cell("counting", "sft", 2, "counting", [1, 1, 1, 1], base_model=0),
+    )
+    predictions["form"] = ["price", "price", "total", "total"] * 5
+    matrix = matrix_of(predictions)
+    assert grid_metrics(matrix, differences_table([]))["own/sft"] == 0.5  # and not 2 of 3
+    assert "| sft | 50.0 (3) | — (0) |" in means_section(matrix)
+    assert "| counting | sft | counting | 50.0 | 62.5 |" in rates_section(matrix)
+    assert "| counting | sft | 50.0 | 50.0 |" in forms_section(predictions)
+    assert "50.0" in {text.get_text() for text in heat_map(matrix, KNOWN).axes[0].texts}
 
 
 def test_forms_are_told_by_task() -> None:

@@ -142,7 +142,7 @@ def test_without_a_seed_that_has_all_cells_nothing_is_told() -> None:
 def test_what_limits_it_is_told() -> None:
     small = told(training=pd.DataFrame({"kl_pull": [0.013, 0.022, math.nan]}))["KL term"]
     assert "at most 0.022" in small
-    assert small.endswith("wants more seeds than this before it is believed")
+    assert small.endswith("wants several base models before it is believed")
     assert told(training=pd.DataFrame({"kl_pull": [0.013, 0.3]})) == {}
     assert told(training=pd.DataFrame({"kl_pull": [math.nan]})) == {}
     findings = verdict(

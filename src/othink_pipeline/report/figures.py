@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from othink_pipeline.report.matrix import HOLE, sort_methods, tested
+from othink_pipeline.report.matrix import HOLE, by_base_model, sort_methods, tested
 from othink_pipeline.report.parameters import KnownMethods
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def heat_map(matrix: pd.DataFrame, known: KnownMethods) -> Figure:
     figure = Figure(figsize=size, dpi=200, layout="constrained")
     axes = figure.add_subplot()
     colors = LinearSegmentedColormap.from_list("accuracy", list(COLOR_SCALE), bad="#eeeeee")
-    means = [[100 * entry["accuracy"].mean() for entry in row] for row in rows.values()]
+    means = [[100 * by_base_model(entry).mean() for entry in row] for row in rows.values()]
     axes.imshow(means, cmap=colors, vmin=0, vmax=100, aspect="auto")  # NaN: a hole
     above = None
     for row, ((train_task, _), entries) in enumerate(rows.items()):
@@ -101,12 +101,12 @@ def entry_texts(entry: pd.DataFrame) -> tuple[str, str]:
     else:
         low, high = 100 * entry[["ci_low", "ci_high"]].to_numpy()[0]
         spread = f"[{low:.1f}, {high:.1f}]"
-    return f"{percent.mean():.1f}", spread
+    return f"{100 * by_base_model(entry).mean():.1f}", spread
 
 
 def _write_entry(axes: Axes, row: int, column: int, entry: pd.DataFrame) -> None:
     value, spread = entry_texts(entry)
-    ink = "white" if 100 * entry["accuracy"].mean() > DARK_ABOVE else "#222222"
+    ink = "white" if 100 * by_base_model(entry).mean() > DARK_ABOVE else "#222222"
     lift = 0.16 if spread else 0
     axes.text(column, row - lift, value, ha="center", va="center", color=ink, size=10)
     axes.text(column, row + 0.24, spread, ha="center", va="center", color=ink, size=7)

@@ -72,6 +72,11 @@ def tested(matrix: pd.DataFrame) -> pd.DataFrame:
     return matrix[matrix["n"] > 0]
 
 
+def by_base_model(rows: pd.DataFrame, column: str = "accuracy") -> pd.Series[float]:
+    """Each base model's mean: their mean counts base models alike, however many seeds they have."""
+    return rows.groupby("base_model")[column].mean()
+
+
 def matrix_text(matrix: pd.DataFrame) -> str:
     """The matrix for a terminal: accuracy in % with its interval; ``*`` marks same-task cells.
 

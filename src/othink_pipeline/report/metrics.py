@@ -14,7 +14,7 @@ import pandas as pd
 
 from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.comparison import Scope, compare, read_differences
-from othink_pipeline.report.matrix import tested
+from othink_pipeline.report.matrix import by_base_model, tested
 from othink_pipeline.report.resampling import Estimate, resample
 
 PREFIXES: Mapping[Scope, str] = {"same": "own", "cross": "other"}
@@ -78,8 +78,8 @@ def grid_metrics(matrix: pd.DataFrame, differences: pd.DataFrame) -> dict[str, f
         differences: as from ``comparison.differences_table``.
 
     Returns:
-        ``base/accuracy``, ``own/<method>`` and ``other/<method>``: means over tasks and seeds,
-        none of a method with a hole;
+        ``base/accuracy``, ``own/<method>`` and ``other/<method>``: means over base models,
+        tasks and seeds, none of a method with a hole;
         ``difference/own/<method>-<baseline>`` and so on with bounds, and with ``_p`` Holm's p of
         its family, as in the report; between methods of two seeds or more with ``_p_equivalent``,
         too: Holm's p of a difference within the margin.
@@ -87,8 +87,13 @@ def grid_metrics(matrix: pd.DataFrame, differences: pd.DataFrame) -> dict[str, f
     is_same = matrix["train_task"] == matrix["eval_task"]
     names = is_same.map({True: "own/", False: "other/"}) + matrix["method"]
     names = names.mask(matrix["method"] == BASE, "base/accuracy")
-    scores = matrix.groupby(names)["accuracy"]
-    metrics = _rounded({name: each.mean() for name, each in scores if each.notna().all()})
+    metrics = _rounded(
+        {
+            name: by_base_model(rows).mean()
+            for name, rows in matrix.groupby(names)
+            if rows["accuracy"].notna().all()
+        }
+    )
     for each in read_differences(differences):
         name = f"difference/{PREFIXES[each.scope]}/{each.method}-{each.baseline}"
         metrics |= {**_with_bounds(name, each.widest, 100), f"{name}_p": each.p_holm}

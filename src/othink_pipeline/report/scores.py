@@ -7,7 +7,7 @@ import pandas as pd
 
 from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.estimators import majority_at_k, mean_score, pass_at_k
-from othink_pipeline.report.matrix import HOLE, RATES, tested
+from othink_pipeline.report.matrix import HOLE, RATES, by_base_model, tested
 from othink_pipeline.report.resampling import Estimate, Floats
 from othink_pipeline.report.tables import mean_percent, percent, table
 
@@ -47,18 +47,20 @@ def means_section(matrix: pd.DataFrame) -> str:
         cells = tested(matrix[matrix["method"] == method])
         is_same = cells["train_task"] == cells["eval_task"]
         groups = (cells, cells) if method == BASE else (cells[is_same], cells[~is_same])
-        means = [f"{mean_percent(group['accuracy'])} ({len(group)})" for group in groups]
+        means = [f"{mean_percent(by_base_model(group))} ({len(group)})" for group in groups]
         rows.append([method, *means])
     note = (
-        "Means over cells (how many). The base model is trained on no task: its mean over all eval"
-        " tasks. Methods with holes elsewhere are better compared in the paired tests."
+        "Means over cells (how many), in which base models count alike. The base model is trained"
+        " on no task: its mean over all eval tasks. Methods with holes elsewhere are better"
+        " compared in the paired tests."
     )
     return table(["method", "same-task % (cells)", "cross-task % (cells)"], rows) + f"\n\n{note}"
 
 
 def rates_section(matrix: pd.DataFrame) -> str:
     """Format, thinking and what does not parse, apart from accuracy."""
-    means = tested(matrix).groupby(KEYS, sort=False)[[*RATES, "completion_tokens_mean"]].mean()
+    by_base = tested(matrix).groupby([*KEYS, "base_model"], sort=False)
+    means = by_base[[*RATES, "completion_tokens_mean"]].mean().groupby(KEYS, sort=False).mean()
     rows = [
         [*key, *(f"{100 * value:.1f}" for value in values[:-1]), f"{values[-1]:.1f}"]
         for key, values in zip(means.index, means.to_numpy(), strict=True)
@@ -66,8 +68,8 @@ def rates_section(matrix: pd.DataFrame) -> str:
     header = ["trained on", "method", "tested on", "accuracy", "accuracy, tags or not"]
     header += ["format", "think", "unparseable", "tokens per completion"]
     note = (
-        "In %, means over seeds. Accuracy counts the tagged answer alone; where the second column"
-        " is higher, the answer was there and the format was not."
+        "In %, means over base models and seeds. Accuracy counts the tagged answer alone; where the"
+        " second column is higher, the answer was there and the format was not."
     )
     return table(header, rows) + f"\n\n{note}"
 
@@ -85,8 +87,9 @@ def form_accuracy(predictions: pd.DataFrame, task: str) -> pd.DataFrame:
         return pd.DataFrame()
     forms = items.index[:MOST_FORMS]
     models = pd.MultiIndex.from_frame(answers[["train_task", "method"]].drop_duplicates())
-    means = answers.groupby(["train_task", "method", "form"])["correct"].mean().unstack("form")
-    by_form = means.reindex(index=models, columns=forms)
+    keys = ["train_task", "method", "form"]
+    by_base = answers.groupby([*keys, "base_model"])["correct"].mean()
+    by_form = by_base.groupby(keys).mean().unstack("form").reindex(index=models, columns=forms)
     return by_form.set_axis([f"{form} ({items[form]})" for form in forms], axis=1)
 
 
@@ -102,7 +105,10 @@ def forms_section(predictions: pd.DataFrame) -> str:
         if rows:
             header = ["trained on", "method", *accuracy.columns]
             parts.append(f"Tested on {task}:\n\n{table(header, rows)}")
-    note = "Accuracy in %, means over seeds; beside each form how many test items have it."
+    note = (
+        "Accuracy in %, means over base models and seeds; beside each form how many test items have"
+        " it."
+    )
     return "\n\n".join([*parts, note]) if parts else ""
 
 
@@ -123,16 +129,19 @@ def samples_section(predictions: pd.DataFrame) -> str:
     rows = []
     for key, group in sampled.groupby(KEYS, sort=False):
         texts = [
-            percent(_estimate(group, name)) if name.endswith(f"@{n}") else mean_percent(group[name])
+            percent(_estimate(group, name))
+            if name.endswith(f"@{n}")
+            else mean_percent(by_base_model(group, name))
             for name in scores
         ]
-        rows.append([*key, mean_percent(group["correct"]), *texts])
+        rows.append([*key, mean_percent(by_base_model(group, "correct")), *texts])
     note = (
-        f"In %, from {n} samples of each answer, means over seeds; the most samples with their 95 %"
-        " interval. pass@k: chance that at least one of k samples is right (unbiased, arXiv"
-        " 2107.03374). majority@k: chance that the most frequent answer of k samples is; what does"
-        " not parse has no vote. Where only pass@1 rises and pass@k does not, training made right"
-        " answers likelier that the model could already find. `greedy`: the accuracy above."
+        f"In %, from {n} samples of each answer, means over base models and seeds; the most samples"
+        " with their 95 % interval. pass@k: chance that at least one of k samples is right"
+        " (unbiased, arXiv 2107.03374). majority@k: chance that the most frequent answer of k"
+        " samples is; what does not parse has no vote. Where only pass@1 rises and pass@k does not,"
+        " training made right answers likelier that the model could already find. `greedy`: the"
+        " accuracy above."
     )
     return table(["trained on", "method", "tested on", "greedy", *scores], rows) + f"\n\n{note}"
 

@@ -57,9 +57,9 @@ def verdict(
     pull = training["kl_pull"].max() if "kl_pull" in training else float("nan")
     if pull < SMALL_PULL:
         says = (
-            f"small: its pull, KL weight × √(2 KL), is at most {pull:.2g} on average, beside"
-            " advantages of about 1. A difference between methods that differ in it alone wants"
-            " more seeds than this before it is believed"
+            f"its pull, KL weight × √(2 KL), is at most {pull:.2g}, a cell's mean, beside"
+            " advantages of about 1; over the updates a small pull can add up. A difference between"
+            " methods that differ in it alone wants several base models before it is believed"
         )
         findings.append(Finding("KL term", says))
     if len(failures):

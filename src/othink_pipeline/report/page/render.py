@@ -14,7 +14,13 @@ from markupsafe import Markup
 
 from othink_pipeline.report.figures import colors_of, entry_texts
 from othink_pipeline.report.markdown import FORMS, THINKING, TITLE, VERDICT, split_sections
-from othink_pipeline.report.matrix import HOLE, sort_methods, sort_rows, tested
+from othink_pipeline.report.matrix import (
+    HOLE,
+    by_base_model,
+    sort_methods,
+    sort_rows,
+    tested,
+)
 from othink_pipeline.report.page.archive import model_names, pack_predictions, split_thinking
 from othink_pipeline.report.page.charts import curve_panels, dashes, forest
 from othink_pipeline.report.page.items import Item
@@ -129,7 +135,7 @@ def _heat_map(
         entries = []
         for task in tasks:
             cells = tested(group[group["eval_task"] == task])
-            percent = 100 * cells["accuracy"].mean()
+            percent = 100 * by_base_model(cells).mean()
             entries.append(Entry(*entry_texts(cells), percent, task == train_task))
         rows.append((known.name(str(train_task), str(method)), entries))
     return rows

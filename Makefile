@@ -89,7 +89,7 @@ docs: $(STAMP)
 pictures: $(STAMP)
 	$(VENV)/bin/python docs/pictures.py
 	$(VENV)/bin/python docs/kl_schedules.py
-	$(VENV)/bin/python docs/kl_ablation.py
+	$(VENV)/bin/python docs/sweeps.py
 
 faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.faults

@@ -512,7 +512,7 @@ def test_the_papers_ablations_differ_from_the_main_grid_in_their_value_alone(wor
     ("environment", "over_time"),
     [
         ("kl_ablation", ("explore_exploit", "linear", "cosine", "exponential", "step")),
-        ("drift", ("grpo_d_fast", "dip_fast")),
+        ("drift", ("dip_fast",)),
     ],
 )
 def test_dynamic_weights_stand_beside_constants_of_their_mean_and_their_end(
@@ -524,14 +524,14 @@ def test_dynamic_weights_stand_beside_constants_of_their_mean_and_their_end(
     constants = {name: kl.weight for name, kl in schedules.items() if isinstance(kl, Constant)}
     baselines: dict[str, list[float]] = {}
     for method, baseline in raw["report"]["comparisons"]:
-        if method not in constants:
+        if method not in constants and baseline in constants:
             baselines.setdefault(method, []).append(constants[baseline])
     for method in over_time:
         controller = KLController(schedules[method], 48)
         weights = [controller.next_weight(update, 0.0) for update in range(48)]
         mean, *end = baselines[method]
         assert mean == pytest.approx(sum(weights) / 48, rel=0.03)
-        assert set(end) <= {weights[-1]}
+        assert set(end) <= {weights[-1], 1e-6}
 
 
 def test_the_main_grids_control_has_grpo_ds_mean_weight() -> None:

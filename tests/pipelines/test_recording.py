@@ -75,7 +75,7 @@ def test_other_pictures_leave_the_descriptions_of_cells_as_they_are(client: Mlfl
     experiment = client.get_experiment_by_name("grid")
     assert "As of cross_task today, environment base:" in experiment.tags["mlflow.note.content"]
     before = note(client, models[COUNTING])
-    assert before.startswith("GRPO-D on counting, seed 0.")
+    assert before.startswith("GRPO-D on counting, seed 0.\n\n| trained on")  # a table of its own
 
     second = begin(client, "evaluation", "blind")
     for run_id in models.values():

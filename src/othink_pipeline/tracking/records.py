@@ -158,16 +158,20 @@ def _unless_edited(there: Mapping[str, str], key: str, value: str) -> dict[str, 
 
     Args:
         there: the tags that there are; where they hold another value than ours, nothing is set.
-            What was written before there were digests begins as it does now.
+            What was written before there were digests begins as it does now, but for line breaks.
     """
     mark, before = f"{HIDDEN}{key.removeprefix('mlflow.')}", there.get(key, "")
     if mark in there:
         is_ours = content_key(before) in there[mark].split()
     else:
-        is_ours = before[:SAME_BEGINNING] in ("", value[:SAME_BEGINNING])
+        is_ours = _beginning(before) in ("", _beginning(value))
     if not is_ours:
         return {}
     return {mark: f"{content_key(before)} {content_key(value)}", key: value}
+
+
+def _beginning(text: str) -> str:
+    return " ".join(text.split())[:SAME_BEGINNING]
 
 
 def _fit(text: str) -> str:

@@ -79,7 +79,7 @@ def _describe_models(
         # Scores of the last update, at step 0: MLflow draws what has another step as a line.
         records.log_scores(run.info.run_id, _of_pictures(metrics, shown), 0)
         if not shown:  # a cell is what it is on the right pictures
-            text = f"{what}. {matrix_section(rows, answers)}\n\n{_links(parent)}"
+            text = "\n\n".join([f"{what}.", matrix_section(rows, answers), _links(parent)])
             records.describe(run.info.run_id, text, colors.get(tags["method"]))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from othink_pipeline import cli
+from tests.conftest import shipped_parameters
 
 
 def run_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, *options: str) -> Any:
@@ -30,6 +32,9 @@ def test_what_is_kept_is_told_by_the_plan(monkeypatch: pytest.MonkeyPatch) -> No
     assert cli._kept() == "Nothing had begun."
     monkeypatch.setattr(cli.GridConfigLoader, "current", {"parameters": {}})
     assert "Nothing was changed" in cli._kept()  # bad parameters: no second error
+    monkeypatch.chdir(Path(__file__).parents[1])  # the base model is there
+    monkeypatch.setattr(cli.GridConfigLoader, "current", {"parameters": shipped_parameters()})
+    assert "after its last state (one every 8 updates)" in cli._kept()
 
 
 def test_an_error_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

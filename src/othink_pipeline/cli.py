@@ -40,10 +40,13 @@ def _kept() -> str:
     if loader is None:
         return "Nothing had begun."
     try:
-        planned = plan_grid(Parameters.read(loader["parameters"]))
+        parameters = Parameters.read(loader["parameters"])
+        planned = plan_grid(parameters)
     except ConfigurationError:  # that is why it was stopped
         return "Nothing was changed."
+    every = parameters.compute.resume_every_updates
     return (
         f"What is there of the grid:\n{describe_plan(planned)}\n"
-        "Nothing of it is lost: the same command goes on from there."
+        "The same command goes on from there. Done again is what a training did after its last"
+        f" state (one every {every} updates), and the test that ran."
     )

@@ -35,7 +35,7 @@ def stop_as_before() -> None:
 def _stop(*_: object) -> None:
     signal.signal(signal.SIGTERM, _ignore)  # a second one must not cut the clean-up
     with suppress(OSError):  # not sys.stderr, in the midst of which the signal may have come
-        os.write(2, b"\nstopping: what is done is being saved ...\n")
+        os.write(2, b"\nstopping in order; what is finished or saved by now is kept ...\n")
     raise KeyboardInterrupt
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
+from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.report.markdown import TITLE, VERDICT
 from tests.support.examples import write_examples
 from tests.support.handmade import NO_FAILURES, matrix_of, two_tasks
@@ -43,6 +44,7 @@ def test_the_notebook_shows_what_has_answers(
     folder = tmp_path / "data/08_reporting"
     folder.mkdir(parents=True)
     (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "conf").symlink_to(NOTEBOOK.parents[1] / "conf")
     matrix_of(predictions, failures).to_csv(folder / "transfer_matrix.csv", index=False)
     predictions.to_parquet(folder / "predictions.parquet")
     (folder / "report.md").write_text(f"# {TITLE}\n\n## {VERDICT}\n\nas in the report")
@@ -55,6 +57,7 @@ def test_the_notebook_shows_what_has_answers(
         write_examples([{**text, "id": name, "image": picture(0)} for name in names], file)
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(GridConfigLoader, "current", None)  # the notebook makes one of its own
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     *rest, of_mlflow = code
@@ -67,3 +70,4 @@ def test_the_notebook_shows_what_has_answers(
     assert (shown["method_a"], shown["method_b"]) == disagree
     assert len(shown["a"]) == len(shown["b"]) > 0
     plt.close("all")
+    assert shown["store"].startswith("sqlite:///mlflow.db")

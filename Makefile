@@ -30,7 +30,7 @@ export PYTHONDONTWRITEBYTECODE :=
 help:
 	@echo "make demo    train and evaluate the whole grid, print the transfer matrix"
 	@echo "make report  write the report again from the predictions that are there, without a model"
-	@echo "make ui      open MLflow at the transfer matrix of the latest run; ENV=paper: of that environment's"
+	@echo "make ui      open MLflow at the transfer matrix of conf/base's latest run; ENV=paper: of conf/paper's"
 	@echo "make viz     open Kedro-Viz: the lineage, with previews of the results"
 	@echo "make notebook  open the notebook of single answers in JupyterLab"
 	@echo "make test    run the tests"

@@ -294,7 +294,7 @@ class TrackingHooks:
         name = "+".join(run_params["pipeline_names"] or ["__default__"])
         tags = {
             "pipeline": name,
-            "env": run_params["env"] or "base",
+            "env": run_params["env"] or lifecycle.BASE_ENVIRONMENT,
             "command": redact_uri(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
             **code_tags(Path(run_params["project_path"])),
         }

@@ -1,7 +1,7 @@
 """Open MLflow at the right page: `python -m othink_pipeline.ui`, or `make ui`.
 
-The page is the transfer matrix of the latest `kedro run`. Without a tracking server it starts one
-on this machine, for as long as the command lasts.
+The page is the transfer matrix of the environment's latest `kedro run`. Without a tracking server
+it starts one on this machine, for as long as the command lasts.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from urllib3.exceptions import HTTPError
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.tracking import views
+from othink_pipeline.tracking.lifecycle import BASE_ENVIRONMENT
 
 
 @click.command()
-@click.option("--env", default=None, help="The environment whose mlflow.yml says where runs are.")
+@click.option("--env", default=None, help="The environment; without it conf/base.")
 def main(env: str | None) -> None:
-    """Open MLflow at the transfer matrix of the latest run."""
+    """Open MLflow at the transfer matrix of an environment's latest run."""
     project = find_kedro_project(Path.cwd())
     if project is None:
         raise ConfigurationError(f"{Path.cwd()}: not in a Kedro project. Go to its folder.")
@@ -38,7 +39,7 @@ def main(env: str | None) -> None:
     with KedroSession.create(project, env=env) as session:
         # kedro-mlflow makes the store of its mlflow.yml the current one.
         cast(KedroSession, session).load_context()
-    links = views.latest_links()
+    links = views.latest_links(env or BASE_ENVIRONMENT)
     if mlflow.get_tracking_uri().startswith("http"):
         _show(links, views.server_address())
         return

@@ -23,6 +23,7 @@ SCORES = {
     **{"eval/counting": 0.75, "eval/geometry": 0.5, "eval/form/counting/price": 0.8},
     **{"cost/seconds": 71.0, "eval/format_rate/counting": 1.0},
 }
+PARENT = {"kind": "grid", "env": "seeds"}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def grid(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     mlflow.set_experiment("views")
     client = MlflowClient()
     earlier, parent = (
-        client.create_run(experiment_id, run_name=name, tags={"kind": "grid"}).info.run_id
+        client.create_run(experiment_id, run_name=name, tags=PARENT).info.run_id
         for name in ("earlier", "cross_task today")
     )
     runs.set_parent(earlier)
@@ -89,15 +90,16 @@ def test_the_views_and_where_their_links_lead(grid: str, saved: dict[str, dict[s
     modes = [parse_qs(link.partition("?")[2])["compareRunsMode"] for link in links.values()]
     assert modes == [["TABLE"], ["CHART"], ["ARTIFACT"]]
     assert all(len(link) < 150 for link in links.values())
-    assert views.latest_links() == links
+    assert views.latest_links("seeds") == links
+    assert views.latest_links("base") == {}
 
 
 def test_the_latest_views_are_those_of_a_run_that_saved_them(
     grid: str, saved: dict[str, dict[str, Any]]
 ) -> None:
-    later = runs.start_run("stopped", "grid", {}, {})
+    later = runs.start_run("stopped", "grid", {"env": "seeds"}, {})
     assert later != grid
-    assert views.latest_links() == views.view_links(grid)
+    assert views.latest_links("seeds") == views.view_links(grid)
 
 
 def test_a_view_shows_the_runs_of_its_kedro_run_reused_ones_too(

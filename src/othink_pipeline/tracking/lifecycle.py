@@ -27,6 +27,9 @@ from othink_pipeline.tracking.runs import (
     process_tags,
 )
 
+BASE_ENVIRONMENT = "base"
+"""What a parent's tag ``env`` says of a `kedro run` without --env."""
+
 
 def name_parent(run_id: str, name: str, tags: Mapping[str, str]) -> None:
     """Rename the run that kedro-mlflow opened and tag it so that `reap_dead_runs` knows it."""

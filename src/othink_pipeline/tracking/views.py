@@ -92,14 +92,14 @@ def view_links(parent_id: str) -> dict[str, str]:
     }
 
 
-def latest_links() -> dict[str, str]:
-    """The same of the latest `kedro run` that has views, whatever its experiment; else nothing.
+def latest_links(env: str) -> dict[str, str]:
+    """The same of an environment's latest `kedro run` that has views; where there is none, nothing.
 
     A run saves them when it ends well. Of those before the latest hundred none is looked for.
     """
     newest_first = mlflow.search_runs(
         search_all_experiments=True,
-        filter_string="tags.kind = 'grid'",
+        filter_string=f"tags.kind = 'grid' and tags.env = '{env}'",
         order_by=["attributes.start_time DESC"],
         max_results=100,
         output_format="list",

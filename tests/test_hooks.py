@@ -594,8 +594,12 @@ def test_a_disabled_pipeline_has_no_parent(
     hooks: TrackingHooks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(runs.PARENT_VARIABLE, "of an earlier run")
+    usual = signal.getsignal(signal.SIGTERM)
     hooks.before_pipeline_run(run_params(tmp_path))
     assert runs.parent_run_id() is None
+    assert signal.getsignal(signal.SIGTERM) != usual, "it, too, ends in order"
+    hooks.on_pipeline_error()
+    assert signal.getsignal(signal.SIGTERM) == usual
 
 
 def test_failed_cells_are_named_once_at_the_end_of_their_run(

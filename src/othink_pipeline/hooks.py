@@ -285,12 +285,12 @@ class TrackingHooks:
     @hook_impl(trylast=True)
     def before_pipeline_run(self, run_params: dict[str, Any]) -> None:
         """Make kedro-mlflow's run the parent of the cells' runs and name it readably."""
+        stop_in_order()
         self._parent = lifecycle.active_run_id()
         runs.set_parent(self._parent)
         if self._parent is None:
             return  # tracking is disabled for this pipeline in mlflow.yml
         atexit.register(self._end_interrupted)  # after MLflow's own, so it comes before it
-        stop_in_order()
         name = "+".join(run_params["pipeline_names"] or ["__default__"])
         tags = {
             "pipeline": name,
@@ -326,10 +326,10 @@ class TrackingHooks:
             lifecycle.kill_parent(parent)
 
     def _release(self) -> str | None:
+        stop_as_before()
         parent, self._parent = self._parent, None
         if parent is not None:
             atexit.unregister(self._end_interrupted)
-            stop_as_before()
             runs.set_parent(None)
         return parent
 

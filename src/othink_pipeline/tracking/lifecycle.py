@@ -29,14 +29,23 @@ from othink_pipeline.tracking.runs import (
 
 BASE_ENVIRONMENT = "base"
 """What a parent's tag ``env`` says of a `kedro run` without --env."""
+TAGS_OF_THE_PLUGIN = {
+    *("kedro_command", "kedro_version", "pipeline_names", "project_path", "run_id", "runner"),
+}
+"""Tags of kedro-mlflow: ``command`` and ``pipeline`` say it better, ``run_id`` is a session's."""
 
 
 def name_parent(run_id: str, name: str, tags: Mapping[str, str]) -> None:
-    """Rename the run that kedro-mlflow opened and tag it so that `reap_dead_runs` knows it."""
+    """Rename the run that kedro-mlflow opened and tag it so that `reap_dead_runs` knows it.
+
+    What ours say better, or misleads, is taken off (``TAGS_OF_THE_PLUGIN``).
+    """
     client = MlflowClient()
     client.update_run(run_id, name=name)
     tags = {"kind": "grid", **process_tags(), **tags}
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    for tag in client.get_run(run_id).data.tags.keys() & TAGS_OF_THE_PLUGIN:
+        client.delete_tag(run_id, tag)
 
 
 def current_experiment() -> Experiment | None:

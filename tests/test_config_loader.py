@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from othink_pipeline.cells.grid import Grid
 from othink_pipeline.config_loader import GridConfigLoader, read_grid
 from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.hooks import RECORDING
 from othink_pipeline.pipelines.wiring import bind
 from tests.support import commands
 
@@ -449,6 +450,7 @@ def test_evaluation_trains_nothing_and_reads_what_is_there(configure: Configure)
         *("build_transfer_matrix", "draw_figures", "write_report", "write_page"),
         "record_results",
     }
+    assert RECORDING in {node.name for node in evaluation.nodes}
     cells = [cell.name for cell in read_grid().cells]
     assert {name for name in evaluation.inputs() if not name.startswith("params:")} == {
         *(f"{name}.checkpoint" for name in [*cells, "base.b0"]),

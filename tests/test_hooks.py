@@ -544,12 +544,18 @@ def test_the_checks_come_before_the_parent_run_and_the_tracking_after_it(
     manager.hook.before_pipeline_run(pipeline=TWO_NODES, **arguments)
     parent = runs.parent_run_id()
     assert parent == mlflow.active_run().info.run_id
-    links = views.view_links(parent)
+    links = {"its run": views.run_link(parent)}
+    ran = TWO_NODES
+    if plugin_first:  # and results were recorded
+        links = views.view_links(parent)
+        arguments["run_params"]["env"] = "seeds"
+        ran += Pipeline([Node(list, "b", None, name="record_results", namespace="mlflow")])
     with caplog.at_level("INFO", logger="othink_pipeline"):
-        manager.hook.after_pipeline_run(run_result={}, pipeline=TWO_NODES, **arguments)
+        manager.hook.after_pipeline_run(run_result={}, pipeline=ran, **arguments)
     assert f"{tmp_path}/result.txt" in caplog.text
-    for title, link in links.items():
-        assert f"{title:<20} {link}" in caplog.text
+    mlflow_is = f"in MLflow, while `make ui{' ENV=seeds' * plugin_first}` runs:"
+    told = [mlflow_is, *(f"  {title:<20} {link}" for title, link in links.items())]
+    assert caplog.text.rstrip().split("\n")[-len(told) :] == told
     assert statuses(client, parent) == ["FINISHED"]
     assert runs.parent_run_id() is None
 
@@ -567,7 +573,7 @@ def test_the_parent_says_what_ran(
     (tmp_path / "file").write_text("changed")
     monkeypatch.setattr(sys, "argv", ["/bin/kedro", "run", "--params=a b"])
 
-    mlflow.start_run()
+    mlflow.start_run(tags={"run_id": "2026-11-29T19.32", "tags": "rl"})  # as the plugin does
     parameters = run_params(tmp_path, env="paper", pipeline_names=["sft", "rl"])
     hooks.before_pipeline_run(parameters)
     run = client.get_run(str(runs.parent_run_id()))
@@ -584,6 +590,7 @@ def test_the_parent_says_what_ran(
         runs.PID: str(os.getpid()),
     }
     assert {key: run.data.tags[key] for key in expected} == expected
+    assert "run_id" not in run.data.tags and run.data.tags["tags"] == "rl"
 
 
 def test_a_project_that_is_no_checkout_still_has_a_version(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 import click
+import mlflow
 from kedro.config import OmegaConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
@@ -61,6 +62,8 @@ NO_RESULTS = ("cluster", "rebuild")
 """Blocks that change nothing of a grid: several base models may be made at once."""
 AT_WORK = ".at_work"
 """The folder, within the data folder, with the marks of the runs that are at work there."""
+RECORDING = "mlflow.record_results"
+"""The node after which there is a matrix to be seen in MLflow."""
 
 
 class PreflightHooks:
@@ -304,14 +307,16 @@ class TrackingHooks:
             logger.warning("MLflow run %s: its process is gone, marked as KILLED", run_id)
 
     @hook_impl
-    def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+    def after_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
         """Say where the results are; let go of the parent, which kedro-mlflow ends."""
         # A name without a dot belongs to no single cell, method or task.
         names = pipeline.outputs() | {name for name in pipeline.all_outputs() if "." not in name}
         results = {n: getattr(catalog[n], "_filepath", "") for n in names if n in catalog}
         lines = [f"  {name:<20} {path}" for name, path in sorted(results.items()) if path]
         if parent := self._release():
-            lines += ["in MLflow (make ui):", *_views(parent)]
+            lines += [_where_mlflow_is(run_params["env"]), *_links(parent, pipeline)]
         if lines:
             logger.info("results:\n%s", "\n".join(lines))
 
@@ -377,10 +382,20 @@ class FailureHooks:
         )
 
 
-def _views(parent: str) -> list[str]:
+def _where_mlflow_is(env: str | None) -> str:
+    if mlflow.get_tracking_uri().startswith("http"):
+        return "in MLflow:"
+    return f"in MLflow, while `make ui{f' ENV={env}' if env else ''}` runs:"
+
+
+def _links(parent: str, pipeline: Pipeline) -> list[str]:
+    """To the views of a run that recorded results, else to its page."""
     try:
-        views.save_views(parent)
-        links = views.view_links(parent)
+        if any(node.name == RECORDING for node in pipeline.nodes):
+            views.save_views(parent)
+            links = views.view_links(parent)
+        else:
+            links = {"its run": views.run_link(parent)}
     except MlflowException:  # the server went away at the very end: the results are there
         return [f"  look for the runs with the tag {runs.grid_tag(parent)}"]
     return [f"  {title:<20} {link}" for title, link in links.items()]

@@ -656,11 +656,13 @@ def test_question_forms_are_told_apart(training: pd.DataFrame) -> None:
 def test_settings_that_differ_are_told_and_no_others(training: pd.DataFrame) -> None:
     sft = {"algorithm": "sft", "updates": 60, "target": "answer"}
     rl = {"algorithm": "rl", "updates": 60, "kl": {"schedule": "linear", "low": None}}
+    rl["completions_per_prompt"] = 8
     settings = [json.dumps(sft), json.dumps(rl)] * 2
     differ = report_on(two_tasks(), training.assign(settings=settings))
     said = section(differ, "Settings that differ")
     assert said.startswith("| parameter | sft on counting | grpo_d on counting | sft on geometry |")
     assert "| `kl.schedule` | — | linear | — | linear |" in said
+    assert "| `completions_per_prompt` | — | 8 | — | 8 |" in said  # no fraction
     assert "updates" not in said
     assert "bare `<answer> n </answer>`" in said
     alike = report_on(two_tasks(), training.assign(settings=json.dumps(rl)))

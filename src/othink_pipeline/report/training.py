@@ -20,9 +20,9 @@ BARE_ANSWERS = "answer"
 """The target of supervised training that has no worked steps."""
 COSTS = (
     *("updates", "prompts", "completion_tokens", "seconds", "learning_rate"),
-    *("kl_weight_mean", "kl_weight_end", "kl_last", "kl_pull"),
+    *("weights_changed", "kl_weight_mean", "kl_weight_end", "kl_last", "kl_pull"),
 )
-MEASURED = ("seconds", "kl_weight_mean", "kl_weight_end", "kl_last", "kl_pull")
+MEASURED = ("seconds", "weights_changed", *COSTS[-4:])
 """Costs of which two digits say all there is to say."""
 
 
@@ -79,7 +79,8 @@ def costs_section(training: pd.DataFrame) -> str:
     text = table(["trained on", "method", "seed", *columns], rows)
     text += (
         "\n\n`completion_tokens`: those that the loss was taken over. Times on a machine that does"
-        " other things, too, are no comparison: look at the tokens."
+        " other things, too, are no comparison: look at the tokens. `weights_changed`: the norm of"
+        " the weights' change over theirs; far below the others', training has hardly moved them."
     )
     if "kl_pull" not in columns or training["kl_pull"].isna().all():
         return text
@@ -140,7 +141,8 @@ def settings_section(training: pd.DataFrame) -> str:
     if "settings" not in training:
         return ""
     cells = training.drop_duplicates(["train_task", "method"])
-    settings = pd.json_normalize([json.loads(text) for text in cells["settings"]])
+    flat = [pd.json_normalize(json.loads(text)).to_dict("records")[0] for text in cells["settings"]]
+    settings = pd.DataFrame(flat, dtype=object)  # numbers beside holes stay whole
     shown = settings.map(lambda value: HOLE if value is None or value != value else str(value))
     differing = [name for name in shown.columns if shown[name].nunique() > 1]
     if not differing:

@@ -276,7 +276,7 @@ def test_a_forest_has_one_axis_and_says_what_its_tests_are_over() -> None:
     )
     drawn = forest(differences.astype({"p_holm": float}), KNOWN)
     assert [tick for _, tick in drawn.ticks] == ["−20", "−10", "0", "+10", "+20", "+30"]
-    assert drawn.zero == 40
+    assert (drawn.zero, drawn.margin) == (40, 5)
     assert [(w.low, w.value, w.high) for w in drawn.whiskers[:2]] == [(60, 80, 100), (0, 20, 40)]
     assert [whisker.p for whisker in drawn.whiskers] == [
         *("p = 0.010, over items, one seed", "p < 0.001, over items, one seed"),

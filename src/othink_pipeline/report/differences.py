@@ -217,8 +217,8 @@ def thinking_section(predictions: pd.DataFrame, against_base: Mapping[Entry, pd.
         if key in against_base:
             bases, gain = _thinking_control(against_base[key])
         rows.append([*key, halves[0], bases[0], halves[1], bases[1], gain])
-    header = ["trained on", "method", "tested on", "accuracy if it thought", "its base there"]
-    header += ["if not", "its base there", "points where it alone thought"]
+    header = ["trained on", "method", "tested on", "accuracy if it thought", "its base's there"]
+    header += ["accuracy if not", "its base's then", "points where it alone thought"]
     note = (
         "In %. The model chose when to think, so that the halves hold different items: its base"
         " model's accuracy on the same items says how hard they are. The last column is its gain on"

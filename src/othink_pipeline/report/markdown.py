@@ -129,8 +129,8 @@ def _limits(
         )
     else:
         spread = (
-            "**The variation between seeds is unknown**: no difference is of two training seeds,"
-            " and the intervals cover the choice of test items only"
+            "**The variation between seeds is unknown**: no difference here rests on more than one"
+            " training seed, and the intervals cover the choice of test items only"
         )
     if bases == 1:
         reach = (

@@ -24,7 +24,8 @@ def published_section(matrix: pd.DataFrame, predictions: pd.DataFrame, published
         return ""
     note = (
         f"The published figures are of **other models, on other data**: {published.source}, without"
-        " seeds or intervals. They say what was claimed there, and are no target here."
+        " seeds or intervals. They say what was claimed there, and are no target here. The"
+        " intervals of this run are over seeds and items; of one seed over items only."
     )
     parts = [_accuracies(matrix, predictions, published), _improvements(predictions, published)]
     return "\n\n".join([*filter(None, parts), note])

@@ -69,7 +69,8 @@ def rates_section(matrix: pd.DataFrame) -> str:
     header += ["format", "think", "unparseable", "tokens per completion"]
     note = (
         "In %, means over base models and seeds. Accuracy counts the tagged answer alone; where the"
-        " second column is higher, the answer was there and the format was not."
+        " second column is higher, the answer was there and the format was not. `format`: a think"
+        " block, empty or not, then an answer block; `think`: a think block that is not empty."
     )
     return table(header, rows) + f"\n\n{note}"
 

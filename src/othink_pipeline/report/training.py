@@ -87,8 +87,8 @@ def costs_section(training: pd.DataFrame) -> str:
     return (
         f"{text}\n\n`kl_last` is the mean KL to the reference in the last quarter of the updates,"
         " `kl_pull` KL weight × √(2 KL), averaged over all: about the size of the KL term's"
-        " gradient of a token, where an advantage's is the advantage, about 1; at most"
-        f" {training['kl_pull'].max():.2g} here. A small one still adds up over updates: what"
+        " gradient of a token, where an advantage's is the advantage, about 1; the largest cell's"
+        f" here is {training['kl_pull'].max():.2g}. A small one still adds up over updates: what"
         " methods that differ in it alone come to, seeds have to say."
     )
 

@@ -40,6 +40,8 @@ class Forest(NamedTuple):
     whiskers: list[Whisker]
     zero: float
     ticks: list[tuple[float, str]]
+    margin: float
+    """In points either way, between methods; 0 where no two are compared."""
 
 
 class Line(NamedTuple):
@@ -98,7 +100,8 @@ def forest(differences: pd.DataFrame, known: KnownMethods) -> Forest:
                 else (place(-row.margin), round(200 * row.margin / width, 2)),
             )
         )
-    return Forest(whiskers, place(0), [(place(tick), _signed(tick)) for tick in ticks])
+    margin = max((row.margin for row in rows if row.baseline != BASE), default=0.0)
+    return Forest(whiskers, place(0), [(place(tick), _signed(tick)) for tick in ticks], margin)
 
 
 def _signed(points: float) -> str:

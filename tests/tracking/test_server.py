@@ -18,15 +18,18 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from othink_pipeline.tracking import lifecycle, recorder, runs
+from othink_pipeline.tracking import lifecycle, recorder, runs, views
 from othink_pipeline.tracking.journal import DatasetRef, Journal
 from othink_pipeline.tracking.recorder import Recorder, TrackingUnavailableError
 from othink_pipeline.tracking.runs import open_run
 from tests.support import commands
+from tests.support.handmade import two_tasks
+from tests.support.recorded import begin, record, start_models
 
 VALIDATION = DatasetRef("counting_validation", digest="ab" * 32, source="data/val", examples=200)
 NAME = "counting/grpo/s0"
 STEPS = 100
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 class Server:
@@ -91,6 +94,47 @@ def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     server.kill()
     mlflow.set_tracking_uri(None)
     os.environ.pop("MLFLOW_EXPERIMENT_ID")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on the PATH")
+def test_its_pages_show_the_matrix_and_what_each_cell_scores(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What the printed links open, as a reader sees it."""
+    from playwright.sync_api import sync_playwright
+
+    monkeypatch.chdir(tmp_path)
+    client = MlflowClient()
+    client.create_experiment("grid")
+    parent = begin(client, "cross_task today", "base")
+    models = start_models()
+    record(two_tasks())
+    runs.set_parent(None)
+    views.save_views(parent)
+    cell = models["counting/grpo_d/s0"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=False)
+        page = browser.new_page()
+        page.set_default_timeout(300_000)
+        page.goto(views.run_link(cell))
+        table = page.get_by_role("table").filter(has_text="trained on")
+        table.wait_for()
+        assert table.locator("th").all_inner_texts() == [
+            *("trained on", "method", "seeds", "→ counting", "→ geometry")
+        ]
+        assert table.locator("td").all_inner_texts() == [
+            *("counting", "grpo_d", "1", "62.5 [30.6, 86.3]", "50.0 [15.0, 85.0]")
+        ]
+        page.goto(views.view_links(parent)["Transfer matrix"])
+        row = page.locator(f'[row-id="{cell}"]')
+        scores = [
+            row.locator(f'[col-id="metrics.`{scope}/accuracy`"]').inner_text()
+            for scope in ("own", "other")
+        ]
+        assert scores == ["0.625", "0.5"]
+        for name in models:
+            page.get_by_role("gridcell").filter(has_text=name).first.wait_for()
+        browser.close()
 
 
 @pytest.fixture

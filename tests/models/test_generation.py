@@ -183,6 +183,7 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(
     assert generate(*erratic, mixed) == expected  # 16 examples
     assert tried == [16, 8, 4, 4, 4, 4]
     assert "16 completions at a time do not fit the memory: 8 from now on" in caplog.text
+    assert "answers may differ, by rounding alone" in caplog.text
     tried.clear()
     generate(*erratic, mixed)
     assert tried == [4, 4, 4, 4]  # remembered

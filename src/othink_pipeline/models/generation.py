@@ -142,7 +142,8 @@ def _generate(
                 raise
             _largest_batch[device] = len(rows) // 2
             logger.warning(
-                "%d completions at a time do not fit the memory: %d from now on",
+                "%d completions at a time do not fit the memory: %d from now on. Some answers may "
+                "differ, by rounding alone, from those of larger batches.",
                 len(rows),
                 len(rows) // 2,
             )

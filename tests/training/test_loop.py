@@ -394,6 +394,7 @@ def test_grpo_counts_the_tokens_of_all_completions(watched: Watched) -> None:
 
 def test_every_update_logs_its_curves(watched: Watched) -> None:
     names = ["kl", "kl_weight", "reward", "accuracy_reward", "format_reward", "entropy", "loss"]
+    names += ["clipped_ratio_rate"]
     for _, metrics in watched.run.history:
         assert {f"train/{name}" for name in names} <= set(metrics)
         assert metrics["train/reward"] == pytest.approx(
@@ -494,7 +495,7 @@ def test_completions_may_be_learnt_from_more_than_once_and_otherwise(
 ) -> None:
     examples = splits["counting"]["train"]
     once = rl_parameters(LINEAR, updates=2)
-    other = {"epsilon_high": 0.3, "loss_type": "dapo", "scale_rewards": "none"}
+    other = {"epsilon": 1e-4, "epsilon_high": 0.3, "loss_type": "dapo", "scale_rewards": "none"}
     other |= {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 1.0}
     twice = rl_parameters(LINEAR, updates=4, num_iterations=2, **other)
     few = run_cell(mini_model, examples, once, tmp_path / "once")
@@ -507,6 +508,9 @@ def test_completions_may_be_learnt_from_more_than_once_and_otherwise(
     # After two updates the reference is the policy again.
     kls = many.curve("train/kl")
     assert max(kls[0], kls[2]) < 1e-6 < 1e-4 < min(kls[1], kls[3])
+    # A ratio of a policy to itself is 1; to the one that sampled it is past a narrow bound.
+    first, second, *_ = many.curve("train/clipped_ratio_rate")
+    assert first == 0 < second < 1
     # The first completions are the same, what is learnt from them is not.
     assert many.history[0][1]["train/reward"] == few.history[0][1]["train/reward"]
     assert many.history[0][1]["train/loss"] != few.history[0][1]["train/loss"]

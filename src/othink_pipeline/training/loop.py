@@ -51,6 +51,7 @@ CURVES = {
     "kl_weight": "train/kl_weight",
     "completions/mean_length": "train/completion_tokens",
     "completions/clipped_ratio": "train/clipped_rate",
+    "clip_ratio/region_mean": "train/clipped_ratio_rate",
     "mean_token_accuracy": "train/token_accuracy",
     "shared_prompts": "train/shared_prompts",
     "skipped_batches": "train/skipped_batches",

@@ -31,7 +31,7 @@ from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.resume import Resumable
 from othink_pipeline.training.rows import rl_rows
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped_parameters
-from tests.preflight.test_memory import method
+from tests.preflight.test_memory import GPU, WEIGHTS, method
 
 SMALL = {"prompts_per_update": 2, "updates": 50, "checkpoint_every_updates": 1}
 GENERATED = {"completions_per_prompt": 3, "max_completion_tokens": 11}
@@ -208,9 +208,11 @@ def test_every_algorithm_is_measured_by_its_heaviest_method(lengths: Lengths) ->
         "grpo": RL_METHOD,
         "brief": RL_METHOD.model_copy(update={"max_completion_tokens": 10}),
         "few": RL_METHOD.model_copy(update={"completions_per_prompt": 2}),
+        "frozen": RL_METHOD.model_copy(update={"freeze_vision": True, "max_completion_tokens": 20}),
     }
-    assert set(heaviest(methods, found)) == {"long", "grpo"}
-    assert heaviest({"adapters": methods["adapters"]}, found) == ["adapters"]
+    given = found, WEIGHTS, parameters(), GPU
+    assert set(heaviest(methods, *given)) == {"long", "grpo"}
+    assert heaviest({"adapters": methods["adapters"]}, *given) == ["adapters"]
 
 
 def test_a_grid_is_measured_in_rows(

@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 from othink_pipeline.cells.accelerate_config import read_sharing
 from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.core.redaction import failure
-from othink_pipeline.core.safetensors import read_weights
+from othink_pipeline.core.safetensors import Weights, read_weights
 from othink_pipeline.core.units import describe_bytes
 from othink_pipeline.data.examples import TEXT_FIELDS
 from othink_pipeline.models.generation import Decoding, complete
@@ -32,7 +32,7 @@ from othink_pipeline.models.load import load_model
 from othink_pipeline.preflight.costs import Speed
 from othink_pipeline.preflight.device import find_device, peak_bytes, reset_peak
 from othink_pipeline.preflight.lengths import Lengths, Longest
-from othink_pipeline.preflight.needs import Device, Plan, remedies
+from othink_pipeline.preflight.needs import Device, Plan, held, remedies
 from othink_pipeline.preflight.rows import Row
 from othink_pipeline.training.loop import Job, train
 from othink_pipeline.training.parameters import RL, SFT
@@ -76,7 +76,7 @@ def measure_grid(
         return [row], Speed({}, math.nan)
     rows: list[Row] = []
     updates: dict[str, float] = {}
-    for name in heaviest(methods, lengths):
+    for name in heaviest(methods, lengths, read_weights(Path(path)), parameters, device):
         method = methods[name]
         longest = lengths.prompt if isinstance(method, RL) else lengths.sft[name]
         row, measured = _try(
@@ -101,16 +101,24 @@ def measure_grid(
     return [*rows, row], Speed(updates, answer)
 
 
-def heaviest(methods: Mapping[str, SFT | RL], lengths: Lengths) -> list[str]:
-    """Of each algorithm the method with the most tokens in an update, whole weights before all."""
+def heaviest(
+    methods: Mapping[str, SFT | RL],
+    lengths: Lengths,
+    weights: Weights,
+    parameters: Parameters,
+    device: Device,
+) -> list[str]:
+    """Of each algorithm the method that holds most; of equals the one with most tokens."""
+    sharing = read_sharing(parameters.compute)
 
-    def weight(name: str) -> tuple[bool, int]:
+    def weight(name: str) -> tuple[float, int]:
         method = methods[name]
+        plan = Plan(method, parameters.model, parameters.compute, sharing)
         if isinstance(method, RL):
             row = lengths.prompt.tokens + method.max_completion_tokens
         else:
             row = lengths.sft[name].tokens
-        return method.lora is None, method.rows_per_update * row
+        return sum(held(plan, weights, device).values()), method.rows_per_update * row
 
     by_weight = sorted(methods, key=weight)
     return list({methods[name].algorithm: name for name in by_weight}.values())

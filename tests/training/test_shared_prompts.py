@@ -247,6 +247,19 @@ def test_a_model_that_cannot_share_is_told_why(monkeypatch: pytest.MonkeyPatch) 
     assert fault == "attention must be one of 'sdpa', 'eager', not 'flex_attention'"
 
 
+@pytest.mark.parametrize(
+    ("fsdp", "zero_stage", "sharded"),
+    [(False, None, False), (False, 2, False), (False, 3, True), (True, None, True)],
+)
+def test_where_processes_hold_whole_weights_each_generates_at_its_own_pace(
+    fsdp: bool, zero_stage: int | None, sharded: bool
+) -> None:
+    plugin = zero_stage and SimpleNamespace(zero_stage=zero_stage)
+    accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
+    trainer: Any = SimpleNamespace(is_fsdp_enabled=fsdp, accelerator=accelerator)
+    assert SharedPromptTrainer.sharded.fget(trainer) is sharded  # type: ignore[attr-defined]
+
+
 def test_with_sharded_weights_all_processes_check_as_many_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

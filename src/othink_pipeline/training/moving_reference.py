@@ -21,7 +21,7 @@ class MovingReferenceTrainer(SharedPromptTrainer):
     checkpoints.
 
     Raises:
-        ValueError: it is to move, and its weights are shared out (FSDP, DeepSpeed).
+        ValueError: it is to move, with FSDP or DeepSpeed.
     """
 
     ref_model: Any  # typed too narrowly where it is inherited from
@@ -29,7 +29,7 @@ class MovingReferenceTrainer(SharedPromptTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.args.sync_ref_model:
-            if self.sharded:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError("sync_ref_model: a reference that is shared out is not saved")
             # As trained weights are: a bfloat16 hardly moves by what a policy moves.
             self.ref_model.float()

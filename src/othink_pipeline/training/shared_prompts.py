@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from trl import GRPOTrainer
+from trl.distributed import DistributedBackend
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
@@ -157,8 +158,11 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
 
     @property
     def sharded(self) -> bool:
-        """With sharded weights all processes must take the same steps: TRL's generation does."""
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        """Whether weights are shared out (FSDP, ZeRO-3).
+
+        Then all processes must take the same steps: TRL's generation does.
+        """
+        return self.is_fsdp_enabled or DistributedBackend(self.accelerator).is_zero3
 
     @property
     def _filtered(self) -> bool:

@@ -28,7 +28,7 @@ def plain(model: Any, processor: Any, examples: Any, batch_size: int, think: boo
         ]
         inputs = processor(
             images=list(rows["image"]), text=texts, padding=True, return_tensors="pt"
-        )
+        ).to(model.device)
         with torch.inference_mode():
             generated = model.generate(
                 **inputs,

@@ -10,9 +10,9 @@ import json
 import platform
 import resource
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -100,12 +100,30 @@ def interleave(rounds: int, **peers: Callable[[], Any]) -> dict[str, list[float]
 
 
 def record(name: str, title: str, rows: list[dict[str, Any]], notes: str) -> None:
+    """Keep a benchmark's table, and print it."""
+    file = store(name, title, rows, notes)
+    print(f"{title}\n{table(rows)}\n-> {file.relative_to(ROOT)}", flush=True)
+
+
+def store(name: str, title: str, rows: list[dict[str, Any]], notes: str) -> Path:
     """Keep a benchmark's table with the day, the machine and the versions it was measured on."""
     RESULTS.mkdir(exist_ok=True)
     entry = {"title": title, "rows": rows, "notes": notes, "measured": measured_on()}
     file = RESULTS / f"{name}.json"
     file.write_text(json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
-    print(f"{title}\n{table(rows)}\n-> {file.relative_to(ROOT)}", flush=True)
+    return file
+
+
+def merge(name: str, row: dict[str, Any], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The kept rows of a benchmark and a new one, in place of the one with the same ``keys``.
+
+    It is told when it was measured and at which commit: the others may be older.
+    """
+    file = RESULTS / f"{name}.json"
+    kept = json.loads(file.read_text())["rows"] if file.exists() else []
+    on = measured_on()
+    new = {**row, "measured": f"{on['date']}, {on['commit']}"}
+    return [old for old in kept if any(old.get(key) != row[key] for key in keys)] + [new]
 
 
 def measured_on() -> dict[str, str]:
@@ -113,9 +131,12 @@ def measured_on() -> dict[str, str]:
     import torch
 
     def git(*command: str) -> str:
-        return subprocess.run(
-            ["git", *command], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip()
+        try:
+            return subprocess.run(
+                ["git", *command], cwd=ROOT, capture_output=True, text=True, check=False
+            ).stdout.strip()
+        except OSError:  # a machine that is lent may have none
+            return ""
 
     changed = git("status", "--porcelain", "--", "src", "conf", "benchmarks/*.py")
     cpu = platform.processor() or platform.machine()
@@ -130,20 +151,31 @@ def measured_on() -> dict[str, str]:
         machine += f", {torch.cuda.get_device_name()}"
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": git("rev-parse", "--short", "HEAD") + (" with changes" if changed else ""),
+        "commit": (git("rev-parse", "--short", "HEAD") or "unknown")
+        + (" with changes" if changed else ""),
         "machine": machine,
         "threads": str(torch.get_num_threads()),
-        "versions": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
+        "versions": ", ".join(filter(None, map(_version, LIBRARIES))),
     }
 
 
+def _version(name: str) -> str | None:
+    """None: it is not installed."""
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return None
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table; numbers to three digits."""
+    """Rows as a Markdown table; numbers to three digits, – where there is none."""
     columns = list(rows[0])
 
     def shown(value: Any) -> str:
         return (
-            f"{value:.3g}"
+            "–"
+            if value != value
+            else f"{value:.3g}"
             if isinstance(value, float)
             else f"{value:,}"
             if isinstance(value, int)

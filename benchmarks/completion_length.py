@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib
 
-from benchmarks.harness import ROOT, Peer, Turn, record, take_turns
+from benchmarks.harness import ROOT, Peer, Turn, merge, store, take_turns
 
 TOKENS = (32, 64, 128, 256, 512, 1024, 2048)
 COPIES = (2, 4, 8, 16)
@@ -17,9 +17,19 @@ PROMPT_TOKENS = {2: 60}
 PROMPT_SHAPES = {60: ((112, 112), 44), 267: ((480, 320), 80)}
 """Of so many prompt tokens: the picture in pixels, and the tokens of text."""
 PROMPTS, SHORT, UPDATES = 2, 40, 4
+SIZES = [(tokens, tokens) for tokens in TOKENS]
+SIZES += [(tokens, SHORT) for tokens in TOKENS if tokens >= 4 * SHORT]
+"""Tokens of one completion, and of each of the others."""
+NOTES = (
+    f"A tiny Qwen2-VL (2 text layers of width 64) with random weights, {PROMPTS} prompts "
+    "with a picture, G completions each: all of so many tokens, or "
+    f"one of so many and the others {SHORT}. {UPDATES} updates each, the first to warm up; "
+    "median seconds. Difference: of log-probabilities. Memory: peak of the process, libraries "
+    "included (some 0.7 GB)."
+)
 
 
-def train(turn: Turn, name: str, copies: int, tokens: int, ragged: bool) -> list[list[float]]:
+def train(turn: Turn, name: str, copies: int, tokens: int, others: int) -> list[list[float]]:
     """Forward and backward, turn by turn; the log-probabilities."""
     import torch
 
@@ -30,8 +40,7 @@ def train(turn: Turn, name: str, copies: int, tokens: int, ragged: bool) -> list
     model = gpu_step.build("tiny", "cpu")
     prompts = [gpu_step.draw_prompt(model, seed) for seed in range(PROMPTS)]
     lengths = torch.full((PROMPTS, copies), tokens)
-    if ragged:
-        lengths[:, 1:] = SHORT
+    lengths[:, 1:] = others
     mask = (torch.arange(tokens) < lengths.view(-1, 1)).long()
     noise = torch.Generator().manual_seed(0)
     most = model.config.vision_start_token_id
@@ -45,10 +54,10 @@ def train(turn: Turn, name: str, copies: int, tokens: int, ragged: bool) -> list
     return found
 
 
-def compare(copies: int, tokens: int, ragged: bool) -> dict[str, Any]:
+def compare(copies: int, tokens: int, others: int) -> dict[str, Any]:
     """Seconds, their ratio, and memory."""
     names = ("stock", "ours")
-    peers = {name: Peer(train, name, copies, tokens, ragged) for name in names}
+    peers = {name: Peer(train, name, copies, tokens, others) for name in names}
     take_turns(peers.values(), UPDATES)
     ended = {name: peer.finish() for name, peer in peers.items()}
     stock, ours = (peers[name].seconds[1:] for name in names)
@@ -56,7 +65,7 @@ def compare(copies: int, tokens: int, ragged: bool) -> dict[str, Any]:
     differences = [abs(a - b) for one, other in rows for a, b in zip(one, other, strict=True)]
     return {
         "completion tokens": tokens,
-        "others": SHORT if ragged else tokens,
+        "others": others,
         "G": copies,
         "prompt tokens": PROMPT_TOKENS.get(copies, 267),
         "stock s": median(stock),
@@ -66,6 +75,26 @@ def compare(copies: int, tokens: int, ragged: bool) -> dict[str, Any]:
         "ours GB": ended["ours"][1],
         "largest difference": max(differences),
     }
+
+
+def place(row: dict[str, Any]) -> tuple[int, int]:
+    """Where a row stands in the table."""
+    return row["G"], SIZES.index((row["completion tokens"], row["others"]))
+
+
+def not_measured(rows: list[dict[str, Any]]) -> str:
+    """Which groups and lengths there are no rows of, in words."""
+    there = {(row["G"], row["completion tokens"], row["others"]) for row in rows}
+    missing = []
+    for copies in COPIES:
+        left = [size for size in SIZES if (copies, *size) not in there]
+        sizes = ", ".join(
+            f"{tokens:,}" if others == tokens else f"{tokens:,} beside {others}"
+            for tokens, others in left
+        )
+        if left:
+            missing.append(f"G = {copies}" + (f" ({sizes})" if len(left) < len(SIZES) else ""))
+    return f" Not measured: {'; '.join(missing)}." if missing else ""
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
@@ -104,25 +133,17 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
-    parser.add_argument("--copies", type=int, nargs="+", default=COPIES)
+    parser.add_argument("--tokens", type=int, nargs="+", choices=TOKENS, default=TOKENS)
+    parser.add_argument("--copies", type=int, nargs="+", choices=COPIES, default=COPIES)
     options = parser.parse_args()
-    rows = []
     for copies in options.copies:
-        for ragged in (False, True):
-            for tokens in options.tokens:
-                if ragged and tokens < 4 * SHORT:
-                    continue
-                rows.append(compare(copies, tokens, ragged))
-                print(rows[-1], flush=True)
-    record(
-        "completion_length",
-        "A forward and backward pass over completion lengths",
-        rows,
-        f"A tiny Qwen2-VL (2 text layers of width 64) with random weights, {PROMPTS} prompts "
-        "with a picture, G completions each: all of so many tokens, or "
-        f"one of so many and the others {SHORT}. {UPDATES} updates each, the first to warm up; "
-        "median seconds. Difference: of log-probabilities. Memory: peak of the process, libraries "
-        "included (some 0.7 GB).",
-    )
-    draw(rows)
+        for size in SIZES:
+            if size[0] not in options.tokens:
+                continue
+            row = compare(copies, *size)
+            print(row, flush=True)
+            rows = merge("completion_length", row, ("G", "completion tokens", "others"))
+            rows.sort(key=place)
+            title = "A forward and backward pass over completion lengths"
+            store("completion_length", title, rows, NOTES + not_measured(rows))
+            draw(rows)

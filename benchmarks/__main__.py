@@ -1,6 +1,6 @@
 """``python -m benchmarks [name ...]``: measure, keep the results, write ``docs/benchmarks.md``.
 
-The GPU benchmark runs where there is a GPU.
+The GPU benchmark runs where there is a GPU. ``--page`` measures nothing: it writes the page alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ NAMES = (
     "grpo_step",
     "prompt_length",
     "completion_length",
+    "generation",
     "evaluation",
     "grid",
     "orchestration",
@@ -30,21 +31,33 @@ HEAD = """# Benchmarks
 Figures are ratios against a peer measured in the same run, in turns where that is possible:
 absolute times move from machine to machine and from hour to hour, ratios much less. `make bench`
 measures again (about an hour on two cores; what needs a GPU only where there is one) and rewrites
-this page; `.venv/bin/python -m benchmarks NAME` measures one. Raw results: `benchmarks/results/`.
+this page; `.venv/bin/python -m benchmarks NAME` measures one, `--page` none. Raw results:
+`benchmarks/results/`.
 """
 
 
 def main(names: list[str]) -> None:
-    """Run each benchmark in a process of its own, then write the page."""
+    """Run each benchmark in a process of its own, then write the page.
+
+    One that fails keeps no other from running.
+    """
+    if names == ["--page"]:
+        write_page()
+        return
     unknown = set(names) - set(NAMES)
     if unknown:
         sys.exit(f"no benchmark {', '.join(sorted(unknown))}. There are: {', '.join(NAMES)}")
+    failed = []
     for name in names or NAMES:
         if name == "gpu_step" and not names and not torch.cuda.is_available():
             continue
         print(f"== {name}", flush=True)
-        subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=ROOT, check=True)
+        command = [sys.executable, "-m", f"benchmarks.{name}"]
+        if subprocess.run(command, cwd=ROOT, check=False).returncode:
+            failed.append(name)
     write_page()
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}. The page has what was kept of them before.")
 
 
 def write_page() -> None:

@@ -3,11 +3,14 @@
 import importlib
 import json
 import math
+from functools import partial
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from kedro.framework.project import pipelines
 from kedro.framework.startup import bootstrap_project
@@ -15,7 +18,7 @@ from kedro.io import CatalogConfigResolver
 from pandas import DataFrame
 
 from benchmarks import __main__ as command
-from benchmarks import gpu_step, harness, orchestration, plain_grid
+from benchmarks import completion_length, gpu_step, harness, orchestration, plain_grid
 from benchmarks.inputs import PROMPT
 from othink_pipeline.cells.manifest_dataset import KINDS
 from othink_pipeline.cells.methods import resolve_method
@@ -136,6 +139,61 @@ def test_a_record_becomes_a_section(
     assert all(value in section for value in measured.values())
 
 
+def test_a_machine_without_git_and_kedro_has_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    def installed(name: str) -> str:
+        if name == "kedro":
+            raise PackageNotFoundError
+        return "1.0"
+
+    monkeypatch.setattr(harness, "version", installed)
+    monkeypatch.setenv("PATH", "")
+    on = harness.measured_on()
+    assert on["versions"] == "torch 1.0, transformers 1.0, trl 1.0, mlflow 1.0"
+    assert on["commit"] == "unknown"
+
+
+def test_a_row_that_is_measured_again_takes_the_place_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    for copies, seconds in ((2, 1.0), (8, 2.0), (2, 3.0)):
+        row = {"G": copies, "completion tokens": 32, "others": 32, "s": seconds}
+        rows = harness.merge("x", row, ("G", "completion tokens", "others"))
+        harness.store("x", "X", rows, "")
+    assert [(row["G"], row["s"]) for row in rows] == [(8, 2.0), (2, 3.0)]
+    assert all(row["measured"].count(", ") == 1 for row in rows)
+
+
+def test_what_is_missing_of_the_lengths_is_told() -> None:
+    rows = [
+        {"G": copies, "completion tokens": tokens, "others": others}
+        for copies in (2, 8, 16)
+        for tokens, others in completion_length.SIZES
+        if (copies, tokens, others) not in ((8, 512, 512), (8, 1024, 40))
+    ]
+    assert completion_length.not_measured(rows[:0]).startswith(" Not measured: G = 2; G = 4; G = 8")
+    told = completion_length.not_measured(rows)
+    assert told == " Not measured: G = 4; G = 8 (512, 1,024 beside 40)."
+
+
+def test_one_benchmark_that_fails_keeps_no_other_from_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran: list[str] = []
+
+    def run(words: list[str], **_: Any) -> SimpleNamespace:
+        ran.append(words[-1])
+        return SimpleNamespace(returncode=int(words[-1] == "benchmarks.grid"))
+
+    monkeypatch.setattr(command, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(command, "write_page", lambda: ran.append("page"))
+    with pytest.raises(SystemExit, match=r"failed: grid\."):
+        command.main(["grid", "evaluation"])
+    assert ran == ["benchmarks.grid", "benchmarks.evaluation", "page"]
+    command.main(["--page"])
+    assert ran[3:] == ["page"]
+
+
 def test_what_was_not_measured_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "RESULTS", tmp_path)
     assert "Not run: `" in command._section("gpu_step")
@@ -143,12 +201,52 @@ def test_what_was_not_measured_says_so(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_gpu_benchmark_computes_the_same_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_step, "ROUNDS_OF_TOKENS", 3)
-    rows = gpu_step.measure("tiny", "cpu", prompts=2, lengths=(3, 5))
+    monkeypatch.setattr(gpu_step, "COPIES", 3)
+    rows = list(gpu_step.measure("tiny", "cpu", prompts=2, lengths=(3, 5), attention="eager"))
     assert [row["part"] for row in rows] == [*gpu_step.PARTS, *gpu_step.PARTS]
     for row in rows:
+        assert row["attention"] == "eager"
         assert row["largest difference"] < 1e-4
+        assert row["stock at batch size 1"] < 1e-4
         assert row["times faster"] == pytest.approx(row["stock s"] / row["ours s"])
         assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+
+
+def test_what_does_not_fit_the_memory_is_no_end() -> None:
+    """Nor what does not after it has once; the other peer goes on."""
+    calls: list[str] = []
+
+    def run(name: str) -> None:
+        calls.append(name)
+        if name == "stock" and calls.count("stock") == 2:
+            raise torch.OutOfMemoryError
+
+    both = {name: {"reference": partial(run, name)} for name in ("stock", "ours")}
+    found = gpu_step.take_turns(both, "reference", 3, "cpu")
+    assert calls == ["stock", "ours", "stock", "ours", "ours", "ours"]
+    assert all(map(math.isnan, found["stock"]))
+    assert found["ours"][0] > 0
+    nothing = {"part": "reference", "s": math.nan}
+    assert harness.table([nothing]).endswith("| reference | – |")
+
+
+def test_both_ways_of_sampling_end_alike() -> None:
+    """Without ends all have the most tokens; with them the tokens are the same until one falls."""
+    model = gpu_step.build("tiny", "cpu").eval()
+    rows = [gpu_step.draw_prompt(model, seed) for seed in (0, 1, 1)]
+
+    def completions(ends: tuple[int, ...]) -> dict[str, list[list[int]]]:
+        found = {}
+        for name, generate in gpu_step.generators(model, rows, ends).items():
+            torch.manual_seed(0)
+            found[name] = generate(6)
+        return found
+
+    even = completions(())
+    assert even["ours"] == even["stock"]
+    assert {len(ids) for ids in even["ours"]} == {6}
+    ended = completions((even["ours"][0][2],))
+    assert ended["ours"][0] == even["ours"][0][:3] == ended["stock"][0][:3]
 
 
 def test_the_picture_has_as_many_tokens_as_the_processor_makes_of_it() -> None:

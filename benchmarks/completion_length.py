@@ -102,7 +102,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (faster, memory) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, (faster, memory) = pyplot.subplots(1, 2, figsize=(9, 4.4), layout="constrained")
     for copies in sorted({row["G"] for row in rows}):
         for style, even in (("-", True), ("--", False)):
             some = [
@@ -127,7 +127,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
         axes.set_xticklabels([str(tokens) for tokens in TOKENS])
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
-    faster.legend(frameon=False)
+    lines = faster.get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(ROOT / "docs/images/completion_length.png", dpi=120)
 
 

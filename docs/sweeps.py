@@ -48,7 +48,7 @@ def draw(folder: Path, file: Path, key: str | None = None) -> None:
     for row, train_task in zip(panels, tasks, strict=True):
         for panel, eval_task in zip(row, tasks, strict=True):
             of_both = (cells["train_task"] == train_task) & (cells["eval_task"] == eval_task)
-            _panel(panel, cells[of_both])
+            _panel(panel, cells[of_both], key or "constant")
             panel.axhline(100 * base[eval_task], color="grey", linestyle=":", label="base model")
             panel.set(title=f"trained on {train_task} → {eval_task}")
             panel.grid(alpha=0.3)
@@ -73,7 +73,7 @@ def _value(settings: dict[str, object], key: str) -> float:
     return float(reduce(lambda block, name: block[name], key.split("."), settings))  # type: ignore
 
 
-def _panel(panel: Axes, cells: pd.DataFrame) -> None:
+def _panel(panel: Axes, cells: pd.DataFrame, line_label: str) -> None:
     unit = "base_model" if cells["base_model"].nunique() > 1 else "seed"
     by_unit = cells.groupby(["constant", "method", unit])[["x", "accuracy"]].mean()
     by_unit["accuracy"] *= 100
@@ -82,7 +82,7 @@ def _panel(panel: Axes, cells: pd.DataFrame) -> None:
         line = line.sort_values("x")
         panel.plot(line["x"], line["accuracy"], color="C0", alpha=0.3, linewidth=0.8)
     mean = scores.loc[True].sort_values("x")
-    panel.plot(mean["x"], mean["accuracy"], color="C0", marker=".", label="constant")
+    panel.plot(mean["x"], mean["accuracy"], color="C0", marker=".", label=line_label)
     if False not in scores.index.get_level_values("constant"):
         return
     for place, (method, (x, accuracy)) in enumerate(scores.loc[False].iterrows(), start=1):

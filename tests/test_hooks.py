@@ -31,6 +31,7 @@ from othink_pipeline import cli
 from othink_pipeline.cells.accelerate_config import LAUNCHER_VARIABLE, read_launcher
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.manifests import FailedCell
+from othink_pipeline.cells.progress import LEFT_VARIABLE
 from othink_pipeline.cells.train import RUN_VARIABLE
 from othink_pipeline.cluster.surroundings import describe_surroundings
 from othink_pipeline.config_loader import GridConfigLoader
@@ -672,6 +673,21 @@ def test_a_line_for_each_node_with_the_time_that_is_left(caplog: pytest.LogCaptu
             hooks.before_node_run(node)
             hooks.after_node_run(node)
     assert caplog.messages == ["[1/2, 0:00, about 3 min to train] first", "[2/2, 0:00] second"]
+
+
+def test_a_training_is_told_what_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LEFT_VARIABLE, "of a run before")
+    preflight = PreflightHooks()
+    hooks = ScreenHooks(preflight)
+    cells = [Cell("counting", "sft", seed) for seed in (0, 1)]
+    preflight.planned = [
+        Planned(cell, shipped_method(cell), "train", 0, seconds)
+        for cell, seconds in zip(cells, (200.0, 70.0), strict=True)
+    ]
+    node = BoundNode(bind(lambda *, cell: cell.name, cell=cells[0]), None, "a", name="train")
+    hooks.before_pipeline_run(Pipeline([node]))
+    hooks.before_node_run(node)
+    assert os.environ[LEFT_VARIABLE] == "70.0"
 
 
 def test_nodes_side_by_side_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:

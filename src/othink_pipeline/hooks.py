@@ -32,8 +32,10 @@ from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
 from othink_pipeline.cells.accelerate_config import LAUNCHER_VARIABLE, read_launcher
+from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.manifests import FailedCell, FailedTest
 from othink_pipeline.cells.parameters import Parameters
+from othink_pipeline.cells.progress import LEFT_VARIABLE
 from othink_pipeline.cells.train import RUN_VARIABLE
 from othink_pipeline.config_loader import GridConfigLoader, read_grid
 from othink_pipeline.core.blocks import ConfigurationError
@@ -239,14 +241,23 @@ class ScreenHooks:
         if (left := self._left.seconds / len(self._at_work)) > 0:  # False for NaN
             place += f", about {describe_seconds(left)} to train"
         logger.info("[%s] %s", place, node.name)
+        cell = _cell_of(node)
+        if cell is not None:
+            os.environ[LEFT_VARIABLE] = str(self._left.seconds - self._left.seconds_of(cell))
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
         """Learn from it how long others will take."""
         seconds = time.monotonic() - self._at_work.pop(node.name)
-        cell = getattr(node, "identity", {}).get("cell")
+        cell = _cell_of(node)
         if cell is not None:
             self._left.finish(cell, seconds)
+
+
+def _cell_of(node: Node) -> Cell | None:
+    """Of a node that trains."""
+    cell: Cell | None = getattr(node, "identity", {}).get("cell")
+    return cell
 
 
 class StoreHooks:

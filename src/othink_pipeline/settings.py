@@ -3,6 +3,7 @@
 import warnings
 
 from othink_pipeline.config_loader import GridConfigLoader
+from othink_pipeline.core.console import colour_levels
 from othink_pipeline.hooks import (
     FailureHooks,
     PreflightHooks,
@@ -17,6 +18,8 @@ warnings.filterwarnings("ignore", message="One or more dataset names contain")
 warnings.filterwarnings("ignore", message="register_new_resolver")
 # TRL's own use of a transformers property that will be renamed.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+
+colour_levels()
 
 _preflight = PreflightHooks()
 HOOKS = (

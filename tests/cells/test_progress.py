@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import logging
+import os
+import pty
+import re
+import struct
+import termios
+from typing import TextIO
 
 import pytest
 
@@ -15,29 +22,56 @@ class Terminal(io.StringIO):
         return True
 
 
-def train(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, is_shown: bool = True) -> str:
+def train(monkeypatch: pytest.MonkeyPatch, stream: TextIO, is_shown: bool = True) -> None:
     monkeypatch.setattr("sys.stderr", stream)
-    with progress.show_progress("counting.grpo.s0", 4, is_shown) as shown:
-        for update in (3, 4):  # it goes on from an earlier process's second update
+    with progress.show_progress("counting.sft_steps.s0", 48, is_shown) as shown:
+        for update in (47, 48):  # it goes on from an earlier process's update
             shown.update(update, {"train/reward": 0.5, "train/loss": 7.0})
             shown.validated({"counting": 0.25, "geometry": 0.125})
-    return stream.getvalue()
 
 
-def test_a_terminal_has_a_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def read_all(screen: int) -> str:
+    """What a terminal shows that nobody writes to any more."""
+    shown = b""
+    try:
+        while part := os.read(screen, 4096):
+            shown += part
+    except OSError:  # Linux's end of it
+        pass
+    os.close(screen)
+    return shown.decode()
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_a_terminal_has_a_live_line_that_fits(
+    monkeypatch: pytest.MonkeyPatch, columns: int, no_color: str
+) -> None:
     monkeypatch.setattr(progress.tqdm, "monitor_interval", 0)
-    said = train(monkeypatch, Terminal())
-    assert "counting.grpo.s0" in said
-    assert "4/4, reward 0.50  validation 25/12 %" in said
-    assert "loss" not in said  # RL's says nothing
-    assert "\n" not in said.rstrip("\n")
+    monkeypatch.setenv(progress.LEFT_VARIABLE, "2900")
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm")
+    screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with open(terminal, "w") as stream:
+        train(monkeypatch, stream)
+    said = read_all(screen)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", said)
+    assert (said == plain) is bool(no_color)
+    assert "\n" not in plain
+    seen = plain.split("\r")
+    assert max(map(len, seen)) == columns - 1  # in the last one a terminal would wrap
+    whole = r"counting.sft_steps.s0 █+ 48/48, reward 0.50  val 25/12 %  00:00 left, all 48 min"
+    assert any(re.fullmatch(whole, line) for line in seen), seen
+    assert seen[-2].isspace() and not seen[-1]  # it is gone
 
 
 @pytest.mark.parametrize(("stream", "is_shown"), [(io.StringIO(), True), (Terminal(), False)])
 def test_elsewhere_there_is_no_line(
     monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, is_shown: bool
 ) -> None:
-    assert train(monkeypatch, stream, is_shown) == ""
+    train(monkeypatch, stream, is_shown)
+    assert stream.getvalue() == ""
 
 
 def test_the_log_says_it_where_no_line_does(monkeypatch: pytest.MonkeyPatch) -> None:

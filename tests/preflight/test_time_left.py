@@ -28,8 +28,11 @@ def test_what_was_measured_in_this_run_takes_the_place_of_what_was_known() -> No
     assert left.seconds == 160
     left.finish(Cell("counting", "grpo", 2), 0.1)  # it was there
     assert left.seconds == 160
+    assert left.seconds_of(Cell("counting", "grpo", 1)) == 50
     left.finish(Cell("counting", "grpo", 0), 200.0)
     assert left.seconds == 100 + 10
+    assert left.seconds_of(Cell("counting", "grpo", 1)) == 100
+    assert left.seconds_of(Cell("counting", "grpo", 0)) == 0  # it is trained
 
 
 def test_what_nothing_is_known_of_leaves_the_whole_unknown() -> None:

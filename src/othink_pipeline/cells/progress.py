@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from othink_pipeline.core.console import has_colours
+from othink_pipeline.core.units import describe_seconds
+
 LINES = "othink_pipeline.training.loop"
 """The logger of the lines that say, every few updates, what the live line says all the time."""
-FORMAT = "{desc}  {bar:24}  {n_fmt}/{total_fmt}{postfix}  {remaining} left"
+LEFT_VARIABLE = "OTHINK_LEFT_S"
+"""Environment variable with the seconds of all trainings that come after this one, which worker
+processes inherit."""
+FORMAT = "{desc} {bar} {n_fmt}/{total_fmt}{postfix}  {remaining} left{grid}"
+"""With what tqdm knows, and ``grid``: the time left of the whole grid, where that is known. The bar
+takes what room is left: on 80 columns one, for a name of 21 characters in a grid of two tasks."""
+
+
+class _Line(tqdm):  # type: ignore[misc]
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        fields: dict[str, Any] = super().format_dict
+        grid, done = "", fields["n"] - fields["initial"]
+        if done and (after_s := float(os.environ.get(LEFT_VARIABLE, "nan"))) > 0:  # False for NaN
+            an_update_s = 1 / fields["rate"] if fields["rate"] else fields["elapsed"] / done
+            left_s = (fields["total"] - fields["n"]) * an_update_s + after_s
+            grid = f", all {describe_seconds(left_s)}"
+        return {**fields, "grid": grid}
 
 
 class Progress:
@@ -35,7 +57,7 @@ class Progress:
     def validated(self, scores: Mapping[str, float]) -> None:
         """Checkpoint scores came in: task -> accuracy."""
         shown = "/".join(f"{100 * score:.0f}" for score in scores.values())
-        self._figures["validation"] = f"{shown} %"
+        self._figures["val"] = f"{shown} %"
         self._show(refresh=True)
 
     def _show(self, refresh: bool) -> None:
@@ -50,10 +72,11 @@ def show_progress(name: str, updates: int, is_shown: bool) -> Iterator[Progress]
     Args:
         is_shown: False on all processes of a training but one.
     """
-    bar = tqdm(
+    bar = _Line(
         total=updates,
         desc=name,
         bar_format=FORMAT,
+        colour="green" if has_colours() else None,
         leave=False,
         dynamic_ncols=True,
         disable=None if is_shown else True,  # None: unless it is a terminal

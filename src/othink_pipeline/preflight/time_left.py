@@ -38,9 +38,21 @@ class TimeLeft:
         """Of all cells that are not finished; NaN where there is one that nothing is known of."""
         total = 0.0
         for algorithm, items in self._left.items():
-            if took := self._an_update[algorithm]:
-                median = (took[(len(took) - 1) // 2] + took[len(took) // 2]) / 2
-                total += self._updates[algorithm] * median
+            if self._an_update[algorithm]:
+                total += self._updates[algorithm] * self._median(algorithm)
             else:
                 total += sum(item.seconds for item in items.values())
         return total
+
+    def seconds_of(self, cell: Cell) -> float:
+        """Of one of them; 0 where there is nothing to train, NaN where nothing is known."""
+        for algorithm, items in self._left.items():
+            if cell in items:
+                known = self._an_update[algorithm]
+                item = items[cell]
+                return item.left * self._median(algorithm) if known else item.seconds
+        return 0.0
+
+    def _median(self, algorithm: str) -> float:
+        took = self._an_update[algorithm]
+        return (took[(len(took) - 1) // 2] + took[len(took) // 2]) / 2

@@ -102,6 +102,18 @@ def test_the_latest_views_are_those_of_a_run_that_saved_them(
     assert views.latest_links("seeds") == views.view_links(grid)
 
 
+def test_a_grids_runs_lead_to_the_latest_kedro_run_that_recorded_all_of_them(
+    grid: str, saved: dict[str, dict[str, Any]]
+) -> None:
+    ids = {run.info.run_name: run.info.run_id for run in runs.grid_runs(grid)}
+    assert len(ids) == 2
+    assert views.latest_grid(ids.values()) == grid
+    stranger = runs.start_run("counting/sft/s1", "cell", {}, {})
+    assert views.latest_grid([*ids.values(), stranger]) is None
+    assert views.latest_grid([*ids.values(), "0" * 32]) is None
+    assert views.latest_grid([]) is None
+
+
 def test_a_view_shows_the_runs_of_its_kedro_run_reused_ones_too(
     saved: dict[str, dict[str, Any]],
 ) -> None:

@@ -468,6 +468,16 @@ def test_the_parent_run_keeps_the_report(outcome: Outcome) -> None:
     assert means["base/accuracy"] == pytest.approx(base["accuracy"].mean(), abs=5e-5)
 
 
+def test_a_report_made_again_leads_to_the_run_that_recorded_it(
+    outcome: Outcome, copied: Path
+) -> None:
+    kedro_run(copied, "report", "test")
+    made = [project / "data/08_reporting/report.md" for project in (outcome.project, copied)]
+    first, again = (file.read_text() for file in made)
+    assert f"- MLflow run: {outcome.parent.info.run_id}" in first
+    assert again == first
+
+
 def test_checkpoints_name_their_run_and_are_changed_models(outcome: Outcome) -> None:
     base = digest_folder(outcome.project / "data/01_raw/tiny")
     digests = {base}

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -87,6 +87,16 @@ def grid_runs(parent_id: str) -> list[Run]:
         output_format="list",
     )
     return found
+
+
+def grids_of(run_ids: Iterable[str]) -> list[Run]:
+    """The runs of the `kedro run`s that all of these runs are part of."""
+    found = [_find_run(run_id) for run_id in run_ids]
+    tags = [set(run.data.tags) if run else set() for run in found]
+    shared = set.intersection(*tags) if tags else set()
+    prefix = grid_tag("")
+    grids = [_find_run(tag.removeprefix(prefix)) for tag in shared if tag.startswith(prefix)]
+    return [grid for grid in grids if grid is not None]
 
 
 def grid_title(parent_id: str) -> str:

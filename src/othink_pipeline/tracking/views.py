@@ -18,9 +18,10 @@ from urllib.parse import urlencode
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from othink_pipeline.core.redaction import redact_uri
-from othink_pipeline.tracking.runs import grid_runs, grid_tag
+from othink_pipeline.tracking.runs import grid_runs, grid_tag, grids_of
 
 VIEW_TAG = "mlflow.sharedViewState."
 SAMPLES = "samples.json"
@@ -104,11 +105,19 @@ def latest_links(env: str) -> dict[str, str]:
         max_results=100,
         output_format="list",
     )
-    for run in newest_first:
-        experiment = MlflowClient().get_experiment(run.info.experiment_id)
-        if VIEW_TAG + _key(run.info.run_id, VIEWS[0]) in experiment.tags:
-            return view_links(run.info.run_id)
-    return {}
+    return next((view_links(run.info.run_id) for run in newest_first if _has_views(run)), {})
+
+
+def latest_grid(run_ids: Iterable[str]) -> str | None:
+    """The latest `kedro run` that has views, of those that all of these runs are part of."""
+    recorded = [grid for grid in grids_of(run_ids) if _has_views(grid)]
+    latest = max(recorded, key=lambda grid: grid.info.start_time, default=None)
+    return str(latest.info.run_id) if latest else None
+
+
+def _has_views(grid: Run) -> bool:
+    experiment = MlflowClient().get_experiment(grid.info.experiment_id)
+    return VIEW_TAG + _key(grid.info.run_id, VIEWS[0]) in experiment.tags
 
 
 def run_link(run_id: str) -> str:

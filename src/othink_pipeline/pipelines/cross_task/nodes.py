@@ -259,12 +259,7 @@ def write_report(
     Args:
         examples: of each task that was tested.
     """
-    parent = runs.parent_run_id()
-    lineage = {}
-    if parent:
-        with told_if_away():
-            lineage = {"MLflow run": parent, **views.view_links(parent)}
-    lineage |= _makers()
+    lineage = {**_records(training), **_makers()}
     logger.info("transfer matrix: accuracy in %%\n%s", matrix_text(transfer_matrix))
     asked = report.comparisons, report.equivalence_margin
     differences = differences_table(compare_all(sort_rows(predictions, methods), *asked))
@@ -339,6 +334,18 @@ def _read_rows(path: str) -> Iterator[dict[str, Any]]:
     for batch in read_examples(path).with_format("arrow").iter(batch_size=100):
         for row in batch.to_pylist():
             yield {**row, "image": row["image"]["bytes"]}
+
+
+def _records(training: pd.DataFrame) -> dict[str, str]:
+    """Where MLflow has what the report tells: the `kedro run` that makes it.
+
+    Of a report that is made again, the latest one that recorded all of its cells.
+    """
+    with told_if_away():
+        parent = runs.parent_run_id()
+        if parent is None and "run_id" in training:
+            parent = views.latest_grid(training["run_id"])
+        return {"MLflow run": parent, **views.view_links(parent)} if parent else {}
 
 
 def _makers() -> dict[str, str]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import logging
-import os
-import pty
 import re
-import struct
-import termios
 from typing import TextIO
 
 import pytest
 
 from othink_pipeline.cells import progress
+from tests.support.terminal import COLOURS, Terminal
 
 
-class Terminal(io.StringIO):
+class InMemory(io.StringIO):
     def isatty(self) -> bool:
         return True
 
@@ -30,18 +26,6 @@ def train(monkeypatch: pytest.MonkeyPatch, stream: TextIO, is_shown: bool = True
             shown.validated({"counting": 0.25, "geometry": 0.125})
 
 
-def read_all(screen: int) -> str:
-    """What a terminal shows that nobody writes to any more."""
-    shown = b""
-    try:
-        while part := os.read(screen, 4096):
-            shown += part
-    except OSError:  # Linux's end of it
-        pass
-    os.close(screen)
-    return shown.decode()
-
-
 @pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize("no_color", ["", "1"])
 def test_a_terminal_has_a_live_line_that_fits(
@@ -51,12 +35,11 @@ def test_a_terminal_has_a_live_line_that_fits(
     monkeypatch.setenv(progress.LEFT_VARIABLE, "2900")
     monkeypatch.setenv("NO_COLOR", no_color)
     monkeypatch.setenv("TERM", "xterm")
-    screen, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with open(terminal, "w") as stream:
+    terminal = Terminal(columns)
+    with open(terminal.path, "w") as stream:
         train(monkeypatch, stream)
-    said = read_all(screen)
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", said)
+    said = terminal.read()
+    plain = COLOURS.sub("", said)
     assert (said == plain) is bool(no_color)
     assert "\n" not in plain
     seen = plain.split("\r")
@@ -66,7 +49,7 @@ def test_a_terminal_has_a_live_line_that_fits(
     assert seen[-2].isspace() and not seen[-1]  # it is gone
 
 
-@pytest.mark.parametrize(("stream", "is_shown"), [(io.StringIO(), True), (Terminal(), False)])
+@pytest.mark.parametrize(("stream", "is_shown"), [(io.StringIO(), True), (InMemory(), False)])
 def test_elsewhere_there_is_no_line(
     monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, is_shown: bool
 ) -> None:
@@ -78,7 +61,7 @@ def test_the_log_says_it_where_no_line_does(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(progress.tqdm, "monitor_interval", 0)
     line = logging.getLogger(progress.LINES)
     logging.getLogger("othink_pipeline").setLevel(logging.INFO)
-    for stream, is_enabled in ((io.StringIO(), True), (Terminal(), False)):
+    for stream, is_enabled in ((io.StringIO(), True), (InMemory(), False)):
         monkeypatch.setattr("sys.stderr", stream)
         with progress.show_progress("a", 4, True):
             assert line.isEnabledFor(logging.INFO) is is_enabled

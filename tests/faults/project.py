@@ -111,9 +111,12 @@ ON_RAY = "--runner=othink_pipeline.cluster.runner.RayRunner"
 
 
 def start(
-    project: Path, wound: dict[str, Any] | None = None, *kedro_options: str
+    project: Path,
+    wound: dict[str, Any] | None = None,
+    *kedro_options: str,
+    output: Path | None = None,
 ) -> commands.Command:
-    """`kedro run` in a process of its own; its output goes to ``log.txt`` in the project."""
+    """`kedro run` in a process of its own; what it says goes to ``log.txt`` in the project."""
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")},
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
@@ -124,7 +127,7 @@ def start(
     }
     options = [json.dumps(wound or {}), str(project / "steps")]
     options += ["--env=test", "--pipelines=cross_task", *kedro_options]
-    log = project / "log.txt"
+    log = output or project / "log.txt"
     return commands.start("tests.faults.victim", *options, cwd=project, output=log, env=environment)
 
 

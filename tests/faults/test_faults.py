@@ -3,6 +3,7 @@
 And one is run on Ray, which loses a worker: cells side by side come to the same, too.
 """
 
+import re
 import shutil
 import signal
 import time
@@ -27,6 +28,7 @@ from tests.faults.project import (
     steps_taken,
 )
 from tests.faults.scenarios import DAMAGES, Undisturbed, run_undisturbed
+from tests.support.terminal import COLOURS, Terminal
 
 BY_RL: dict[str, Any] = {  # `make faults` hurts cells of both kinds
     "experiment": {"tasks": list(TASKS), "methods": ["grpo_d"], "seeds": [0]},
@@ -65,6 +67,38 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same(
     assert read_outcome(project) == undisturbed.outcome
     assert leftovers(project) == []
     assert undisturbed.steps < steps_taken(project) < 2 * undisturbed.steps
+
+
+def test_ctrl_c_at_a_terminal_is_heard_at_once_and_the_same_command_goes_on(
+    mini_model: MiniModel, empty_store: Path, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    """In preparing, in training and in evaluating."""
+    project = make_project(tmp_path / "project", mini_model.path, **BY_RL)
+    shutil.copy(empty_store, project)
+    for columns, point, call, kept in (
+        (80, "drawing examples", 1, "2 to train, 0 to resume, 0 finished"),
+        # In the second cell's third update: there is a state of the second.
+        (120, "optimizer step", UPDATES + 3, "0 to train, 1 to resume, 1 finished"),
+        # After its validations: the first test.
+        (80, "evaluation", 5, "0 to train, 0 to resume, 2 finished"),
+    ):
+        terminal = Terminal(columns)
+        wound = {"point": point, "call": call, "after": True, "signal": signal.SIGINT}
+        code = start(project, wound, output=terminal.path).wait(timeout=600)
+        said = COLOURS.sub("", terminal.read()).replace("\r\n", "\n")
+        assert code == 130, said
+        assert "Traceback" not in said
+        heard, _, end = said.partition("\nstopping in order; what is finished or saved by now")
+        assert f"2 cells: {kept} and reused" in end, said
+        assert "The same command goes on from there." in end
+        lines = [line for line in re.split("[\r\n]", heard) if "█" in line]
+        assert all(len(line) < columns for line in lines)
+        assert lines or point == "drawing examples"
+    assert run(project) == 0
+    log = (project / "log.txt").read_text()
+    assert "\x1b" not in log and "\r" not in log  # where there is no terminal
+    assert read_outcome(project) == undisturbed.outcome
+    assert steps_taken(project) == undisturbed.steps + 1  # the third update, whose state was not
 
 
 def test_a_run_on_ray_that_loses_a_worker_comes_to_the_same(

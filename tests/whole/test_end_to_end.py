@@ -2,10 +2,17 @@
 
 import contextlib
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.request import urlopen
 
 import mlflow
 import pandas as pd
@@ -33,6 +40,7 @@ from tests.conftest import PROMPT, TASKS, MiniModel, shipped, tiny_rebuild
 from tests.support.manifests import make_model
 
 ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 METHODS = ("sft", "grpo", "grpo_d")
 CELLS = [(task, method) for task in TASKS for method in METHODS]
 TEST_EXAMPLES = 20
@@ -492,6 +500,79 @@ def test_checkpoints_name_their_run_and_are_changed_models(outcome: Outcome) -> 
         digests.add(manifest["digest"])
         assert not list(folder.parent.glob(".*"))  # nothing half-written
     assert len(digests) == 1 + len(CELLS)  # all differ
+
+
+@pytest.fixture
+def kedro_viz(copied: Path) -> Iterator[str]:
+    """`kedro viz run` on the finished project; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    log = copied / "viz.log"
+    command = [sys.executable, "-m", "kedro", "viz", "run", "--pipeline=cross_task", "--env=test"]
+    with log.open("w") as said:
+        server = subprocess.Popen(
+            [*command, "--no-browser", f"--port={port}"],
+            cwd=copied,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # to be killed with the process that it starts
+        )
+    deadline_s = time.monotonic() + 300
+    while "is running at" not in log.read_text():
+        assert server.poll() is None and time.monotonic() < deadline_s, log.read_text()
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}"
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on the PATH")
+def test_kedro_viz_shows_every_nodes_code_and_what_it_made(
+    outcome: Outcome, kedro_viz: str
+) -> None:
+    from playwright.sync_api import sync_playwright
+
+    def ask(path: str) -> Any:
+        with urlopen(f"{kedro_viz}/api/{path}") as answer:
+            return json.load(answer)
+
+    nodes = [node for node in ask("main")["nodes"] if node["type"] in ("task", "data")]
+    for node in nodes:
+        about = ask(f"nodes/{node['id']}")
+        if node["type"] == "task":
+            assert about["code"].startswith("def "), node
+        elif node["name"] not in ("report", "report_page"):  # it draws no Markdown and no HTML
+            assert about["preview"], node
+    ids = {node["name"]: node["id"] for node in nodes}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=False)
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page.set_default_timeout(300_000)
+        panel = page.locator(".pipeline-metadata")
+
+        def click(name: str) -> None:
+            page.goto(f"{kedro_viz}/?pid=cross_task&sid={ids[name]}")
+            panel.locator(".pipeline-metadata__title", has_text=name).wait_for()
+
+        click("transfer_matrix")
+        graph = page.locator(".pipeline-node").all_text_contents()
+        assert {*TASKS, "report", "report_page", "heat_map", "samples", "verdict"} <= {*graph}
+        assert not any("s0" in name for name in graph)  # a cell is folded up in its task
+        matrix = pd.read_csv(outcome.project / "data/08_reporting/transfer_matrix.csv")
+        panel.locator(".preview-table").wait_for()
+        assert panel.locator(".preview-table__row").count() == len(matrix)
+        for name in ("heat_map", "samples"):
+            click(name)
+            picture = panel.locator("img")
+            picture.wait_for()
+            assert picture.evaluate(
+                "async picture => (await picture.decode(), picture.naturalWidth)"
+            )
+        click("train_rl")
+        panel.get_by_text("base.b0.checkpoint").first.wait_for()
+        panel.get_by_text("Show Code").click()
+        page.locator(".pipeline-metadata-code", has_text="def train(").wait_for()
+        browser.close()
 
 
 def test_one_method_made_afresh_runs_alone_and_comes_out_the_same(

@@ -34,7 +34,13 @@ def test_what_is_kept_is_told_by_the_plan(monkeypatch: pytest.MonkeyPatch) -> No
     assert "Nothing was changed" in cli._kept()  # bad parameters: no second error
     monkeypatch.chdir(Path(__file__).parents[1])  # the base model is there
     monkeypatch.setattr(cli.GridConfigLoader, "current", {"parameters": shipped_parameters()})
-    assert "after its last state (one every 8 updates)" in cli._kept()
+    said = cli._kept()
+    assert "The same command goes on from there." in said
+    assert "after its last state (one every 8 updates)" in said
+    again = shipped_parameters()
+    again["compute"]["fresh"] = True
+    monkeypatch.setattr(cli.GridConfigLoader, "current", {"parameters": again})
+    assert cli._kept() == said.replace("same command", "same command without compute.fresh")
 
 
 def test_an_error_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

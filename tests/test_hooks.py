@@ -671,7 +671,7 @@ def test_a_line_for_each_node_with_the_time_that_is_left(caplog: pytest.LogCaptu
     with caplog.at_level("INFO", logger="othink_pipeline"):
         for node in pipeline.nodes:
             hooks.before_node_run(node)
-            hooks.after_node_run(node)
+            hooks.after_node_run(node, {})
     assert caplog.messages == ["[1/2, 0:00, about 3 min to train] first", "[2/2, 0:00] second"]
 
 
@@ -697,7 +697,7 @@ def test_nodes_side_by_side_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> 
     hooks = ScreenHooks(preflight)
     cells = [Cell("counting", "sft", seed) for seed in (0, 1)]
     preflight.planned = [Planned(cell, shipped_method(cell), "train", 0, 1.0) for cell in cells]
-    took: list[float] = []
+    took: list[float | None] = []
 
     def train(*, cell: Cell) -> str:
         return cell.name
@@ -710,9 +710,10 @@ def test_nodes_side_by_side_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(hooks._left, "finish", lambda _, seconds: took.append(seconds))
     for node in nodes:
         hooks.before_node_run(node)
-    for node in nodes:
-        hooks.after_node_run(node)
-    assert took == [100.0, 100.0]
+    gone = FailedCell(**cells[1]._asdict(), failed="out of memory")
+    for node, made in zip(nodes, ("trained", gone), strict=True):
+        hooks.after_node_run(node, {"a": made})
+    assert took == [100.0, None]
 
 
 def test_an_error_fails_the_children_that_still_run(
@@ -805,7 +806,11 @@ def test_a_process_that_is_stopped_says_so_if_it_can(
     client: MlflowClient, store: str, tmp_path: Path
 ) -> None:
     ends = {
-        "KILLED": [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]],
+        "KILLED": [
+            [signal.SIGINT],
+            [signal.SIGTERM, signal.SIGTERM],
+            [signal.SIGHUP, signal.SIGHUP],
+        ],
         "RUNNING": [[signal.SIGKILL]],
     }
     (tmp_path / "interrupted.py").write_text(INTERRUPTED)

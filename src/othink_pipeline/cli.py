@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -10,7 +11,7 @@ from kedro.framework.cli.project import run as kedro_run
 from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core.blocks import ConfigurationError
-from othink_pipeline.preflight.plan import describe_plan, plan_grid
+from othink_pipeline.preflight.plan import describe_plan, plan_grid, without_fresh
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C has stopped: 128 + SIGINT."""
@@ -26,7 +27,8 @@ def _run(**options: Any) -> Any:
     try:
         return kedro_run.callback(**options)
     except KeyboardInterrupt:
-        click.echo(f"Stopped. {_kept()}", err=True)
+        with suppress(OSError):  # the terminal is gone
+            click.echo(f"Stopped. {_kept()}", err=True)
         raise SystemExit(INTERRUPTED) from None
 
 
@@ -41,12 +43,14 @@ def _kept() -> str:
         return "Nothing had begun."
     try:
         parameters = Parameters.read(loader["parameters"])
-        planned = plan_grid(parameters)
+        kept = parameters.compute.model_copy(update={"fresh": False})
+        planned = plan_grid(parameters.model_copy(update={"compute": kept}))
     except ConfigurationError:  # that is why it was stopped
         return "Nothing was changed."
     every = parameters.compute.resume_every_updates
+    change = without_fresh(parameters.compute)
     return (
         f"What is there of the grid:\n{describe_plan(planned)}\n"
-        "The same command goes on from there. Done again is what a training did after its last"
-        f" state (one every {every} updates), and the test that ran."
+        f"The same command{change} goes on from there. Done again is what a training did after its "
+        f"last state (one every {every} updates), and the test that ran."
     )

@@ -44,10 +44,16 @@ from othink_pipeline.core.files import content_key
 from othink_pipeline.core.locks import lock, say_busy
 from othink_pipeline.core.presence import at_work
 from othink_pipeline.core.redaction import failure, redact_uri
-from othink_pipeline.core.stopping import stop_as_before, stop_in_order
+from othink_pipeline.core.stopping import stop_as_before, stop_in_order, stop_no_more
 from othink_pipeline.core.units import describe_seconds
 from othink_pipeline.preflight import disk, environment
-from othink_pipeline.preflight.plan import Planned, check_room, describe_plan, plan_cells
+from othink_pipeline.preflight.plan import (
+    Planned,
+    check_room,
+    describe_plan,
+    plan_cells,
+    without_fresh,
+)
 from othink_pipeline.preflight.stored import KINDS, check_stored
 from othink_pipeline.preflight.time_left import TimeLeft
 from othink_pipeline.tracking import lifecycle, records, runs, views
@@ -246,12 +252,13 @@ class ScreenHooks:
             os.environ[LEFT_VARIABLE] = str(self._left.seconds - self._left.seconds_of(cell))
 
     @hook_impl
-    def after_node_run(self, node: Node) -> None:
+    def after_node_run(self, node: Node, outputs: dict[str, Any]) -> None:
         """Learn from it how long others will take."""
         seconds = time.monotonic() - self._at_work.pop(node.name)
         cell = _cell_of(node)
         if cell is not None:
-            self._left.finish(cell, seconds)
+            failed = any(isinstance(output, FailedCell) for output in outputs.values())
+            self._left.finish(cell, None if failed else seconds)
 
 
 def _cell_of(node: Node) -> Cell | None:
@@ -338,8 +345,10 @@ class TrackingHooks:
             lifecycle.end_children(parent, "FAILED")
 
     def _end_interrupted(self) -> None:
-        if parent := self._release():
-            lifecycle.kill_parent(parent)
+        if self._parent is not None:
+            stop_no_more()  # cut off, it would leave MLflow with an untrue end
+            lifecycle.kill_parent(self._parent)
+            self._release()
 
     def _release(self) -> str | None:
         stop_as_before()
@@ -385,11 +394,14 @@ class FailureHooks:
             return
         if self._parent is not None:
             runs.end_run(self._parent, "FAILED", f"{len(self._failures)} cells")
+        loader = GridConfigLoader.current
+        change = without_fresh(Parameters.read(loader["parameters"]).compute) if loader else ""
         lines = [f"  {name}: {reason}" for name, reason in self._failures.items()]
         raise CellsFailedError(
             f"{len(lines)} of the cells failed; the others are finished.\n"
             + "\n".join(lines)
-            + "\nRemove the cause and run again: what is finished is reused, the rest goes on."
+            + f"\nRemove the cause and run again{change}: "
+            "what is finished is reused, the rest goes on."
         )
 
 

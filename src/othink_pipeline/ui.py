@@ -43,7 +43,10 @@ def main(env: str | None) -> None:
     if mlflow.get_tracking_uri().startswith("http"):
         _show(links, views.server_address())
         return
-    port = _find_port(urlsplit(views.server_address()).port or 0)
+    usual = urlsplit(views.server_address()).port or 0
+    port = _find_port(usual)
+    if port != usual:
+        click.echo(f"Port {usual} is taken: where a report's link says {usual}, read {port}.")
     address = f"http://127.0.0.1:{port}"
     server = _start_server(port)
     try:

@@ -281,7 +281,7 @@ def test_a_method_of_which_nothing_is_left_does_not_stop_the_others(
     assert matrix["method"].tolist() == order
     assert matrix["n"].tolist() == ([2, 0, 2] if left else [2, 0])
     monkeypatch.delenv("OTHINK_PARENT_RUN_ID", raising=False)
-    monkeypatch.setattr(nodes.views, "latest_grid", lambda run_ids: None)
+    monkeypatch.setattr(nodes.views, "latest_grid", lambda *_: None)
     report, differences, verdict = write_report(
         *(matrix, together, training, failures),
         *(Report(comparisons=(("grpo", "sft"),), equivalence_margin=3.0), KNOWN, NOTHING_PUBLISHED),

@@ -35,6 +35,12 @@ def test_what_was_measured_in_this_run_takes_the_place_of_what_was_known() -> No
     assert left.seconds_of(Cell("counting", "grpo", 0)) == 0  # it is trained
 
 
+def test_a_cell_that_failed_at_once_tells_nothing_of_the_others() -> None:
+    left = TimeLeft([planned("grpo", seed, 0, 100.0) for seed in range(3)])
+    left.finish(Cell("counting", "grpo", 0), None)
+    assert left.seconds == 200
+
+
 def test_what_nothing_is_known_of_leaves_the_whole_unknown() -> None:
     left = TimeLeft([planned("grpo", 0, 0, math.nan), planned("sft", 0, 0, 10.0)])
     assert math.isnan(left.seconds)

@@ -22,7 +22,7 @@ class Terminal:
         fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.path = Path(os.ttyname(self._ours))
         self._shown = b""
-        self._reader = threading.Thread(target=self._read)  # it holds a few lines, no more
+        self._reader = threading.Thread(target=self._read, daemon=True)  # it holds few lines
         self._reader.start()
 
     def _read(self) -> None:

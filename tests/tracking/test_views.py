@@ -107,11 +107,12 @@ def test_a_grids_runs_lead_to_the_latest_kedro_run_that_recorded_all_of_them(
 ) -> None:
     ids = {run.info.run_name: run.info.run_id for run in runs.grid_runs(grid)}
     assert len(ids) == 2
-    assert views.latest_grid(ids.values()) == grid
+    assert views.latest_grid(ids.values(), "seeds") == grid
+    assert views.latest_grid(ids.values(), "base") is None  # that tests them in another way
     stranger = runs.start_run("counting/sft/s1", "cell", {}, {})
-    assert views.latest_grid([*ids.values(), stranger]) is None
-    assert views.latest_grid([*ids.values(), "0" * 32]) is None
-    assert views.latest_grid([]) is None
+    assert views.latest_grid([*ids.values(), stranger], "seeds") is None
+    assert views.latest_grid([*ids.values(), "0" * 32], "seeds") is None
+    assert views.latest_grid([], "seeds") is None
 
 
 def test_a_view_shows_the_runs_of_its_kedro_run_reused_ones_too(

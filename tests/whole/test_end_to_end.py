@@ -518,12 +518,14 @@ def kedro_viz(copied: Path) -> Iterator[str]:
             start_new_session=True,  # to be killed with the process that it starts
         )
     deadline_s = time.monotonic() + 300
-    while "is running at" not in log.read_text():
-        assert server.poll() is None and time.monotonic() < deadline_s, log.read_text()
-        time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}"
-    os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
+    try:
+        while "is running at" not in log.read_text():
+            assert server.poll() is None and time.monotonic() < deadline_s, log.read_text()
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome on the PATH")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -19,9 +20,9 @@ LINES = "othink_pipeline.training.loop"
 LEFT_VARIABLE = "OTHINK_LEFT_S"
 """Environment variable with the seconds of all trainings that come after this one, which worker
 processes inherit."""
-FORMAT = "{desc} {bar} {n_fmt}/{total_fmt}{postfix}  {remaining} left{grid}"
+FORMAT = "{desc} {bar} {n_fmt}/{total_fmt}  {remaining} left{grid}{postfix}"
 """With what tqdm knows, and ``grid``: the time left of the whole grid, where that is known. The bar
-takes what room is left: on 80 columns one, for a name of 21 characters in a grid of two tasks."""
+takes what room there is; where there is none, the line's end is cut."""
 
 
 class _Line(tqdm):  # type: ignore[misc]
@@ -30,28 +31,34 @@ class _Line(tqdm):  # type: ignore[misc]
         fields: dict[str, Any] = super().format_dict
         grid, done = "", fields["n"] - fields["initial"]
         if done and (after_s := float(os.environ.get(LEFT_VARIABLE, "nan"))) > 0:  # False for NaN
-            an_update_s = 1 / fields["rate"] if fields["rate"] else fields["elapsed"] / done
-            left_s = (fields["total"] - fields["n"]) * an_update_s + after_s
-            grid = f", all {describe_seconds(left_s)}"
+            own_s = (fields["total"] - fields["n"]) * fields["elapsed"] / done
+            grid = f", all {describe_seconds(own_s + after_s)}"
         return {**fields, "grid": grid}
+
+    def begin(self, done: int) -> None:
+        """Take the time from here: what was before is no measure of what is to come."""
+        self.initial = self.n = self.last_print_n = done
+        self.start_t = self.last_print_t = self._time()
 
 
 class Progress:
     """How far a training has come."""
 
-    def __init__(self, bar: tqdm) -> None:
+    def __init__(self, bar: _Line) -> None:
         self._bar = bar
         self._figures: dict[str, str] = {}
 
     def update(self, update: int, metrics: Mapping[str, float]) -> None:
         """An optimizer update is done."""
-        if self._bar.n == 0:  # the first one here: it may go on from an earlier process's
-            self._bar.initial = self._bar.n = update - 1
+        if self._bar.disable:
+            return
+        if self._bar.n == 0:  # the first one here, after loading and scoring; maybe not the first
+            self._bar.begin(update)
         for name in ("reward", "loss"):
             if f"train/{name}" in metrics:
                 self._figures[name] = f"{metrics[f'train/{name}']:.2f}"
                 break
-        self._show(refresh=False)
+        self._show(refresh=update == self._bar.n)
         self._bar.update(update - self._bar.n)
 
     def validated(self, scores: Mapping[str, float]) -> None:
@@ -79,7 +86,8 @@ def show_progress(name: str, updates: int, is_shown: bool) -> Iterator[Progress]
         colour="green" if has_colours() else None,
         leave=False,
         dynamic_ncols=True,
-        disable=None if is_shown else True,  # None: unless it is a terminal
+        smoothing=0,  # the mean: a checkpoint's scoring comes every some updates
+        disable=None if is_shown and _has_room() else True,  # None: unless it is a terminal
     )
     if bar.disable:
         yield Progress(bar)
@@ -91,3 +99,10 @@ def show_progress(name: str, updates: int, is_shown: bool) -> Iterator[Progress]
             yield Progress(bar)
     finally:
         lines.setLevel(logging.NOTSET)
+
+
+def _has_room() -> bool:
+    """False for a terminal without a size, which some programs make: tqdm shows nothing there."""
+    with suppress(OSError, ValueError):
+        return min(os.get_terminal_size(sys.stderr.fileno())) > 1
+    return True

@@ -40,8 +40,9 @@ def at_work(folder: Path, parameters: str) -> Iterator[None]:
                 host, process, _ = other.stem.partition("-")[2].rsplit("-", 2)
                 raise ConfigurationError(
                     f"{folder.parent}: another run (process {process} on {host}) is at work there "
-                    "with other parameters, and the results would mix. Wait until it is done, or "
-                    "give this run an environment with a data folder of its own: "
+                    "with other parameters, and the results would mix. Wait until it is done (of a "
+                    "notebook that was interrupted: restart its kernel), or give this run an "
+                    "environment with a data folder of its own: "
                     "conf/<name>/globals.yml: 'data: data/<name>', then --env=<name>"
                 )
         holding = ExitStack()

@@ -37,6 +37,7 @@ from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.models.base_models import base_model_folders, locate_base_model
 from othink_pipeline.models.manifests import FoundModel
+from othink_pipeline.models.parameters import Compute
 from othink_pipeline.preflight.disk import check_disk, needed_disk_bytes
 from othink_pipeline.training.parameters import RL, SFT
 
@@ -161,6 +162,11 @@ def describe_plan(planned: Sequence[Planned]) -> str:
     if len(left) > LISTED:
         lines.append(f"  ... and {len(left) - LISTED} more")
     return "\n".join([text, *lines])
+
+
+def without_fresh(compute: Compute) -> str:
+    """How a command is to be changed that is to go on from what there is: mostly not at all."""
+    return " without compute.fresh" if compute.fresh else ""
 
 
 def check_room(planned: Sequence[Planned], parameters: Parameters, at_once: int = 1) -> None:

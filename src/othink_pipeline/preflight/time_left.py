@@ -25,12 +25,14 @@ class TimeLeft:
         self._an_update: dict[str, list[float]] = defaultdict(list)
         """Seconds by algorithm, the shortest first."""
 
-    def finish(self, cell: Cell, seconds: float) -> None:
-        """A cell is trained, or has failed; what it took tells of others of its algorithm."""
+    def finish(self, cell: Cell, seconds: float | None) -> None:
+        """A cell is trained; what it took tells of others of its algorithm. None: it failed."""
         for algorithm, items in self._left.items():
             item = items.pop(cell, None)
             if item is not None and item.left:
                 self._updates[algorithm] -= item.left
+                if seconds is None:
+                    continue
                 insort(self._an_update[algorithm], seconds / item.left)
 
     @property

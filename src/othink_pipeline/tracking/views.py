@@ -108,9 +108,13 @@ def latest_links(env: str) -> dict[str, str]:
     return next((view_links(run.info.run_id) for run in newest_first if _has_views(run)), {})
 
 
-def latest_grid(run_ids: Iterable[str]) -> str | None:
-    """The latest `kedro run` that has views, of those that all of these runs are part of."""
-    recorded = [grid for grid in grids_of(run_ids) if _has_views(grid)]
+def latest_grid(run_ids: Iterable[str], env: str) -> str | None:
+    """An environment's latest `kedro run` that has views, of those that all these runs are in.
+
+    Environments may share cells: each tests them in a way of its own.
+    """
+    grids = [grid for grid in grids_of(run_ids) if grid.data.tags.get("env") == env]
+    recorded = [grid for grid in grids if _has_views(grid)]
     latest = max(recorded, key=lambda grid: grid.info.start_time, default=None)
     return str(latest.info.run_id) if latest else None
 

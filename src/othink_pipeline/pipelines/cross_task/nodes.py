@@ -16,6 +16,7 @@ from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.keys import SAME_ENV
 from othink_pipeline.cells.manifests import CollectedTests, FailedCell, FailedTest, Predictions
 from othink_pipeline.cells.samples import sample_answers
+from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core.blocks import BASE, ConfigurationError
 from othink_pipeline.core.code import code_tags, library_versions
 from othink_pipeline.core.files import content_key
@@ -34,6 +35,7 @@ from othink_pipeline.report.sample_figure import samples_figure
 from othink_pipeline.report.training import kl_pull
 from othink_pipeline.report.verdict import verdict
 from othink_pipeline.tracking import records, runs, views
+from othink_pipeline.tracking.lifecycle import BASE_ENVIRONMENT
 from othink_pipeline.tracking.recorder import told_if_away
 
 logger = logging.getLogger(__name__)
@@ -344,7 +346,8 @@ def _records(training: pd.DataFrame) -> dict[str, str]:
     with told_if_away():
         parent = runs.parent_run_id()
         if parent is None and "run_id" in training:
-            parent = views.latest_grid(training["run_id"])
+            env = GridConfigLoader.current and GridConfigLoader.current.env
+            parent = views.latest_grid(training["run_id"], env or BASE_ENVIRONMENT)
         return {"MLflow run": parent, **views.view_links(parent)} if parent else {}
 
 

@@ -1,7 +1,7 @@
 """Draw accuracy against what was swept, from the tables of a run.
 
     python docs/sweeps.py FOLDER FILE                   the KL weight, dynamic ones at their mean
-    python docs/sweeps.py FOLDER FILE kl.weight         a key of the methods (conf/kl_constants)
+    python docs/sweeps.py FOLDER FILE kl.weight         a key of the methods (conf/kl_constants*)
     python docs/sweeps.py FOLDER FILE rewards.format    (conf/format_weights)
 
 ``FOLDER`` holds ``transfer_matrix.csv`` and ``training.csv``; without arguments it is
@@ -26,7 +26,8 @@ def draw(folder: Path, file: Path, key: str | None = None) -> None:
     """A panel for each train task and eval task: a line of what is constant, points of what is not.
 
     The mean over base models (over seeds, of one base model) is drawn strongly, each of them
-    faintly: levels differ between them, and what counts is whether they bend alike.
+    faintly: levels differ between them, and what counts is whether they bend alike. Of a single
+    seed the interval over items is drawn: a curve within it is none.
 
     Args:
         key: of a method's settings, with dots; None: the mean KL weight, logarithmic above 0.02.
@@ -49,7 +50,10 @@ def draw(folder: Path, file: Path, key: str | None = None) -> None:
         for panel, eval_task in zip(row, tasks, strict=True):
             of_both = (cells["train_task"] == train_task) & (cells["eval_task"] == eval_task)
             _panel(panel, cells[of_both], key or "constant")
-            panel.axhline(100 * base[eval_task], color="grey", linestyle=":", label="base model")
+            if not key or train_task != eval_task:  # far below it would flatten a paper's curve
+                panel.axhline(
+                    100 * base[eval_task], color="grey", linestyle=":", label="base model"
+                )
             panel.set(title=f"trained on {train_task} → {eval_task}")
             panel.grid(alpha=0.3)
     if not key:
@@ -60,7 +64,7 @@ def draw(folder: Path, file: Path, key: str | None = None) -> None:
     for row in panels:
         row[0].set_ylabel("accuracy, %")
     figure.legend(
-        *panels[0][0].get_legend_handles_labels(),
+        *panels[0][-1].get_legend_handles_labels(),
         loc="outside lower center",
         ncols=5,
         frameon=False,
@@ -83,6 +87,10 @@ def _panel(panel: Axes, cells: pd.DataFrame, line_label: str) -> None:
         panel.plot(line["x"], line["accuracy"], color="C0", alpha=0.3, linewidth=0.8)
     mean = scores.loc[True].sort_values("x")
     panel.plot(mean["x"], mean["accuracy"], color="C0", marker=".", label=line_label)
+    if cells[unit].nunique() == 1:
+        line = cells[cells["constant"]].sort_values("x")
+        bounds = 100 * line["ci_low"], 100 * line["ci_high"]
+        panel.fill_between(line["x"], *bounds, color="C0", alpha=0.15, label="95 %, over items")
     if False not in scores.index.get_level_values("constant"):
         return
     for place, (method, (x, accuracy)) in enumerate(scores.loc[False].iterrows(), start=1):

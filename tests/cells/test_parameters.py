@@ -24,6 +24,7 @@ ENVIRONMENTS = sorted(
 ABLATIONS = {
     "kl_ablation": "kl",
     "kl_constants": "kl",
+    "kl_constants_bases": "kl",
     "drift": "kl",
     "paper_kl_constants": "kl",
     "reward_ablation": "rewards",

@@ -4,8 +4,8 @@
     python docs/sweeps.py FOLDER FILE kl.weight         a key of the methods (conf/kl_constants*)
     python docs/sweeps.py FOLDER FILE rewards.format    (conf/format_weights)
 
-``FOLDER`` holds ``transfer_matrix.csv`` and ``training.csv``; without arguments it is
-``docs/results/kl_ablation``.
+``FOLDER`` holds ``transfer_matrix.csv`` and ``training.csv``; without arguments the figures of
+``docs/results`` are drawn.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def _panel(panel: Axes, cells: pd.DataFrame, line_label: str) -> None:
 
 
 if __name__ == "__main__":
-    home = Path("docs/results/kl_ablation")
-    folder, file, *key = sys.argv[1:] or (home, home / "weights.png")
-    draw(Path(folder), Path(file), *key)
-    print(file)
+    homes = [Path("docs/results", name) for name in ("kl_ablation", "drift")]
+    asked = [sys.argv[1:]] if sys.argv[1:] else [(home, home / "weights.png") for home in homes]
+    for folder, file, *key in asked:
+        draw(Path(folder), Path(file), *key)
+        print(file)

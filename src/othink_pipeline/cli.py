@@ -27,8 +27,9 @@ def _run(**options: Any) -> Any:
     try:
         return kedro_run.callback(**options)
     except KeyboardInterrupt:
+        end = f"Stopped. {_kept()}"
         with suppress(OSError):  # the terminal is gone
-            click.echo(f"Stopped. {_kept()}", err=True)
+            click.echo(end, err=True)
         raise SystemExit(INTERRUPTED) from None
 
 

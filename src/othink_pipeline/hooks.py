@@ -347,8 +347,10 @@ class TrackingHooks:
     def _end_interrupted(self) -> None:
         if self._parent is not None:
             stop_no_more()  # cut off, it would leave MLflow with an untrue end
-            lifecycle.kill_parent(self._parent)
-            self._release()
+            try:
+                lifecycle.kill_parent(self._parent)
+            finally:
+                self._release()
 
     def _release(self) -> str | None:
         stop_as_before()

@@ -11,12 +11,7 @@ import pytest
 
 from othink_pipeline.cells import progress
 from othink_pipeline.core.units import describe_seconds
-from tests.support.terminal import COLOURS, Terminal
-
-
-class InMemory(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.support.terminal import COLOURS, InMemory, Terminal
 
 
 def train(monkeypatch: pytest.MonkeyPatch, stream: TextIO, is_shown: bool = True) -> None:

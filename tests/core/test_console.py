@@ -7,11 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from othink_pipeline.core.console import colour_levels
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.support.terminal import InMemory
 
 
 @pytest.fixture(autouse=True)
@@ -25,9 +21,9 @@ def names() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("stream", "no_color", "term", "shown"),
     [
-        (Terminal(), "", "xterm", "\x1b[31mERROR  \x1b[0m full"),
-        (Terminal(), "1", "xterm", "ERROR   full"),
-        (Terminal(), "", "dumb", "ERROR   full"),
+        (InMemory(), "", "xterm", "\x1b[31mERROR  \x1b[0m full"),
+        (InMemory(), "1", "xterm", "ERROR   full"),
+        (InMemory(), "", "dumb", "ERROR   full"),
         (io.StringIO(), "", "xterm", "ERROR   full"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -12,6 +13,13 @@ import threading
 from pathlib import Path
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class InMemory(io.StringIO):
+    """One that only says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 class Terminal:

@@ -23,13 +23,13 @@ from othink_pipeline.tracking.journal import DatasetRef, Journal
 from othink_pipeline.tracking.recorder import Recorder, TrackingUnavailableError
 from othink_pipeline.tracking.runs import open_run
 from tests.support import commands
+from tests.support.browser import CHROMIUM
 from tests.support.handmade import two_tasks
 from tests.support.recorded import begin, record, start_models
 
 VALIDATION = DatasetRef("counting_validation", digest="ab" * 32, source="data/val", examples=200)
 NAME = "counting/grpo/s0"
 STEPS = 100
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 class Server:

@@ -37,10 +37,10 @@ from othink_pipeline.models.manifests import MadeModel
 from othink_pipeline.tracking import runs
 from othink_pipeline.training.rewards import ACCURACY_REWARDS
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped, tiny_rebuild
+from tests.support.browser import CHROMIUM
 from tests.support.manifests import make_model
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 METHODS = ("sft", "grpo", "grpo_d")
 CELLS = [(task, method) for task in TASKS for method in METHODS]
 TEST_EXAMPLES = 20

@@ -690,6 +690,27 @@ def test_a_training_is_told_what_comes_after_it(monkeypatch: pytest.MonkeyPatch)
     assert os.environ[LEFT_VARIABLE] == "70.0"
 
 
+def test_only_trainings_share_the_time_that_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    preflight = PreflightHooks()
+    hooks = ScreenHooks(preflight)
+    cells = [Cell("counting", "sft", seed) for seed in (0, 1)]
+    preflight.planned = [Planned(cell, shipped_method(cell), "train", 0, 200.0) for cell in cells]
+
+    def train(*, cell: Cell) -> str:
+        return cell.name
+
+    nodes = [
+        *(BoundNode(bind(train, cell=cell), None, cell.name, name=cell.name) for cell in cells),
+        TWO_NODES.nodes[1],
+    ]
+    hooks.before_pipeline_run(Pipeline(nodes))
+    with caplog.at_level("INFO", logger="othink_pipeline"):
+        for node in (nodes[2], nodes[0], nodes[1]):  # side by side
+            hooks.before_node_run(node)
+    left = [message.split(", ")[2].split("]")[0] for message in caplog.messages]
+    assert left == ["about 7 min to train", "about 7 min to train", "about 3 min to train"]
+
+
 def test_nodes_side_by_side_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, -50.0, 0.0, 0.0, 10.0, 100.0, 110.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))

@@ -227,7 +227,7 @@ class ScreenHooks:
         self._left = TimeLeft([])
         self._nodes = self._begun = 0
         self._started_s = 0.0
-        self._at_work: dict[str, float] = {}  # on Ray several at once
+        self._at_work: dict[Node, float] = {}  # on Ray several at once
 
     @hook_impl(trylast=True)
     def before_pipeline_run(self, pipeline: Pipeline) -> None:
@@ -241,10 +241,11 @@ class ScreenHooks:
     def before_node_run(self, node: Node) -> None:
         """Say what starts, and how long all trainings that are left take."""
         self._begun += 1
-        now_s = self._at_work[node.name] = time.monotonic()
+        now_s = self._at_work[node] = time.monotonic()
         minutes, seconds = divmod(int(now_s - self._started_s), 60)
         place = f"{self._begun}/{self._nodes}, {minutes}:{seconds:02d}"
-        if (left := self._left.seconds / len(self._at_work)) > 0:  # False for NaN
+        trainings = sum(_cell_of(each) is not None for each in self._at_work)
+        if (left := self._left.seconds / max(trainings, 1)) > 0:  # False for NaN
             place += f", about {describe_seconds(left)} to train"
         logger.info("[%s] %s", place, node.name)
         cell = _cell_of(node)
@@ -254,7 +255,7 @@ class ScreenHooks:
     @hook_impl
     def after_node_run(self, node: Node, outputs: dict[str, Any]) -> None:
         """Learn from it how long others will take."""
-        seconds = time.monotonic() - self._at_work.pop(node.name)
+        seconds = time.monotonic() - self._at_work.pop(node)
         cell = _cell_of(node)
         if cell is not None:
             failed = any(isinstance(output, FailedCell) for output in outputs.values())

@@ -304,6 +304,14 @@ def test_every_place_that_cannot_be_written_is_shown(
     assert "folders.examples = 'taken/03': cannot write to" in failed["folders.examples"]
 
 
+def test_a_launcher_that_a_run_would_refuse_fails(raw: dict[str, Any], project: Path) -> None:
+    (project / "fsdp.yaml").write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}")
+    raw["compute"]["launcher"] = "fsdp.yaml"
+    row = of(check_places(raw), "launcher")
+    assert row.outcome == "FAILED"
+    assert "compute.launcher = 'fsdp.yaml': fsdp_config.fsdp_version = 1. Set it" in row.detail
+
+
 def test_a_grid_that_the_disk_cannot_hold_fails(
     raw: dict[str, Any], project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

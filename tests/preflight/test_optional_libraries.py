@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 
-from othink_pipeline.cells import accelerate_config as launchers
-from othink_pipeline.cells.accelerate_config import Sharing
 from othink_pipeline.models.parameters import ModelSettings, VLLMColocate, VLLMServer
 from othink_pipeline.preflight import optional_libraries as libraries
 from othink_pipeline.preflight.optional_libraries import check_libraries
@@ -14,7 +12,6 @@ from othink_pipeline.preflight.rows import Row
 from tests.conftest import shipped
 from tests.preflight.test_memory import compute, method
 
-ALONE = Sharing("alone", 1)
 COLOCATE = VLLMColocate(mode="colocate", gpu_memory=0.3)
 
 
@@ -22,15 +19,13 @@ COLOCATE = VLLMColocate(mode="colocate", gpu_memory=0.3)
 def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The libraries that there are, to add to."""
     there: set[str] = set()
-    for module in (libraries, launchers):
-        monkeypatch.setattr(module, "find_spec", lambda name: name if name in there else None)
+    monkeypatch.setattr(libraries, "find_spec", lambda name: name if name in there else None)
     return there
 
 
 def check(
     *methods: str,
     attention: str = "sdpa",
-    sharing: Sharing = ALONE,
     gpu: bool = True,
     bfloat16: bool = True,
     optimizer: str = "adamw",
@@ -38,7 +33,7 @@ def check(
 ) -> list[Row]:
     settings = ModelSettings(**shipped("model", attention=attention))
     made = {name: method(name, optimizer=optimizer) for name in methods}
-    return check_libraries(made, settings, compute(**changes), sharing, gpu=gpu, bfloat16=bfloat16)
+    return check_libraries(made, settings, compute(**changes), gpu=gpu, bfloat16=bfloat16)
 
 
 def failed(rows: list[Row]) -> str:
@@ -65,12 +60,6 @@ def test_nothing_is_asked_for(installed: set[str]) -> None:
             "pip install flash-attn",
             {"attention": "flash_attention_2", "bf16": True},
         ),
-        (
-            "deepspeed",
-            "compute.launcher = 'zero2.yaml'",
-            "pip install deepspeed",
-            {"sharing": Sharing("zero2", 2), "launcher": "zero2.yaml"},
-        ),
     ],
 )
 def test_a_missing_library_is_named_with_its_key_and_its_command(
@@ -81,8 +70,7 @@ def test_a_missing_library_is_named_with_its_key_and_its_command(
     assert install in message
     installed.add(library)
     assert failed(check("grpo", **asked)) == ""
-    if library != "deepspeed":
-        assert f"{key}: it needs a GPU" in failed(check("grpo", gpu=False, **asked))
+    assert f"{key}: it needs a GPU" in failed(check("grpo", gpu=False, **asked))
 
 
 def test_vllm_is_needed_for_rl_alone(installed: set[str]) -> None:

@@ -6,7 +6,7 @@ Imports neither torch nor accelerate, but for the environment that a process is 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,8 +21,6 @@ from othink_pipeline.training.parameters import RL, SFT, Health
 SHARDED = ("DEEPSPEED", "FSDP")
 KINDS = ("MULTI_GPU", *SHARDED)
 """What ``distributed_type`` of a configuration may be."""
-
-INSTALL_DEEPSPEED = "pip install deepspeed einops"
 
 LAUNCHER_VARIABLE = "OTHINK_LAUNCHER"
 """Environment variable with the content key of what the configuration said when this `kedro run`
@@ -119,100 +117,6 @@ def read_sharing(compute: Compute) -> Sharing:
     return Sharing(kinds[found], compute.num_processes)
 
 
-def has_deepspeed() -> bool:
-    """Whether DeepSpeed is installed; it is not imported."""
-    return find_spec("deepspeed") is not None
-
-
-class _Launch(NamedTuple):
-    """What is launched, and by what configuration."""
-
-    says: Mapping[str, Any]
-    """The configuration, with Accelerate's defaults of what the rules look at."""
-    compute: Compute
-    health: Health
-    methods: Sequence[SFT | RL]
-
-    @property
-    def skipping(self) -> str:
-        """The keys that ask for an update to be skipped."""
-        return ", ".join(f"health.{key}" for key, policy in self.health if policy == "skip_batch")
-
-
-class _Rule(NamedTuple):
-    kind: str | None
-    """The ``distributed_type`` that it is for; None: all."""
-    is_broken: Callable[[_Launch], bool]
-    message: str
-    """What breaks it, and the remedy; ``it`` is the launch."""
-
-
-_RULES = (
-    _Rule(
-        None,
-        lambda it: it.says["num_machines"] != 1,
-        "num_machines = {it.says[num_machines]}, and cluster.train.machines says that. "
-        "Set num_machines: 1.",
-    ),
-    _Rule(
-        None,  # YAML takes a bare `no` for False
-        lambda it: (
-            it.says["mixed_precision"]
-            not in ((None, "bf16") if it.compute.bf16 else (None, "no", False))
-        ),
-        "mixed_precision = {it.says[mixed_precision]!r} contradicts compute.bf16 = "
-        "{it.compute.bf16}. Leave mixed_precision out of the file: compute.bf16 decides.",
-    ),
-    _Rule(
-        "DEEPSPEED",
-        lambda it: bool(it.skipping),
-        "DeepSpeed cannot skip an update, and {it.skipping} = 'skip_batch'. Set it to stop or "
-        "go_on, or take conf/base/accelerate/fsdp.yaml.",
-    ),
-    _Rule(
-        "DEEPSPEED",
-        lambda it: not has_deepspeed(),
-        f"asks for DeepSpeed, which is not installed. Install it ({INSTALL_DEEPSPEED}), or take "
-        "conf/base/accelerate/fsdp.yaml, which needs nothing more.",
-    ),
-    _Rule(
-        "DEEPSPEED",
-        lambda it: "deepspeed_config_file" in it.says["deepspeed_config"],
-        "deepspeed_config.deepspeed_config_file = "
-        "{it.says[deepspeed_config][deepspeed_config_file]!r}: what another file says is in no "
-        "training's key. Say it by keys of deepspeed_config itself (zero_stage, ...).",
-    ),
-    _Rule(
-        None,
-        lambda it: (
-            it.says["distributed_type"] in SHARDED
-            and any(isinstance(method, RL) and method.sync_ref_model for method in it.methods)
-        ),
-        "with {it.says[distributed_type]} a reference that follows (sync_ref_model = True) is not "
-        "saved to go on from. Set sync_ref_model: false, or take conf/base/accelerate/ddp.yaml.",
-    ),
-    _Rule(
-        "FSDP",
-        lambda it: any(method.lora and method.lora.merge for method in it.methods),
-        "with FSDP no process holds the weights that lora.merge = True adds adapters to. "
-        "Set lora.merge: false, or take another launcher.",
-    ),
-    _Rule(
-        "FSDP",
-        lambda it: it.says["fsdp_config"]["fsdp_version"] != 2,
-        "fsdp_config.fsdp_version = {it.says[fsdp_config][fsdp_version]!r}. Set it to 2: a "
-        "checkpoint is scored with weights that version 1 does not give out.",
-    ),
-    _Rule(
-        "FSDP",
-        lambda it: it.says["fsdp_config"]["fsdp_state_dict_type"] != "SHARDED_STATE_DICT",
-        "fsdp_config.fsdp_state_dict_type = {it.says[fsdp_config][fsdp_state_dict_type]!r}. Set "
-        "it to SHARDED_STATE_DICT: with others the processes wait for each other for ever when a "
-        "training goes on.",
-    ),
-)
-
-
 def check_launcher(compute: Compute, health: Health, methods: Iterable[SFT | RL]) -> None:
     """Refuse a configuration that cannot work, or that contradicts the parameters.
 
@@ -223,18 +127,76 @@ def check_launcher(compute: Compute, health: Health, methods: Iterable[SFT | RL]
     """
     if compute.launcher is None:
         return
-    settings = read_launcher(compute.launcher)
-    fsdp = {"fsdp_version": 1, "fsdp_state_dict_type": None} | (settings.get("fsdp_config") or {})
-    own = {"fsdp_config": fsdp, "deepspeed_config": settings.get("deepspeed_config") or {}}
-    says = {"num_machines": 1, "mixed_precision": None} | settings | own
-    launch = _Launch(says, compute, health, tuple(methods))
-    faults = [
-        f"compute.launcher = {compute.launcher!r}: {rule.message.format(it=launch)}"
-        for rule in _RULES
-        if rule.kind in (None, says["distributed_type"]) and rule.is_broken(launch)
-    ]
+    says = read_launcher(compute.launcher)
+    faults = list(_find_faults(says, compute, health, list(methods)))
     if faults:
-        raise ConfigurationError("\n".join(faults))
+        raise ConfigurationError(
+            "\n".join(f"compute.launcher = {compute.launcher!r}: {fault}" for fault in faults)
+        )
+
+
+def _find_faults(
+    says: Mapping[str, Any], compute: Compute, health: Health, methods: Sequence[SFT | RL]
+) -> Iterator[str]:
+    """What is wrong with a configuration, each with its remedy."""
+    kind = says["distributed_type"]
+    if (machines := says.get("num_machines", 1)) != 1:
+        yield (
+            f"num_machines = {machines}, and cluster.train.machines says that. Set num_machines: 1."
+        )
+    precision = says.get("mixed_precision")  # YAML takes a bare `no` for False
+    if precision not in ((None, "bf16") if compute.bf16 else (None, "no", False)):
+        yield (
+            f"mixed_precision = {precision!r} contradicts compute.bf16 = {compute.bf16}. "
+            "Leave mixed_precision out of the file: compute.bf16 decides."
+        )
+    follows = any(isinstance(method, RL) and method.sync_ref_model for method in methods)
+    if kind in SHARDED and follows:
+        yield (
+            f"with {kind} a reference that follows (sync_ref_model = True) is not saved to go on "
+            "from. Set sync_ref_model: false, or take conf/base/accelerate/ddp.yaml."
+        )
+    if kind == "DEEPSPEED":
+        yield from _find_deepspeed_faults(says.get("deepspeed_config") or {}, health)
+    elif kind == "FSDP":
+        yield from _find_fsdp_faults(says.get("fsdp_config") or {}, methods)
+
+
+def _find_deepspeed_faults(says: Mapping[str, Any], health: Health) -> Iterator[str]:
+    fsdp = "take conf/base/accelerate/fsdp.yaml"
+    if skipping := [f"health.{key}" for key, policy in health if policy == "skip_batch"]:
+        yield (
+            f"DeepSpeed cannot skip an update, and {', '.join(skipping)} = 'skip_batch'. "
+            f"Set it to stop or go_on, or {fsdp}."
+        )
+    if find_spec("deepspeed") is None:
+        yield (
+            "asks for DeepSpeed, which is not installed. Install it (pip install deepspeed "
+            f"einops), or {fsdp}, which needs nothing more."
+        )
+    if file := says.get("deepspeed_config_file"):
+        yield (
+            f"deepspeed_config.deepspeed_config_file = {file!r}: what another file says is in no "
+            "training's key. Say it by keys of deepspeed_config itself (zero_stage, ...)."
+        )
+
+
+def _find_fsdp_faults(says: Mapping[str, Any], methods: Sequence[SFT | RL]) -> Iterator[str]:
+    if any(method.lora and method.lora.merge for method in methods):
+        yield (
+            "with FSDP no process holds the weights that lora.merge = True adds adapters to. "
+            "Set lora.merge: false, or take another launcher."
+        )
+    if (version := says.get("fsdp_version", 1)) != 2:
+        yield (
+            f"fsdp_config.fsdp_version = {version!r}. Set it to 2: a checkpoint is scored with "
+            "weights that version 1 does not give out."
+        )
+    if (states := says.get("fsdp_state_dict_type")) != "SHARDED_STATE_DICT":
+        yield (
+            f"fsdp_config.fsdp_state_dict_type = {states!r}. Set it to SHARDED_STATE_DICT: with "
+            "others the processes wait for each other for ever when a training goes on."
+        )
 
 
 def find_device_fault(compute: Compute, gpus: int, machines: int = 1) -> tuple[str, str] | None:

@@ -143,9 +143,7 @@ def check_model(
         weights = read_weights(Path(path))
     except ConfigurationError as error:
         return [Row(name, "FAILED", error.message)], None
-    rows = check_libraries(
-        methods, settings, compute, sharing, gpu=device.gpu, bfloat16=has_bfloat16()
-    )
+    rows = check_libraries(methods, settings, compute, gpu=device.gpu, bfloat16=has_bfloat16())
     plans = {name: Plan(method, settings, compute, sharing) for name, method in methods.items()}
     rows += check_held(path, weights, plans, device)
     if failed(rows):

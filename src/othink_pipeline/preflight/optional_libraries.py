@@ -6,7 +6,6 @@ import socket
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from othink_pipeline.cells.accelerate_config import INSTALL_DEEPSPEED, Sharing, has_deepspeed
 from othink_pipeline.models.parameters import Compute, ModelSettings, VLLMServer
 from othink_pipeline.preflight.rows import Row
 from othink_pipeline.training.parameters import RL, SFT
@@ -19,7 +18,6 @@ def check_libraries(
     methods: Mapping[str, SFT | RL],
     settings: ModelSettings,
     compute: Compute,
-    sharing: Sharing,
     *,
     gpu: bool,
     bfloat16: bool,
@@ -56,10 +54,6 @@ def check_libraries(
         if not compute.bf16:
             detail = "it computes in bfloat16 alone, and compute.bf16 is false"
             rows.append(Row(key, "FAILED", f"{detail}.", f"Set compute.bf16: true, {back}"))
-    if sharing.deepspeed:
-        key = f"compute.launcher = {compute.launcher!r}"
-        back = "or name a configuration without DeepSpeed."
-        rows.append(_row(key, "deepspeed", has_deepspeed(), INSTALL_DEEPSPEED, back))
     if compute.bf16 and not bfloat16:
         detail = "the device does not compute in bfloat16."
         remedy = "Set compute.bf16: false and model.dtype: float32, or take a newer GPU."

@@ -38,7 +38,6 @@ STORE_LOCK = "mlflow.db.lock"
 
 NOTE_CHARACTERS = 8000
 """What a run's description holds: the limit of a tag (mlflow/utils/validation.py)."""
-SAME_BEGINNING = 40  # characters of a description
 
 
 def log_scores(
@@ -158,20 +157,12 @@ def _unless_edited(there: Mapping[str, str], key: str, value: str) -> dict[str, 
 
     Args:
         there: the tags that there are; where they hold another value than ours, nothing is set.
-            What was written before there were digests begins as it does now, but for line breaks.
     """
     mark, before = f"{HIDDEN}{key.removeprefix('mlflow.')}", there.get(key, "")
-    if mark in there:
-        is_ours = content_key(before) in there[mark].split()
-    else:
-        is_ours = _beginning(before) in ("", _beginning(value))
+    is_ours = content_key(before) in there[mark].split() if mark in there else not before
     if not is_ours:
         return {}
     return {mark: f"{content_key(before)} {content_key(value)}", key: value}
-
-
-def _beginning(text: str) -> str:
-    return " ".join(text.split())[:SAME_BEGINNING]
 
 
 def _fit(text: str) -> str:

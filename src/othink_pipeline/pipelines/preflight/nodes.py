@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 import mlflow
 
+from othink_pipeline.cells.accelerate_config import check_launcher
 from othink_pipeline.cells.methods import distinct_sizes
 from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.core.blocks import ConfigurationError
@@ -54,9 +55,13 @@ class Fit(NamedTuple):
 
 
 def check_places(parameters: dict[str, Any]) -> list[Row]:
-    """Check what a run writes to, and count what it does."""
+    """Check how trainings are launched and what a run writes to, and count what it does."""
     blocks = Parameters.read(parameters)
     rows = _count_work(blocks)
+    try:
+        check_launcher(blocks.compute, blocks.health, blocks.resolve().values())
+    except ConfigurationError as error:
+        rows.append(Row("launcher", "FAILED", error.message))
     try:
         check_store(mlflow.get_tracking_uri(), None, Path.cwd())
     except ConfigurationError as error:

@@ -1,10 +1,13 @@
-"""Arithmetic on real handwriting: 2 to 4 scanned digits, each in a corner of the picture.
+"""Arithmetic on real handwriting: 2 to 4 scanned digits, each filling a corner of the picture.
 
 Five question forms ask for the sum of all digits or of one line, for the extremes, for a count, or
 for a sum that weighs rows::
 
     Q: Digits in the top row count 3 times. What do all digits add up to?
     picture: 5 4 above, 7 below          steps: 5+4=9, 3*9=27, 7+0=7, 27+7=34     A: 34
+
+A scan always fills its corner: at changing places and sizes the mini model did not learn to read
+them (after 2,800 updates 12 % of the digits, where guessing has 10).
 
 A problem *means* which scan stands in which corner. No two splits share a scan: a model is tested
 on digits that it never saw. They may share a writer; the data set does not say who wrote what.
@@ -26,8 +29,6 @@ from PIL import Image
 from othink_pipeline.data.tasks import IMAGE_SIZE_PX, Problem, split_of
 
 CORNER_PX = IMAGE_SIZE_PX // 2
-SIDE_PX = range(18, 29)  # of a scan in the picture
-MARGIN_PX = 1
 DIGITS = range(2, 5)
 LINES = {"top row": (0, 1), "bottom row": (2, 3), "left column": (0, 2), "right column": (1, 3)}
 FACTORS = range(2, 5)
@@ -47,24 +48,13 @@ class Scan(NamedTuple):
         return f"scan {self.number}"
 
 
-class Item(NamedTuple):
-    """A scan in a picture: corner 0..3 in reading order, its place there and its side in px."""
-
-    corner: int
-    scan: Scan
-    x: int
-    y: int
-    side: int
-
-
 def draw_problem(rng: Random) -> Problem:
     """Draw scans of one split, their places and a question about them."""
     pools = _scans_by_split()
     (pool,) = rng.choices(pools, weights=[len(pool) for pool in pools])
-    items = _draw_items(rng, pool)
-    digits: list[int | None] = [None] * 4
-    for item in items:
-        digits[item.corner] = item.scan.digit
+    corners = sorted(rng.sample(range(4), rng.choice(DIGITS)))  # in reading order
+    scans = dict(zip(corners, rng.sample(pool, len(corners)), strict=True))
+    digits = [scans[corner].digit if corner in scans else None for corner in range(4)]
     form = rng.choices(tuple(FORM_WEIGHTS), weights=tuple(FORM_WEIGHTS.values()))[0]
     question, steps, answer = {
         "total": _ask_total,
@@ -73,9 +63,9 @@ def draw_problem(rng: Random) -> Problem:
         "count": _ask_count,
         "weighted": _ask_weighted,
     }[form](rng, digits)
-    key = "|".join(f"{item.corner}:{item.scan.number}" for item in items)
-    parts = tuple(item.scan.name for item in items)
-    return Problem(key, form, question, str(answer), steps, partial(_render, items), parts)
+    key = "|".join(f"{corner}:{scan.number}" for corner, scan in scans.items())
+    parts = tuple(scan.name for scan in scans.values())
+    return Problem(key, form, question, str(answer), steps, partial(_render, scans), parts)
 
 
 @cache
@@ -90,16 +80,6 @@ def _scans_by_split() -> tuple[tuple[Scan, ...], ...]:
         scan = Scan(number, int(digit), pixels)
         pools.setdefault(split_of("digits", scan.name), []).append(scan)
     return tuple(tuple(pools[split]) for split in sorted(pools))
-
-
-def _draw_items(rng: Random, pool: tuple[Scan, ...]) -> tuple[Item, ...]:
-    corners = sorted(rng.sample(range(4), rng.choice(DIGITS)))
-    items = []
-    for corner, scan in zip(corners, rng.sample(pool, len(corners)), strict=True):
-        side = rng.choice(SIDE_PX)
-        x, y = (rng.randint(MARGIN_PX, CORNER_PX - MARGIN_PX - side) for _ in "xy")
-        items.append(Item(corner, scan, x, y, side))
-    return tuple(items)
 
 
 def _add(left: int, right: int) -> str:
@@ -152,12 +132,11 @@ def _ask_weighted(rng: Random, digits: list[int | None]) -> tuple[str, str, int]
     return question, steps, top + bottom
 
 
-def _render(items: tuple[Item, ...]) -> Image.Image:
+def _render(scans: dict[int, Scan]) -> Image.Image:
     image = Image.new("RGB", (IMAGE_SIZE_PX, IMAGE_SIZE_PX), (255, 255, 255))
-    for item in items:
-        row, column = divmod(item.corner, 2)
-        scan = Image.frombytes("L", (8, 8), item.scan.pixels)
-        scan = scan.resize((item.side, item.side), Image.Resampling.BILINEAR)
-        place = (column * CORNER_PX + item.x, row * CORNER_PX + item.y)
-        image.paste(scan.convert("RGB"), place)
+    for corner, scan in scans.items():
+        row, column = divmod(corner, 2)
+        shown = Image.frombytes("L", (8, 8), scan.pixels)
+        shown = shown.resize((CORNER_PX, CORNER_PX), Image.Resampling.BILINEAR)
+        image.paste(shown.convert("RGB"), (column * CORNER_PX, row * CORNER_PX))
     return image

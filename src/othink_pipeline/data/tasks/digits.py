@@ -1,4 +1,4 @@
-"""Arithmetic on real handwriting: 2 to 4 scanned digits, each filling a corner of the picture.
+"""Arithmetic on real handwriting: 2 to 4 scanned digits, each in a corner of the picture.
 
 Five question forms ask for the sum of all digits or of one line, for the extremes, for a count, or
 for a sum that weighs rows::
@@ -6,8 +6,8 @@ for a sum that weighs rows::
     Q: Digits in the top row count 3 times. What do all digits add up to?
     picture: 5 4 above, 7 below          steps: 5+4=9, 3*9=27, 7+0=7, 27+7=34     A: 34
 
-A scan always fills its corner: at changing places and sizes the mini model did not learn to read
-them (after 2,800 updates 12 % of the digits, where guessing has 10).
+All scans have one size and stand in the middle of their corner: at changing places and sizes the mini
+model did not learn to read them (after 2,800 updates 12 % of the digits, where guessing has 10).
 
 A problem *means* which scan stands in which corner. No two splits share a scan: a model is tested
 on digits that it never saw. They may share a writer; the data set does not say who wrote what.
@@ -29,6 +29,7 @@ from PIL import Image
 from othink_pipeline.data.tasks import IMAGE_SIZE_PX, Problem, split_of
 
 CORNER_PX = IMAGE_SIZE_PX // 2
+SIDE_PX = 24  # of a scan in the picture
 DIGITS = range(2, 5)
 LINES = {"top row": (0, 1), "bottom row": (2, 3), "left column": (0, 2), "right column": (1, 3)}
 FACTORS = range(2, 5)
@@ -136,7 +137,8 @@ def _render(scans: dict[int, Scan]) -> Image.Image:
     image = Image.new("RGB", (IMAGE_SIZE_PX, IMAGE_SIZE_PX), (255, 255, 255))
     for corner, scan in scans.items():
         row, column = divmod(corner, 2)
-        shown = Image.frombytes("L", (8, 8), scan.pixels)
-        shown = shown.resize((CORNER_PX, CORNER_PX), Image.Resampling.BILINEAR)
-        image.paste(shown.convert("RGB"), (column * CORNER_PX, row * CORNER_PX))
+        shown = Image.frombytes("L", (8, 8), scan.pixels).convert("RGB")
+        shown = shown.resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)
+        margin = (CORNER_PX - SIDE_PX) // 2
+        image.paste(shown, (column * CORNER_PX + margin, row * CORNER_PX + margin))
     return image

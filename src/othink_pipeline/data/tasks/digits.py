@@ -6,8 +6,8 @@ for a sum that weighs rows::
     Q: Digits in the top row count 3 times. What do all digits add up to?
     picture: 5 4 above, 7 below          steps: 5+4=9, 3*9=27, 7+0=7, 27+7=34     A: 34
 
-All scans have one size and stand in the middle of their corner: at changing places and sizes the mini
-model did not learn to read them (after 2,800 updates 12 % of the digits, where guessing has 10).
+All scans have one size and stand in the middle of their corners: at changing places and sizes the
+mini model did not learn to read them (after 2,800 updates 12 % of them, where guessing has 10).
 
 A problem *means* which scan stands in which corner. No two splits share a scan: a model is tested
 on digits that it never saw. They may share a writer; the data set does not say who wrote what.

@@ -87,6 +87,15 @@ def fault(raw: Mapping[str, Any]) -> str:
     return error.value.message
 
 
+def told(raw: Mapping[str, Any]) -> list[str]:
+    """All faults, a line each; none where nothing is wrong."""
+    try:
+        Parameters.read(raw)
+    except ConfigurationError as error:
+        return [line.strip() for line in error.message.splitlines()]
+    return []
+
+
 def faults_that(path: str, value: object) -> list[str]:
     """The message, line by line, when ``path`` holds ``value``."""
     return fault(changed(path, value)).splitlines()
@@ -129,30 +138,31 @@ def is_used(environment: str, path: tuple[str, ...]) -> bool:
     return path[0] not in {"sft", "rl"} - algorithms
 
 
-ALL_KEYS = [
-    (env, path)
-    for env in ENVIRONMENTS
-    for path in keys_of(load(env))
-    if path[0] in own_blocks(env) and is_used(env, path)
-]
-FIXED_KEYS = [(env, path) for env, path in ALL_KEYS if not is_free(path)]
-NUMBERS = [
-    (env, path)
-    for env, path in ALL_KEYS
-    if type(value_at(load(env), path)) in (int, float)
-    and path != ("experiment", "seeds")
-    and (path[0] == "methods" or is_single(env, path))
-]
+def own_keys(environment: str) -> list[tuple[str, ...]]:
+    """Those that are tested with this environment."""
+    own = own_blocks(environment)
+    paths = keys_of(load(environment))
+    return [path for path in paths if path[0] in own and is_used(environment, path)]
 
 
-def name(case: object) -> str | None:
-    return ".".join(case) if isinstance(case, tuple) else None
+def fixed_keys(environment: str) -> list[tuple[str, ...]]:
+    return [path for path in own_keys(environment) if not is_free(path)]
+
+
+def numbers(environment: str) -> list[tuple[str, ...]]:
+    return [
+        path
+        for path in own_keys(environment)
+        if type(value_at(load(environment), path)) in (int, float)
+        and path != ("experiment", "seeds")
+        and (path[0] == "methods" or is_single(environment, path))
+    ]
 
 
 def test_the_environments_are_found() -> None:
     assert {"base", "smoke"} <= set(ENVIRONMENTS)
-    assert len(FIXED_KEYS) > 100
-    assert len(NUMBERS) > 50
+    assert len(fixed_keys("base")) > 100
+    assert len(numbers("base")) > 50
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
@@ -174,34 +184,51 @@ def test_an_environment_names_no_machine(environment: str) -> None:
         assert not (isinstance(value, str) and value.startswith(("/", "~", "C:"))), path
 
 
-@pytest.mark.parametrize(("environment", "path"), FIXED_KEYS, ids=name)
-def test_a_misspelt_key_is_named(environment: str, path: tuple[str, ...]) -> None:
-    raw = parameters(environment)
-    block = value_at(raw, path[:-1])
-    misspelt = path[-1] + "x"
-    block[misspelt] = block.pop(path[-1])
-    assert misspelt in fault(raw)
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_a_misspelt_key_is_named(environment: str) -> None:
+    """With the block it stands in."""
+    missed = []
+    for path in fixed_keys(environment):
+        raw = parameters(environment)
+        block = value_at(raw, path[:-1])
+        misspelt = path[-1] + "x"
+        block[misspelt] = block.pop(path[-1])
+        home = ".".join(path[:-1])
+        if not any(line.startswith(home) and misspelt in line for line in told(raw)):
+            missed.append((path, told(raw)))
+    assert missed == []
 
 
-@pytest.mark.parametrize(
-    ("environment", "path"),
-    # A task without a kind of answer has exact ones.
-    [key for key in FIXED_KEYS if is_single(*key) and "answers" not in key[1]],
-    ids=name,
-)
-def test_a_missing_key_is_named(environment: str, path: tuple[str, ...]) -> None:
-    raw = parameters(environment)
-    del value_at(raw, path[:-1])[path[-1]]
-    assert path[-1] in fault(raw)
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_a_missing_key_is_named(environment: str) -> None:
+    """With all blocks above it."""
+    missed = []
+    for path in fixed_keys(environment):
+        if not is_single(environment, path) or "answers" in path:
+            continue  # a task without a kind of answer has exact ones
+        raw = parameters(environment)
+        del value_at(raw, path[:-1])[path[-1]]
+        places = [".".join(path)]
+        if path[0] in ("sft", "rl"):  # it may stand in the methods' own blocks instead
+            places += [f"methods.{method}.{path[-1]}" for method in raw["methods"]]
+        # The key that says of which kind a block is counts as null.
+        named = tuple(f"{place}{end}" for place in places for end in (": missing", " = None: not"))
+        if not any(line.startswith(named) for line in told(raw)):
+            missed.append((path, told(raw)))
+    assert missed == []
 
 
-@pytest.mark.parametrize(("environment", "path"), NUMBERS, ids=name)
-def test_a_number_is_a_number(environment: str, path: tuple[str, ...]) -> None:
-    number = value_at(load(environment), path)
-    nothing = [] if path[-1] in MAY_BE_NULL else [None]
-    for wrong in (True, str(number), "three", *nothing, [number], float("nan"), float("inf")):
-        message = fault(changed(".".join(path), wrong, environment))
-        assert f"{path[-1]} = {wrong!r}: " in message
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_a_number_is_a_number(environment: str) -> None:
+    missed = []
+    for path in numbers(environment):
+        whole, number = ".".join(path), value_at(load(environment), path)
+        nothing = [] if path[-1] in MAY_BE_NULL else [None]
+        for wrong in (True, str(number), "three", *nothing, [number], float("nan"), float("inf")):
+            lines = told(changed(whole, wrong, environment))
+            if not any(line.startswith(f"{whole} = {wrong!r}: ") for line in lines):
+                missed.append((path, wrong, lines))
+    assert missed == []
 
 
 @pytest.mark.parametrize(

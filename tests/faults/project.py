@@ -14,6 +14,7 @@ import yaml
 
 from tests.conftest import shipped
 from tests.support import commands
+from tests.support.clone import make_clone
 
 ROOT = Path(__file__).parents[2]
 TASKS, METHODS = ("counting", "geometry"), ("sft", "grpo_d")
@@ -96,13 +97,10 @@ class Outcome(NamedTuple):
 
 def make_project(folder: Path, model: Path, **blocks: Any) -> Path:
     """A project with the tiny model, nothing prepared; some blocks of parameters may be others."""
-    shutil.copytree(ROOT / "conf", folder / "conf", ignore=shutil.ignore_patterns("local"))
-    (folder / "conf" / "local").mkdir()
+    make_clone(folder)
     (folder / "conf" / "test").mkdir()
     parameters = folder / "conf" / "test" / "parameters.yml"
     parameters.write_text(yaml.safe_dump({**PARAMETERS, **blocks}))
-    shutil.copy(ROOT / "pyproject.toml", folder)
-    (folder / "src").mkdir()  # the code itself comes from the installed package
     shutil.copytree(model, folder / "data/01_raw/tiny")
     return folder
 

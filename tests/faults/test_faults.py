@@ -1,4 +1,4 @@
-"""A few of the faults of `make faults`: one project is killed twice, and once damaged.
+"""A few of the faults of `make faults`: one project is stopped, killed and damaged in turn.
 
 And one is run on Ray, which loses a worker: cells side by side come to the same, too.
 """
@@ -34,12 +34,6 @@ BY_RL: dict[str, Any] = {  # `make faults` hurts cells of both kinds
     "experiment": {"tasks": list(TASKS), "methods": ["grpo_d"], "seeds": [0]},
     "report": {**PARAMETERS["report"], "comparisons": []},
 }
-WOUNDS: list[dict[str, Any]] = [
-    # In the last update of the first cell: there are states of updates 2 and 4.
-    {"point": "optimizer step", "call": 5, "after": False, "signal": signal.SIGKILL},
-    # That of update 4 is damaged before this: the training goes on from update 2.
-    {"point": "checkpoint write", "call": 2, "after": True, "signal": signal.SIGKILL},
-]
 
 
 @pytest.fixture(scope="module")
@@ -50,54 +44,46 @@ def undisturbed(mini_model: MiniModel, tmp_path_factory: pytest.TempPathFactory)
     )
 
 
-def test_a_run_that_is_killed_again_and_again_comes_to_the_same(
+def press_ctrl_c(project: Path, columns: int, point: str, call: int, kept: str) -> None:
+    """At a terminal that wide, in a run: it is heard at once, and what is done is ``kept``."""
+    terminal = Terminal(columns)
+    wound = {"point": point, "call": call, "after": True, "signal": signal.SIGINT}
+    code = start(project, wound, output=terminal.path).wait(timeout=600)
+    said = COLOURS.sub("", terminal.read()).replace("\r\n", "\n")
+    assert code == 130, said
+    assert "Traceback" not in said
+    heard, _, end = said.partition("\nstopping in order; what is finished or saved by now")
+    assert f"2 cells: {kept} and reused" in end, said
+    assert "The same command goes on from there." in end
+    lines = [line for line in re.split("[\r\n]", heard) if "█" in line]
+    assert all(len(line) < columns for line in lines)
+    assert lines or point == "drawing examples"
+
+
+def test_a_run_that_is_stopped_and_killed_again_and_again_comes_to_the_same(
     mini_model: MiniModel, empty_store: Path, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
+    """In preparing, in training and in evaluating; the same command goes on."""
     assert undisturbed.steps == len(TASKS) * UPDATES
     project = make_project(tmp_path / "project", mini_model.path, **BY_RL)
     shutil.copy(empty_store, project)
-    codes = []
-    for number, wound in enumerate(WOUNDS):
-        codes.append(run(project, wound))
-        if number == 0:
-            DAMAGES["newest state: a bit flipped"](project)
-    assert codes == [-signal.SIGKILL] * len(WOUNDS), (project / "log.txt").read_text()
+    press_ctrl_c(project, 80, "drawing examples", 1, "2 to train, 0 to resume, 0 finished")
+    # In the last update of the first cell: there are states of updates 2 and 4.
+    wound = {"point": "optimizer step", "call": 5, "after": False, "signal": signal.SIGKILL}
+    assert run(project, wound) == -signal.SIGKILL, (project / "log.txt").read_text()
+    # That of update 4 is damaged: the training goes on from update 2, and takes three more.
+    DAMAGES["newest state: a bit flipped"](project)
+    # In the second cell's third update: there is a state of the second.
+    press_ctrl_c(project, 120, "optimizer step", 3 + 3, "0 to train, 1 to resume, 1 finished")
+    # After its validations: the first test.
+    press_ctrl_c(project, 80, "evaluation", 5, "0 to train, 0 to resume, 2 finished")
     assert run(project) == 0, (project / "log.txt").read_text()
-    assert read_outcome(project) == undisturbed.outcome
-    assert leftovers(project) == []
-    assert undisturbed.steps < steps_taken(project) < 2 * undisturbed.steps
-
-
-def test_ctrl_c_at_a_terminal_is_heard_at_once_and_the_same_command_goes_on(
-    mini_model: MiniModel, empty_store: Path, tmp_path: Path, undisturbed: Undisturbed
-) -> None:
-    """In preparing, in training and in evaluating."""
-    project = make_project(tmp_path / "project", mini_model.path, **BY_RL)
-    shutil.copy(empty_store, project)
-    for columns, point, call, kept in (
-        (80, "drawing examples", 1, "2 to train, 0 to resume, 0 finished"),
-        # In the second cell's third update: there is a state of the second.
-        (120, "optimizer step", UPDATES + 3, "0 to train, 1 to resume, 1 finished"),
-        # After its validations: the first test.
-        (80, "evaluation", 5, "0 to train, 0 to resume, 2 finished"),
-    ):
-        terminal = Terminal(columns)
-        wound = {"point": point, "call": call, "after": True, "signal": signal.SIGINT}
-        code = start(project, wound, output=terminal.path).wait(timeout=600)
-        said = COLOURS.sub("", terminal.read()).replace("\r\n", "\n")
-        assert code == 130, said
-        assert "Traceback" not in said
-        heard, _, end = said.partition("\nstopping in order; what is finished or saved by now")
-        assert f"2 cells: {kept} and reused" in end, said
-        assert "The same command goes on from there." in end
-        lines = [line for line in re.split("[\r\n]", heard) if "█" in line]
-        assert all(len(line) < columns for line in lines)
-        assert lines or point == "drawing examples"
-    assert run(project) == 0
     log = (project / "log.txt").read_text()
     assert "\x1b" not in log and "\r" not in log  # where there is no terminal
     assert read_outcome(project) == undisturbed.outcome
-    assert steps_taken(project) == undisturbed.steps + 1  # the third update, whose state was not
+    assert leftovers(project) == []
+    lost = 2 + 1  # updates 3 and 4 of the first cell, 3 of the second
+    assert steps_taken(project) == undisturbed.steps + lost
 
 
 def test_a_run_on_ray_that_loses_a_worker_comes_to_the_same(

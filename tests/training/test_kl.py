@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from othink_pipeline.training.kl import (
     CEILING,
@@ -21,7 +21,6 @@ from othink_pipeline.training.kl import (
     KLController,
     KLSchedule,
     Linear,
-    Schedule,
     Seen,
     Step,
 )
@@ -202,16 +201,6 @@ def test_a_restored_controller_goes_on_as_if_nothing_had_happened(schedule: KLSc
     second.restore(json.loads(json.dumps(first.state())))
     assert second.weight == whole[3]
     assert before + run(second, range(4, 10)) == whole
-
-
-@pytest.mark.parametrize("schedule", ALL, ids=lambda schedule: schedule.schedule)
-def test_the_schedule_chooses_the_class(schedule: KLSchedule) -> None:
-    adapter: TypeAdapter[Schedule] = TypeAdapter(KLSchedule)
-    from_yaml = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in schedule.model_dump().items()
-    }
-    assert adapter.validate_python(from_yaml) == schedule
 
 
 @pytest.mark.parametrize(

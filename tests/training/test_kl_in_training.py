@@ -29,17 +29,13 @@ from othink_pipeline.training.kl import (
 from othink_pipeline.training.rows import rl_rows
 from tests.conftest import PROMPT, MiniModel, grpo_config
 from tests.support.commands import run_two_processes
+from tests.support.rewards import reward
 
 Splits = Mapping[str, Mapping[str, Any]]
 COPIES = 4
 ADAPTIVE = Adaptive(schedule="adaptive", start=0.3, target=0.02, gain=2.0, low=0.01, high=5.0)
 ACCURACY = Accuracy(schedule="accuracy", weight=0.9)
 LINEAR = Linear(schedule="linear", start=0.1, end=0.7)
-
-
-def accuracy_reward(completions: Any, **_: Any) -> list[float]:
-    """A reward that an untrained model earns now and then: which completions is arbitrary."""
-    return [float(sum(completion[0]["content"].encode()) % 3 == 0) for completion in completions]
 
 
 class Recording(DynamicKLTrainer):
@@ -69,7 +65,7 @@ def trainer_of(
     model, processor = load_model(str(model_path))
     return Recording(
         model=model,
-        reward_funcs=[accuracy_reward],
+        reward_funcs=[reward],
         args=grpo_config(folder, **{**settings, **changes}),
         train_dataset=rl_rows(examples, PROMPT, processor),
         processing_class=processor,
@@ -86,7 +82,7 @@ def test_accuracy_sets_the_weight_of_the_batch_that_it_was_measured_on(
 ) -> None:
     trainer = trainer_of(mini_model.path, splits["counting"]["train"], tmp_path, ACCURACY)
     trainer.train()
-    accuracies = curve(trainer, "rewards/accuracy_reward/mean")
+    accuracies = curve(trainer, "rewards/reward/mean")
     assert len(set(accuracies)) > 2  # else an older batch's accuracy would do as well
     by_hand = [ACCURACY.next_weight(Seen(0.0, accuracy, None), None) for accuracy in accuracies]
     assert curve(trainer, "kl_weight") == pytest.approx(by_hand, rel=1e-6)
@@ -185,11 +181,11 @@ def main(model_path: Path, folder: Path) -> None:
         own: list[float] = []
 
         def watched(completions: Any, kept: list[float] = own, **_: Any) -> list[float]:
-            rewards = accuracy_reward(completions)
+            rewards = reward(completions)
             kept.append(sum(rewards) / len(rewards))
             return rewards
 
-        watched.__name__ = accuracy_reward.__name__
+        watched.__name__ = reward.__name__
         trainer = trainer_of(model_path, examples, folder, kl)
         trainer.reward_funcs = [watched]
         trainer.train()

@@ -14,15 +14,11 @@ from othink_pipeline.models.load import load_model
 from othink_pipeline.training.moving_reference import MovingReferenceTrainer
 from othink_pipeline.training.rows import rl_rows
 from tests.conftest import PROMPT, MiniModel, grpo_config, stock_rows
+from tests.support.rewards import reward
 
 Splits = Mapping[str, Mapping[str, Any]]
 Weights = list[torch.Tensor]
 ALPHA = 0.3
-
-
-def reward(completions: Any, **_: Any) -> list[float]:
-    """A reward that an untrained model earns now and then: which completions is arbitrary."""
-    return [float(sum(completion[0]["content"].encode()) % 3 == 0) for completion in completions]
 
 
 class Kept(TrainerCallback):

@@ -45,6 +45,7 @@ from tests.conftest import (
 )
 from tests.support import commands
 from tests.support.methods import small_rl, small_sft
+from tests.support.rewards import reward
 
 Splits = Mapping[str, Mapping[str, Any]]
 COPIES = 4
@@ -63,11 +64,6 @@ TIMES = {
     "train_steps_per_second",
     "train_loss",  # Transformers' mean over the updates of the last attempt
 }
-
-
-def reward(completions: Any, **_: Any) -> list[float]:
-    """A reward that an untrained model earns now and then: which completions is arbitrary."""
-    return [float(sum(completion[0]["content"].encode()) % 3 == 0) for completion in completions]
 
 
 class Killed(Exception):

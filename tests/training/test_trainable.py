@@ -443,9 +443,8 @@ def test_rows_that_do_not_go_into_passes_are_refused(bench: Bench) -> None:
             bench.run(sft(), compute=compute)
 
 
-@pytest.mark.parametrize(("lora", "share"), [(None, False), (LORA, True)], ids=["whole", "lora"])
 def test_activations_computed_again_change_nothing_but_the_memory(
-    bench: Bench, splits: Splits, lora: dict[str, Any] | None, share: bool
+    bench: Bench, splits: Splits
 ) -> None:
     runs, steps = [], []
     for checkpointing in (False, True):
@@ -465,8 +464,8 @@ def test_activations_computed_again_change_nothing_but_the_memory(
                 )
             written.extend(texts(model, processor, splits["counting"]["test"]))
 
-        compute = {"gradient_checkpointing": checkpointing, "share_prompts": share}
-        runs.append(bench.run(rl(updates=2, lora=lora), watch, compute=compute))
+        compute = {"gradient_checkpointing": checkpointing}
+        runs.append(bench.run(rl(updates=2, lora=LORA), watch, compute=compute))
         steps.append((written, widths))
     assert [run.model.is_gradient_checkpointing for run in runs] == [False, True]
     same(*runs)
@@ -542,8 +541,3 @@ def test_every_setting_reaches_trl(bench: Bench, monkeypatch: pytest.MonkeyPatch
     assert settings["reward_weights"] == [0.75, 0.25]
     assert accuracy.__name__ == "accuracy_any_reward"
     assert accuracy([[{"content": "<answer>The Cat.</answer>"}]], ["cat"]) == [1.0]
-
-
-def test_without_vllm_trl_says_that_it_is_missing(bench: Bench) -> None:
-    with pytest.raises(ImportError, match="vLLM is not available"):
-        bench.run(rl(), compute={"vllm": {"mode": "colocate", "gpu_memory": 0.4}})

@@ -13,11 +13,11 @@ import yaml
 
 from tests.conftest import MiniModel
 from tests.support import commands
+from tests.support.clone import make_clone
 from tests.support.manifests import make_model
 
 ROOT = Path(__file__).parents[2]
 MODEL = Path("data/01_raw/mini_qwen2_vl")
-REMEDIES = ("Set base_model.path", "git checkout", "kedro run --pipelines=base_model")
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path
     """A fresh clone but for the base model, and for MLflow's tables."""
     project = tmp_path_factory.mktemp("project")
     shutil.copy(empty_store, project)
-    shutil.copytree(ROOT / "conf", project / "conf", ignore=shutil.ignore_patterns("local"))
-    (project / "conf" / "local").mkdir()
-    shutil.copy(ROOT / "pyproject.toml", project)
-    (project / "src").mkdir()  # the code itself comes from the installed package
+    make_clone(project)
     (project / "data").mkdir()
     return project
 
@@ -52,26 +49,11 @@ def left_behind(project: Path) -> set[str]:
     return {str(path) for path in data if MODEL not in path.parents}
 
 
-def test_a_bad_grid(project: Path) -> None:
-    experiment = {"tasks": ["counting"], "methods": ["sft", "gpro"], "seeds": [0]}
-    message = kedro_run(project, experiment=experiment)
-    assert "experiment.methods holds 'gpro', which is no method" in message
-    assert "Allowed: grpo, grpo_d, grpo_format, grpo_mean, sft, sft_cot" in message
-    assert left_behind(project) == set()
-
-
 def test_a_misspelt_key(project: Path) -> None:
     """On the command line, where no file would be looked at again."""
     message = kedro_run(project, "--pipelines=rl", "--params=rl.temprature=0.5")
     assert "rl.temprature: unknown key. Did you mean 'temperature'? Allowed here: " in message
     assert left_behind(project) == set()
-
-
-def test_a_missing_base_model(project: Path) -> None:
-    message = kedro_run(project, "--pipelines=sft")
-    assert f"{MODEL}: no model there" in message
-    assert all(remedy in message for remedy in REMEDIES)
-    assert not any("06_models" in path for path in left_behind(project))
 
 
 def test_preflight_shows_every_fault(project: Path, mini_model: MiniModel) -> None:

@@ -36,21 +36,19 @@ from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.job import CellJob
 from othink_pipeline.cells.keys import Settings, arithmetic, training_key
 from othink_pipeline.cells.manifests import Checkpoint
-from othink_pipeline.cells.parameters import Folders
 from othink_pipeline.cells.processes import work as train
 from othink_pipeline.cells.train import train_cell
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.data.manifests import Examples
-from othink_pipeline.data.parameters import DataPreparation
-from othink_pipeline.data.preparation import CELL_SPLITS, prepare_splits
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
-from othink_pipeline.tracking import records, runs
+from othink_pipeline.tracking import runs
 from othink_pipeline.training.parameters import RL, SFT, Lora
-from tests.conftest import PROMPT, TASKS, MiniModel, shipped_health
+from tests.conftest import TASKS, MiniModel, shipped_health
 from tests.support import commands, light_work
 from tests.support.manifests import examples_of
 from tests.support.methods import small_evaluation, small_rl, small_sft
+from tests.support.prepared import FOLDERS, STORE, prepare_project
 
 Result = tuple[Any, pd.DataFrame]
 
@@ -79,9 +77,6 @@ COMPUTE: dict[str, Any] = {
 }
 MODEL = ModelSettings(dtype="float32", attention="sdpa", min_pixels=None, max_pixels=None)
 EVALUATION = small_evaluation()
-FOLDERS = Folders(
-    examples="data/examples", checkpoints="data/models", predictions="data/predictions"
-)
 SHIPPED = Path(__file__).parents[2] / "conf/base/accelerate"
 WHAT = Path("what_to_do")
 """The file in the project that tells ``work``."""
@@ -93,32 +88,22 @@ def prepared(
 ) -> Path:
     """A project with a base model, examples and a store, and nothing trained."""
     project = tmp_path_factory.mktemp("distributed")
-    shutil.copy(empty_store, project)
-    preparation = DataPreparation.model_validate(
-        {
-            "seed": 0,
-            "splits": {"base": 1, "train": 12, "validation": 4, "test": 4},
-            "prompt": PROMPT,
-            "max_rejected": 0,
-            "train_examples": {},
-            "sources": {},
-        }
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(project)
-        patch.delenv(runs.PARENT_VARIABLE, raising=False)
-        for task in TASKS:
-            prepare_splits(preparation, task, CELL_SPLITS, Path(FOLDERS.examples, task))
-        shutil.copytree(mini_model.path, "model")
-        mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
-        mlflow.set_experiment("tests")
-        run_id = runs.start_run("base/b0", "base_model", {}, {})
-        model_id = records.log_checkpoint(run_id, "base/b0", 0, Path("model"), {})
-    base = BaseModelCheckpoint(
-        path="model", digest=mini_model.digest, run_id=run_id, model_id=model_id
-    )
-    base.write(project / "base.json")
+    prepare_project(project, mini_model, empty_store)
     return project
+
+
+@pytest.fixture(scope="module")
+def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The cell of SFT, trained by one process."""
+    project = tmp_path_factory.mktemp("alone") / "project"
+    shutil.copytree(prepared, project)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)  # and back in the end
+        enter(project)
+        patch.delenv(runs.PARENT_VARIABLE, raising=False)
+        manifest, history = call(num_processes=1)
+    assert isinstance(manifest, Checkpoint), manifest
+    return manifest.model_copy(update={"path": str(project / manifest.path)}), history
 
 
 @pytest.fixture
@@ -135,7 +120,7 @@ def project(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def enter(project: Path) -> None:
     os.chdir(project)
-    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
+    mlflow.set_tracking_uri(f"sqlite:///{project / STORE}")
 
 
 def call(method: str = "sft", seed: int = 3, **compute: Any) -> Result:
@@ -254,7 +239,7 @@ def rows_of(project: Path) -> int:
 # --- The same numbers
 
 
-def test_supervised_training_is_the_same(project: Path) -> None:
+def test_supervised_training_is_the_same(alone: Result, project: Path) -> None:
     """On two machines, of one process each, of which the second is lost on the way."""
     with on_two_machines("lose_machine"), pytest.raises(processes.MachineLostError):
         call()
@@ -263,7 +248,7 @@ def test_supervised_training_is_the_same(project: Path) -> None:
         together = call()
     assert rows_of(project) > begun
     assert together[0].weights_changed > 0.01
-    assert_alike(together, call(num_processes=1), 1e-3, 1e-4)
+    assert_alike(together, alone, 1e-3, 1e-4)
 
 
 def test_reinforcement_learning_is_the_same_on_the_same_completions(
@@ -308,7 +293,11 @@ def fix_completions(patch: Callable[[Any, str, Any], None]) -> None:
     "what", ["kill_partner", pytest.param("terminate_run", marks=pytest.mark.slow)]
 )
 def test_a_training_that_was_ended_goes_on_to_the_same_end(
-    project: Path, workers: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, what: str
+    alone: Result,
+    project: Path,
+    workers: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
 ) -> None:
     """With two passes an update. ``work`` ends one of its processes, or the run, at update 2."""
     monkeypatch.setattr(processes, "START_METHOD", "forkserver")
@@ -327,7 +316,7 @@ def test_a_training_that_was_ended_goes_on_to_the_same_end(
     workers("train")
     resumed = call(micro_batch_size=1)
     assert rows_of(project) > begun
-    assert_alike(resumed, call(num_processes=1), 1e-3, 1e-4)
+    assert_alike(resumed, alone, 1e-3, 1e-4)
 
 
 @pytest.mark.slow
@@ -343,18 +332,20 @@ def test_no_process_outlives_a_run_that_was_killed(project: Path) -> None:
 
 @pytest.mark.slow
 def test_sharded_weights_are_the_same_and_go_on(
-    project: Path, workers: Callable[[str], None]
+    alone: Result, project: Path, workers: Callable[[str], None]
 ) -> None:
     """FSDP2 on a CPU: Accelerate would pass it over there, so ``work`` puts it in."""
     launcher = str(SHIPPED / "fsdp.yaml")
     workers("fsdp_kill_partner")
     assert "SIGKILL" in call(launcher=launcher)[0].failed
     workers("fsdp")
-    sharded, alone = call(launcher=launcher), call(num_processes=1)
+    sharded = call(launcher=launcher)
     assert math.isnan(sharded[0].weights_changed)
-    for _, history in (sharded, alone):
-        history.drop(index=history.index[history["metric"] == "cost/weights_changed"], inplace=True)
-    assert_alike(sharded, alone, 1e-3, 1e-4)
+    both = (
+        (manifest, history[history["metric"] != "cost/weights_changed"])
+        for manifest, history in (sharded, alone)
+    )
+    assert_alike(*both, 1e-3, 1e-4)
 
 
 def test_processes_are_spawned_with_the_environment_that_there_is(

@@ -38,6 +38,7 @@ from othink_pipeline.tracking import runs
 from othink_pipeline.training.rewards import ACCURACY_REWARDS
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped, tiny_rebuild
 from tests.support.browser import CHROMIUM
+from tests.support.clone import make_clone
 from tests.support.manifests import make_model
 
 ROOT = Path(__file__).parents[2]
@@ -155,10 +156,7 @@ def outcome(
 ) -> Outcome:
     project = tmp_path_factory.mktemp("project")
     shutil.copy(empty_store, project)
-    shutil.copytree(ROOT / "conf", project / "conf", ignore=shutil.ignore_patterns("local"))
-    (project / "conf" / "local").mkdir()
-    shutil.copy(ROOT / "pyproject.toml", project)
-    (project / "src").mkdir()  # the code itself comes from the installed package
+    make_clone(project)
     shutil.copytree(mini_model.path, project / "data/01_raw/tiny")
     PARAMETERS["rebuild"] = tiny_rebuild(updates=2, batch_size=4).model_dump()
     write_environment(project, "test")
@@ -577,26 +575,6 @@ def test_kedro_viz_shows_every_nodes_code_and_what_it_made(
         browser.close()
 
 
-def test_one_method_made_afresh_runs_alone_and_comes_out_the_same(
-    outcome: Outcome, copied: Path, steps: list[Any], scored: list[int]
-) -> None:
-    fresh = {"compute": {"fresh": True}}
-    kedro_run(copied, "cross_task", "test", fresh, namespaces=["counting.grpo_d"])
-    assert len(steps) == 2
-    assert scored.count(TEST_EXAMPLES) == len(TASKS)
-    before = read_checkpoint(outcome.project, "counting", "grpo_d")
-    after = read_checkpoint(copied, "counting", "grpo_d")
-    assert after["digest"] == before["digest"]  # alone or after other cells: the same weights
-    assert after["run_id"] != before["run_id"]
-    client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
-    assert set(children_of(client, parents(client)[0])) == {"counting/grpo_d/s0"}
-    old, new = (client.get_run(manifest["run_id"]) for manifest in (before, after))
-    assert (
-        points(client, {"": old})["", "eval/counting"]
-        == (points(client, {"": new})["", "eval/counting"])
-    )
-
-
 def test_the_next_session_of_a_process_has_its_own_grid(copied: Path) -> None:
     write_environment(
         copied, "other", experiment={"tasks": ["geometry"], "methods": ["sft_cot"], "seeds": [3]}
@@ -763,8 +741,12 @@ def test_a_cell_that_fails_leaves_a_hole_and_goes_on_when_its_cause_is_gone(
         )
 
     steps.clear()
-    kedro_run(copied, "cross_task", "test")
+    kedro_run(copied, "cross_task", "test", namespaces=["counting.grpo_d"])
     assert len(steps) == 2
+    kedro_run(copied, "cross_task", "test")
+    for cell in (("counting", "grpo_d"), ("geometry", "sft")):  # alone or not: the same weights
+        again, whole_cell = (read_checkpoint(each, *cell) for each in (copied, outcome.project))
+        assert again["digest"] == whole_cell["digest"]
     assert run_ids(copied)["counting", "grpo_d"] == failed.info.run_id
     run = client.get_run(failed.info.run_id)
     assert run.info.status == "FINISHED"
@@ -787,6 +769,8 @@ def test_a_corrupt_base_model_stops_the_run_before_any_training(
         main(["--env=test", "--pipelines=cross_task"])
     assert stopped.value.code == 1
     errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    assert errors.count("Error: ") == 1
     assert "data/01_raw/tiny" in errors
     assert ": its files differ from the digest in manifest.json" in errors
     for remedy in ("Set base_model.path", "git checkout", "kedro run --pipelines=base_model"):
@@ -827,7 +811,10 @@ def test_an_unknown_method_stops_the_run_and_leaves_no_record(
     with pytest.raises(SystemExit) as stopped:
         main(["--env=wrong"])
     assert stopped.value.code == 1
-    assert "'gpro'" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    assert errors.count("Error: ") == 1
+    assert "'gpro'" in errors
     client = MlflowClient(f"sqlite:///{copied}/mlflow.db")
     assert parents(client)[0].info.run_id == outcome.parent.info.run_id
 

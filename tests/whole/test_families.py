@@ -403,7 +403,9 @@ def test_a_cell_trains_and_its_checkpoint_answers_as_it_did(
         assert history[0]["train/kl"] == pytest.approx(0, abs=1e-5)
         assert history[1]["train/kl"] > 0
     model, processor = load_model(str(tmp_path / str(trained.updates)))
-    assert complete(model, processor, examples, *asked) == answers[-1]
+    assert complete(model, processor, examples, *asked) == answers[-1] != answers[0]
+    # Checkpoint 0 answers as the base model.
+    assert complete(loaded.model, loaded.processor, examples, *asked) == answers[0]
     assert image_tokens(processor, 480, 320) == IMAGE_TOKENS[loaded.family][1][0]
 
 

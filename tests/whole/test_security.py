@@ -83,12 +83,15 @@ def _harmless(given: Any) -> bool:
     )
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.name)
-def test_the_code_calls_nothing_that_runs_what_it_reads(file: Path) -> None:
-    found = find_dangerous_calls(file.read_text())
-    if file.parent.name == "cluster":  # Ray pickles all that crosses, between processes of one run
-        found = {each for each in found if not each.endswith("import of a pickle reader")}
-    assert found == set()
+def test_the_code_calls_nothing_that_runs_what_it_reads() -> None:
+    dangerous = {}
+    for file in SOURCES:
+        found = find_dangerous_calls(file.read_text())
+        if file.parent.name == "cluster":  # Ray pickles all that crosses processes of one run
+            found = {each for each in found if not each.endswith("import of a pickle reader")}
+        if found:
+            dangerous[file] = found
+    assert dangerous == {}
 
 
 @pytest.mark.parametrize(
@@ -285,7 +288,8 @@ def example() -> dict[str, Any]:
         (60_000, 60_000, "the image does not decode: Image size (3600000000 pixels) exceeds limit"),
         (12_000, 12_000, "the image is 12000 x 12000: more than 25,000,000 pixels"),
         (5001, 5000, "the image is 5001 x 5000: more than 25,000,000 pixels"),
-        (2010, 10, "the image is 2010 x 10: more than 200 times as long as wide"),
+        (402, 2, "the image is 402 x 2: more than 200 times as long as wide"),
+        (2, 402, "the image is 2 x 402: more than 200 times as long as wide"),
         (2**31 - 1, 1, "the image does not decode: "),
     ],
 )

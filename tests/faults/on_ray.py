@@ -44,12 +44,14 @@ def two_machines() -> Iterator[Any]:
     """A Ray of two machines with a core each."""
     from ray.cluster_utils import Cluster
 
+    handler = signal.getsignal(signal.SIGTERM)  # Ray takes it and keeps it
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         cluster.add_node(num_cpus=1)
         yield cluster
     finally:
         cluster.shutdown()
+        signal.signal(signal.SIGTERM, handler)
 
 
 def raylet_pid(cluster: Any) -> int:

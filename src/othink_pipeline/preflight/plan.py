@@ -129,8 +129,8 @@ def _plan_cell(
         settings = Settings.of(parameters)
         key = training_key(cell, method, base.digest, known, settings)
         folder = cell_folder(parameters.folders, cell, key)
-        looked_at = folder, parameters.health, False  # not at every byte: the training does that
-        if find_finished(*looked_at) or find_set_aside(*looked_at):
+        looked_at = folder, parameters.health
+        if find_finished(*looked_at, whole=False) or find_set_aside(*looked_at):
             state, done = "reuse", method.updates
         elif checkpoint := resume_state(folder):
             state, done = "resume", checkpoint

@@ -395,7 +395,7 @@ def test_a_run_says_what_it_is_and_what_people_write_there_stays(
     assert shown() == ("", "#FFFFFF", "ours")
 
 
-def test_a_note_that_is_half_written_is_ours(
+def test_a_note_is_ours_if_half_written_and_not_if_it_was_there_before(
     client: MlflowClient, parent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = client.get_experiment_by_name("tests").experiment_id
@@ -405,6 +405,10 @@ def test_a_note_that_is_half_written_is_ours(
 
     for tag in client.get_experiment(experiment).tags:  # of other tests
         client.delete_experiment_tag(experiment, tag)
+    client.set_experiment_tag(experiment, "mlflow.note.content", "mine")
+    records.describe_experiment(parent, "words")
+    assert note() == "mine"
+    client.delete_experiment_tag(experiment, "mlflow.note.content")
     records.describe_experiment(parent, "words")
     write, written = MlflowClient.set_experiment_tag, []
 

@@ -443,8 +443,9 @@ def test_rows_that_do_not_go_into_passes_are_refused(bench: Bench) -> None:
             bench.run(sft(), compute=compute)
 
 
+@pytest.mark.parametrize(("lora", "share"), [(None, False), (LORA, True)], ids=["whole", "lora"])
 def test_activations_computed_again_change_nothing_but_the_memory(
-    bench: Bench, splits: Splits
+    bench: Bench, splits: Splits, lora: dict[str, Any] | None, share: bool
 ) -> None:
     runs, steps = [], []
     for checkpointing in (False, True):
@@ -464,8 +465,8 @@ def test_activations_computed_again_change_nothing_but_the_memory(
                 )
             written.extend(texts(model, processor, splits["counting"]["test"]))
 
-        compute = {"gradient_checkpointing": checkpointing}
-        runs.append(bench.run(rl(updates=2, lora=LORA), watch, compute=compute))
+        compute = {"gradient_checkpointing": checkpointing, "share_prompts": share}
+        runs.append(bench.run(rl(updates=2, lora=lora), watch, compute=compute))
         steps.append((written, widths))
     assert [run.model.is_gradient_checkpointing for run in runs] == [False, True]
     same(*runs)

@@ -26,7 +26,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from othink_pipeline.cells import processes
+from othink_pipeline.cells import accelerate_config, processes
 from othink_pipeline.cells.accelerate_config import (
     check_launcher,
     find_device_fault,
@@ -402,7 +402,9 @@ def test_a_thread_starts_processes_too(project: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", ["ddp", "zero2", "zero3", "fsdp"])
-def test_accelerate_reads_the_configurations_that_are_shipped(name: str) -> None:
+def test_accelerate_reads_the_configurations_that_are_shipped(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     file = str(SHIPPED / f"{name}.yaml")
@@ -415,12 +417,13 @@ def test_accelerate_reads_the_configurations_that_are_shipped(name: str) -> None
     assert made.get("FSDP_VERSION") == ("2" if name == "fsdp" else None)
     assert not {"OMP_NUM_THREADS", "PYTHONPATH"} & made.keys()
     if kind == "DEEPSPEED":
+        monkeypatch.setattr(accelerate_config, "find_spec", lambda _: None)
         with pytest.raises(ConfigurationError, match="DeepSpeed, which is not installed"):
             check_launcher(compute, HEALTH, [])
+        monkeypatch.setattr(accelerate_config, "find_spec", lambda name: name)
         gathered = made.get("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL")
         assert gathered == ("true" if name == "zero3" else None)
-    else:
-        check_launcher(compute, HEALTH, [])
+    check_launcher(compute, HEALTH, [])
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,8 @@ def _find_deepspeed_faults(says: Mapping[str, Any], health: Health) -> Iterator[
             "asks for DeepSpeed, which is not installed. Install it (pip install deepspeed "
             f"einops), or {fsdp}, which needs nothing more."
         )
-    if file := says.get("deepspeed_config_file"):
+    if "deepspeed_config_file" in says:
+        file = says["deepspeed_config_file"]
         yield (
             f"deepspeed_config.deepspeed_config_file = {file!r}: what another file says is in no "
             "training's key. Say it by keys of deepspeed_config itself (zero_stage, ...)."

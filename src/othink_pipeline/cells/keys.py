@@ -187,14 +187,14 @@ def place_aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def find_set_aside(folder: Path, health: Health, whole: bool = True) -> Training | None:
+def find_set_aside(folder: Path, health: Health) -> Training | None:
     """As ``find_finished``, the one that was set aside: for policies that hold once more.
 
     None where another was asked for (``compute.fresh``): that one is gone on with.
     """
     if (folder / BEGUN_BY).exists():
         return None
-    return find_finished(place_aside(folder), health, whole)
+    return find_finished(place_aside(folder), health)
 
 
 def resume_state(folder: Path) -> int:

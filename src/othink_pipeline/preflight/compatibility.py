@@ -134,11 +134,11 @@ def check_model(
     gpus = torch.cuda.device_count()
     if train and train.gpus:  # a task sees no more
         gpus = min(gpus, math.ceil(train.gpus))
-    if fault := find_device_fault(compute, gpus, train.machines if train else 1):
-        return [Row("device", "FAILED", *fault)], None
     name = f"model {path}"
     device = find_device()
     try:
+        if fault := find_device_fault(compute, gpus, train.machines if train else 1):
+            return [Row("device", "FAILED", *fault)], None
         sharing = read_sharing(compute)
         weights = read_weights(Path(path))
     except ConfigurationError as error:

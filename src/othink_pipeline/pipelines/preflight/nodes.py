@@ -61,7 +61,7 @@ def check_places(parameters: dict[str, Any]) -> list[Row]:
     try:
         check_launcher(blocks.compute, blocks.health, blocks.resolve().values())
     except ConfigurationError as error:
-        rows.append(Row("launcher", "FAILED", error.message))
+        rows += [Row("launcher", "FAILED", line) for line in error.message.splitlines()]
     try:
         check_store(mlflow.get_tracking_uri(), None, Path.cwd())
     except ConfigurationError as error:

@@ -304,12 +304,16 @@ def test_every_place_that_cannot_be_written_is_shown(
     assert "folders.examples = 'taken/03': cannot write to" in failed["folders.examples"]
 
 
-def test_a_launcher_that_a_run_would_refuse_fails(raw: dict[str, Any], project: Path) -> None:
+def test_each_fault_of_a_launcher_that_a_run_would_refuse_is_shown(
+    raw: dict[str, Any], project: Path
+) -> None:
     (project / "fsdp.yaml").write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}")
     raw["compute"]["launcher"] = "fsdp.yaml"
-    row = of(check_places(raw), "launcher")
-    assert row.outcome == "FAILED"
-    assert "compute.launcher = 'fsdp.yaml': fsdp_config.fsdp_version = 1. Set it" in row.detail
+    faults = [row.detail for row in check_places(raw) if row.outcome == "FAILED"]
+    assert [fault.partition(". Set")[0] for fault in faults] == [
+        "compute.launcher = 'fsdp.yaml': fsdp_config.fsdp_version = 1",
+        "compute.launcher = 'fsdp.yaml': fsdp_config.fsdp_state_dict_type = None",
+    ]
 
 
 def test_a_grid_that_the_disk_cannot_hold_fails(

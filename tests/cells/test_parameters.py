@@ -539,7 +539,7 @@ def test_the_papers_ablations_differ_from_the_main_grid_in_their_value_alone(wor
 @pytest.mark.parametrize(
     ("environment", "over_time"),
     [
-        ("kl_ablation", ("explore_exploit", "linear", "cosine", "exponential", "step")),
+        ("kl_ablation", ("explore_exploit", "linear", "cosine", "exponential")),
         ("drift", ("dip_fast",)),
     ],
 )

@@ -101,7 +101,7 @@ def _panel(panel: Axes, cells: pd.DataFrame, line_label: str) -> None:
 
 
 if __name__ == "__main__":
-    homes = [Path("docs/results", name) for name in ("kl_ablation", "drift")]
+    homes = [Path("docs/results", name) for name in ("kl_ablation", "kl_ablation_trl", "drift")]
     asked = [sys.argv[1:]] if sys.argv[1:] else [(home, home / "weights.png") for home in homes]
     for folder, file, *key in asked:
         draw(Path(folder), Path(file), *key)

@@ -101,8 +101,9 @@ def _panel(panel: Axes, cells: pd.DataFrame, line_label: str) -> None:
 
 
 if __name__ == "__main__":
-    homes = [Path("docs/results", name) for name in ("kl_ablation", "kl_ablation_trl", "drift")]
-    asked = [sys.argv[1:]] if sys.argv[1:] else [(home, home / "weights.png") for home in homes]
-    for folder, file, *key in asked:
-        draw(Path(folder), Path(file), *key)
+    results = Path("docs/results")
+    published = ["kl_ablation"], ["kl_ablation_trl"], ["drift"], ["kl_constants_bases", "kl.weight"]
+    homes = [(results / name, results / name / "weights.png", *key) for name, *key in published]
+    for folder, file, *key in [sys.argv[1:]] if sys.argv[1:] else homes:
+        draw(Path(folder), Path(file), *map(str, key))
         print(file)

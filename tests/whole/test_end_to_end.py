@@ -743,7 +743,6 @@ def test_a_cell_that_fails_leaves_a_hole_and_goes_on_when_its_cause_is_gone(
     steps.clear()
     kedro_run(copied, "cross_task", "test", namespaces=["counting.grpo_d"])
     assert len(steps) == 2
-    assert set(children_of(client, parents(client)[0])) == {"counting/grpo_d/s0"}
     kedro_run(copied, "cross_task", "test")
     assert len(steps) == 2, "what is finished is not trained again"
     for cell in (("counting", "grpo_d"), ("geometry", "sft")):  # alone or not: the same weights

@@ -26,6 +26,7 @@ ABLATIONS = {
     "kl_constants": "kl",
     "kl_constants_bases": "kl",
     "drift": "kl",
+    "long": "kl",
     "paper_kl_constants": "kl",
     "reward_ablation": "rewards",
     "format_weights": "rewards",
@@ -539,8 +540,9 @@ def test_the_papers_ablations_differ_from_the_main_grid_in_their_value_alone(wor
 @pytest.mark.parametrize(
     ("environment", "over_time"),
     [
-        ("kl_ablation", ("explore_exploit", "linear", "cosine", "exponential")),
+        ("kl_ablation", ("explore_exploit", "linear", "cosine", "exponential", "step")),
         ("drift", ("dip_fast",)),
+        ("long", ("explore_exploit",)),
     ],
 )
 def test_dynamic_weights_stand_beside_constants_of_their_mean_and_their_end(
@@ -555,10 +557,11 @@ def test_dynamic_weights_stand_beside_constants_of_their_mean_and_their_end(
         if method not in constants and baseline in constants:
             baselines.setdefault(method, []).append(constants[baseline])
     for method in over_time:
-        controller = KLController(schedules[method], 48)
-        weights = [controller.next_weight(update, 0.0) for update in range(48)]
+        updates = raw["training"]["updates"]
+        controller = KLController(schedules[method], updates)
+        weights = [controller.next_weight(update, 0.0) for update in range(updates)]
         mean, *end = baselines[method]
-        assert mean == pytest.approx(sum(weights) / 48, rel=0.03)
+        assert mean == pytest.approx(sum(weights) / updates, rel=0.03)
         assert set(end) <= {weights[-1], 1e-6}
 
 

@@ -162,8 +162,8 @@ def test_a_hub_is_asked_for_the_revision(tmp_path: Path, monkeypatch: pytest.Mon
 
     saved = make_train_set(tmp_path, "counting", 3, 0) / "train"
 
-    def load(*asked: str) -> tuple[Dataset, Path]:
-        assert asked == ("owner/name", "main", "train")
+    def load(*asked: str | None) -> tuple[Dataset, Path]:
+        assert asked == ("owner/name", "main", "train", None)
         return Dataset.load_from_disk(str(saved)), tmp_path / "c0ffee"
 
     monkeypatch.setitem(

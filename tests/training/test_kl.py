@@ -178,7 +178,6 @@ def test_the_kl_of_an_update_is_the_mean_of_its_losses_and_the_next_weight_takes
 
 
 def test_without_a_kl_the_weight_stays_where_it_was() -> None:
-    """As after an update that was skipped: it has no loss that counts."""
     seen = Seen(progress=0.5, accuracy=0.0, kl=None)
     assert ADAPTIVE.next_weight(seen, previous=0.9) == 0.9
     assert ADAPTIVE.next_weight(seen, previous=None) == ADAPTIVE.start != 0.9

@@ -56,8 +56,7 @@ def read_source(split: SplitSource, key: str) -> SourceRows:
     if isinstance(source, Hub):
         from othink_pipeline.core.hub import load_hub_dataset
 
-        subset = (source.subset,) if source.subset else ()
-        table, folder = load_hub_dataset(source.id, source.revision, source.split, *subset)
+        table, folder = load_hub_dataset(source.id, source.revision, source.split, source.subset)
         facts["commit"] = folder.name
         return SourceRows(_read_table(table, split.columns, folder, key), facts)
     check_there(source, key)

@@ -1,6 +1,6 @@
 """The mini Qwen2-VL: the real architecture, tokenizer kind, chat template and processor, small.
 
-About 1.3 M parameters; a 64 x 64 image becomes 16 image tokens, as a 448 x 448 image becomes 256
+About 1.4 M parameters; a 64 x 64 image becomes 16 image tokens, as a 448 x 448 image becomes 256
 in Qwen2-VL-2B. It is saved and loaded like any Hugging Face model.
 """
 

@@ -51,8 +51,8 @@ class Seen(NamedTuple):
     """Mean accuracy reward, in [0, 1], of the generation batch that this update learns from: its
     own completions, unless TRL is told to generate for several updates at once."""
     kl: float | None
-    """Mean KL per token to the reference, measured in the update before; None in the first, and
-    after one that was skipped before its loss, for its rewards."""
+    """Mean KL per token to the reference, of the latest update that had a loss (one that is skipped
+    for its rewards has none); None before any, and where that one's was no finite number."""
 
 
 class Schedule(Block):
@@ -208,7 +208,7 @@ class Adaptive(Schedule):
     def next_weight(self, seen: Seen, previous: float | None) -> float:
         """``previous (1 + gain clip(kl / target - 1, -0.2, 0.2))``, between ``low`` and ``high``.
 
-        ``previous`` where no KL was measured, as in an update that was skipped for its rewards.
+        ``previous`` where no KL was measured.
 
         Raises:
             ValueError: the KL is not a number: the training has broken down.

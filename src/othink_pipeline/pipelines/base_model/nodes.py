@@ -117,7 +117,7 @@ def _check_fit(
     examples: tuple[Examples, ...],
     checked: Path,
 ) -> None:
-    """Run the checks of ``fit``, unless ``checked`` says that the same passed on this machine."""
+    """Run ``preflight.compatibility``, unless ``checked`` says that it passed on this machine."""
     key = content_key(
         {
             "base_model": base_model.digest,

@@ -8,7 +8,7 @@ import pandas as pd
 
 from othink_pipeline.cells.evaluate import read_predictions
 from othink_pipeline.cells.manifests import FailedTest, Predictions
-from othink_pipeline.report.matrix import matrix_text, transfer_matrix
+from othink_pipeline.report.matrix import KEYS, matrix_text, transfer_matrix
 
 logger = logging.getLogger(__name__)
 
@@ -16,12 +16,10 @@ logger = logging.getLogger(__name__)
 def tabulate_same_task(*tests: Predictions | FailedTest, methods: tuple[str, ...]) -> pd.DataFrame:
     """The diagonal of the transfer matrix; ``methods``: their order."""
     tables = [read_predictions(each) for each in tests if isinstance(each, Predictions)]
-    failed = [
-        each.model_dump(exclude={"version"}) for each in tests if isinstance(each, FailedTest)
-    ]
-    failures = pd.DataFrame(failed)
+    failed = [each.model_dump() for each in tests if isinstance(each, FailedTest)]
+    failures = pd.DataFrame(failed, columns=KEYS)
     if not tables:
-        return failures
+        return failures.assign(n=0, correct=0)
     matrix = transfer_matrix(pd.concat(tables, ignore_index=True), failures, methods)
     logger.info("same-task accuracy\n%s", matrix_text(matrix))
     return matrix

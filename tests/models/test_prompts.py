@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 
 from othink_pipeline.models.prompts import (
     CannotShareError,
@@ -66,6 +67,26 @@ def test_a_batch_is_what_the_processor_makes_of_it(
         assert torch.equal(batch[name], values), name
 
 
+def test_an_opening_token_that_the_template_writes_stands_once(
+    loaded: tuple[Any, Any], texts_and_images: tuple[list[str], list[list[Image.Image]]]
+) -> None:
+    """Tokenizers as Llama 3's put one before every text."""
+    _, processor = loaded
+    texts, images = texts_and_images
+    plain = [prompt.ids for prompt in encode(processor, texts, images)]
+    tokenizer = processor.tokenizer
+    # The one that the template writes, and another.
+    for opening, times in (("<|im_start|>", 0), ("<|endoftext|>", 1)):
+        number = tokenizer.convert_tokens_to_ids(opening)
+        tokenizer.bos_token = opening
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{opening} $A", special_tokens=[(opening, number)]
+        )
+        assert tokenizer("")["input_ids"] == [number]
+        for prompt, alone in zip(encode(processor, texts, images), plain, strict=True):
+            assert prompt.ids.tolist() == times * [number] + alone.tolist()
+
+
 def test_one_row_a_prompt_is_padded_to_the_most_pictures() -> None:
     """As SmolVLM has it: [prompts x pictures x channels x height x width]."""
     few, many = torch.ones(1, 2, 3, 4, 4), torch.full((1, 5, 3, 4, 4), 2.0)
@@ -81,12 +102,13 @@ def test_one_row_a_prompt_is_padded_to_the_most_pictures() -> None:
 
 def test_a_processor_with_another_layout_is_refused(loaded: tuple[Any, Any]) -> None:
     """As InternVL has it: a row a tile, and no telling whose."""
-    _, processor = loaded
+    tokenizer = loaded[1].tokenizer
 
     def tiled(**inputs: Any) -> dict[str, torch.Tensor]:
-        made = processor.tokenizer(inputs["text"], padding=True, return_tensors="pt")
+        made = tokenizer(inputs["text"], padding=True, return_tensors="pt")
         return {**made, "pixel_values": torch.zeros(5, 3, 4, 4)}
 
+    tiled.tokenizer = tokenizer  # type: ignore[attr-defined]
     with pytest.raises(CannotShareError, match="pixel_values are not one row a prompt"):
         encode(tiled, ["one", "two"], [[Image.new("RGB", (4, 4))]] * 2)
 

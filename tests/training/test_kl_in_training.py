@@ -93,12 +93,13 @@ def test_the_accuracy_is_the_first_rewards_and_the_last_that_is_known(
 ) -> None:
     """Completions and rewards; NaN: one that failed."""
     unknown = math.nan
-    rewards = iter([[[1, 0], [0, 0]], [[unknown, 0], [1, 0]], [[unknown, 1], [unknown, 0]]])
+    failed = [[unknown, 1], [unknown, 0]]
+    rewards = iter([failed, [[1, 0], [0, 0]], [[unknown, 0], [1, 0]], failed])
     monkeypatch.setattr(
         GRPOTrainer, "_calculate_rewards", lambda *_: torch.tensor(next(rewards)).float()
     )
     trainer = object.__new__(DynamicKLTrainer)
-    for accuracy in (0.5, 1.0, 1.0):
+    for accuracy in (0.0, 0.5, 1.0, 1.0):
         trainer._calculate_rewards()
         assert trainer._accuracy == accuracy
 

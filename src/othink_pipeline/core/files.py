@@ -27,7 +27,8 @@ def digest_folder(folder: Path, files: Iterable[Path] | None = None) -> str:
         files: those of its files that count; None: all.
     """
     digest = hashlib.sha256()
-    for file in sorted(path for path in files or folder.rglob("*") if path.is_file()):
+    counted = folder.rglob("*") if files is None else files
+    for file in sorted(path for path in counted if path.is_file()):
         name = file.relative_to(folder).as_posix()
         if name != MANIFEST and not file.name.startswith("."):  # a file manager's .DS_Store
             digest.update(f"{name}\0{file.stat().st_size}\0".encode())

@@ -76,7 +76,7 @@ def complete(
     """
     opening, samples = OPENINGS[decoding.think], decoding.samples
     tokenizer = processor.tokenizer
-    opening_tokens = len(tokenizer(opening)["input_ids"])
+    opening_tokens = len(tokenizer(opening, add_special_tokens=False)["input_ids"])
     ends = model.generation_config.eos_token_id or tokenizer.eos_token_id
     settings = {
         "max_tokens": decoding.max_completion_tokens - opening_tokens,

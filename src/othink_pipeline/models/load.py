@@ -111,7 +111,10 @@ def save_model(
                 "take another compute.launcher."
             )
         elif dtype is not None:
-            kept = {id(weight): weight.to(dtype) for weight in state.values()}  # tied ones stay so
+            kept = {  # tied ones stay so
+                id(weight): weight.to(dtype) if weight.is_floating_point() else weight
+                for weight in state.values()
+            }
             state = {name: kept[id(weight)] for name, weight in state.items()}
         base.save_pretrained(folder, state_dict=state)
         if dtype is not None:  # there stands that of the weights in memory

@@ -60,11 +60,14 @@ def encode(processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image
         CannotShareError: a processor whose picture tensors have no known layout.
     """
     pictures = [list(group) for group in images]
+    opening: str | None = processor.tokenizer.bos_token
     made = processor(
         images=pictures if any(pictures) else None,
         text=list(texts),
         padding=True,
         return_tensors="pt",
+        # Some chat templates write the opening token themselves, which the tokenizer would repeat.
+        add_special_tokens=not (opening and texts[0].startswith(opening)),
     )
     real = made.pop("attention_mask").bool()  # [N x P]
     per_token = [name for name, values in made.items() if values.shape == real.shape]

@@ -20,15 +20,16 @@ class DynamicKLTrainer(KLEstimatorTrainer):
     go by.
     """
 
+    _accuracy = 0.0  # of the completions that are learnt from
+
     def __init__(self, *args: Any, kl: KLSchedule, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._controller = self.parts["kl"] = KLController(kl, self.args.max_steps)
         self._weighted_update: int | None = None  # the update that `beta` was last set for
-        self._accuracy = float("nan")  # of the completions that are learnt from
 
     def _calculate_rewards(self, *args: Any) -> torch.Tensor:
         rewards: torch.Tensor = super()._calculate_rewards(*args)  # [all processes' rows x rewards]
-        # NaN: rewards that failed. Where all did, the accuracy before is the best guess.
+        # NaN: rewards that failed. Where all did, the accuracy before (at first 0) is a guess.
         accuracy = rewards[:, 0].nanmean().item()
         self._accuracy = self._accuracy if math.isnan(accuracy) else accuracy
         return rewards

@@ -91,8 +91,7 @@ class Guarded(Trainer):
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
-        # With fp16 an overflow is everyday life: its scaler skips the step.
-        if self.accelerator.scaler is None and not math.isfinite(norm):
+        if not math.isfinite(norm):
             fault = {"gradient_not_finite": f"gradient norm {float(norm)}"}
             self._skip_if(self.monitor.tell(self._update, fault))
         return norm

@@ -209,16 +209,11 @@ class Adaptive(Schedule):
         """``previous (1 + gain clip(kl / target - 1, -0.2, 0.2))``, between ``low`` and ``high``.
 
         ``previous`` where no KL was measured.
-
-        Raises:
-            ValueError: the KL is not a number: the training has broken down.
         """
         if previous is None:
             return self.start
         if seen.kl is None:
             return previous
-        if math.isnan(seen.kl):
-            raise ValueError("the KL to the reference is not a number (NaN): no weight follows")
         error = min(max(seen.kl / self.target - 1, -MAX_ERROR), MAX_ERROR)
         return min(max(previous * (1 + self.gain * error), self.low), self.high)
 

@@ -97,7 +97,6 @@ class Resumable(Trainer):
             # These keep their weights beside the optimizer's state, in a form of their own.
             self.save_model(str(folder), _internal_call=True)
         self._save_optimizer_and_scheduler(str(folder))
-        self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
         torch.save(self._own_state(), folder / self._own_file)
         if self.args.should_save:
@@ -161,10 +160,6 @@ class Resumable(Trainer):
         self._restore_own_state(own)
         for name, part in self.parts.items():
             part.restore(saved["parts"][name])
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        with _only_data(checkpoint):
-            super()._load_scaler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _only_data(checkpoint):

@@ -71,4 +71,5 @@ def completion_tokens(rows: Dataset, job: Job, processor: Any, mean_tokens: floa
     """Tokens of all targets: the loss skips what comes before them."""
     targets = [row[0]["content"] for row in rows["completion"]]
     # Each ends with the chat template's end of turn and line feed, which TRL trains on as well.
-    return sum(len(ids) + 2 for ids in processor.tokenizer(targets)["input_ids"])
+    tokens = processor.tokenizer(targets, add_special_tokens=False)["input_ids"]
+    return sum(len(ids) + 2 for ids in tokens)

@@ -18,7 +18,7 @@ CHECKED_ROWS, CHECKED_TOKENS = 16, 8
 to compare them."""
 SLACK = 4.0
 """How many times TRL's own variation with the batch size the two may differ by."""
-ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Differences of log-probabilities that are rounding in any case."""
 
 
@@ -80,6 +80,5 @@ def _difference(trainer: SharedPromptTrainer, prompts: Sequence[Prompt]) -> tupl
     found = largest(trainer.shared(model, prompts, ids, mask)[0] - own)
     if sampled is not None:
         found = torch.maximum(found, largest(sampled[:, :width] - own))  # keeps a NaN
-    half = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None
-    rounding = ROUNDING.get(half or model.dtype, ROUNDING[torch.float32])
+    rounding = ROUNDING[torch.bfloat16 if args.bf16 else model.dtype]
     return float(found), max(SLACK * float(largest(own - alone)), rounding)

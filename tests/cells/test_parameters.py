@@ -25,6 +25,7 @@ ABLATIONS = {
     "kl_ablation": "kl",
     "kl_constants": "kl",
     "kl_constants_bases": "kl",
+    "kl_timing": "kl",
     "drift": "kl",
     "long": "kl",
     "paper_kl_constants": "kl",

@@ -192,6 +192,13 @@ def test_a_server_is_asked_and_a_silent_one_is_named(tmp_path: Path) -> None:
         environment.check_store(uri, None, tmp_path)
 
 
+@pytest.mark.parametrize("port", ["50OO", "99999"])
+def test_a_port_that_is_none_is_named(port: str, tmp_path: Path) -> None:
+    told = rf"server\.mlflow_tracking_uri = 'postgresql://\*\*\*@host:{port}/db': its port is no"
+    with pytest.raises(ConfigurationError, match=told):
+        environment.check_store(f"postgresql://me:secret@host:{port}/db", None, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("uri", "anchored"),
     [
@@ -358,6 +365,31 @@ def test_mlflows_variables_that_do_not_count_are_named(
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"):
         assert f"{name} does not count" in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_mlflows_address_counts_where_mlflow_yml_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The hook makes another text of it, which MLflow sets: a notebook's next session finds it."""
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "restored in the end")
+    monkeypatch.setattr("othink_pipeline.hooks.read_grid", lambda: None)
+    for name in ("base", "local"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "base" / "mlflow.yml").write_text("server: {mlflow_tracking_uri: null}")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+        for given, used in {
+            "sqlite:///mine.db": f"sqlite:///{tmp_path}/mine.db",
+            f"http://me:secret@{place}": f"http://{place}",
+        }.items():
+            for variable in (given, used):
+                monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+                context = context_of(tmp_path, tmp_path)
+                PreflightHooks().after_context_created(context)
+                server_block = context.config_loader["mlflow"]["server"]
+                assert server_block["mlflow_tracking_uri"] == used
+    assert "does not count" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["100% mine", "why?", "a#b"])

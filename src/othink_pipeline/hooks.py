@@ -103,7 +103,8 @@ class PreflightHooks:
             ]
             raise ConfigurationError("mlflow.yml:\n" + "\n".join(faults)) from None
         self._tracking = config.tracking
-        uri = config.server.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        named = config.server.mlflow_tracking_uri
+        uri = named or os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
             return
         uri = environment.move_credentials(uri)
@@ -111,7 +112,7 @@ class PreflightHooks:
         artifacts = config.tracking.experiment.create_experiment_kwargs.artifact_location
         environment.check_store(uri, artifacts, project)
         uri = environment.anchor_store(uri, project)
-        environment.settle_mlflow_variables(uri)
+        environment.settle_mlflow_variables(uri if named else None)
         if not uri.startswith("http"):  # a run's end would wait for a server that is away
             os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
         loader["mlflow"] = {

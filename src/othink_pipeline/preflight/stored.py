@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
+from othink_pipeline.cells.grid import base_model_of
 from othink_pipeline.cells.keys import Settings, numerics
 from othink_pipeline.cells.manifests import Checkpoint
 from othink_pipeline.cells.parameters import Parameters
@@ -60,7 +61,7 @@ def check_stored(
             number = int(name.split(".")[1].removeprefix("b"))
             fault = _check_base_model(manifest, number, parameters)
         elif isinstance(manifest, Checkpoint):
-            number = manifest.seed % parameters.base_model.count
+            number = base_model_of(manifest.seed, parameters.base_model.count)
             base, examples = load(f"base.b{number}.checkpoint"), load(f"{manifest.task}.examples")
             fault = _check_checkpoint(manifest, parameters, base, examples)
         if fault:

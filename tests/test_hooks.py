@@ -826,6 +826,7 @@ def test_the_runs_of_dead_processes_are_reaped_and_no_others(
     done = start(host, dead.pid)
     client.set_terminated(done, "FAILED")
     assert set(lifecycle.reap_dead_runs(parent)) == {gone, recycled}
+    assert client.get_run(gone).data.tags["ended_by"] == "process gone"
     assert statuses(client, container, parent, gone, recycled, elsewhere, done) == [
         "RUNNING",
         "RUNNING",

@@ -148,13 +148,6 @@ def test_what_is_no_safetensors_file_is_named(content: bytes, tmp_path: Path) ->
         read_weights(tmp_path)
 
 
-def test_pickled_weights_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
-    with pytest.raises(ConfigurationError, match=r"pytorch_model\.bin is no substitute") as error:
-        read_weights(tmp_path)
-    assert "safe_serialization=True" in error.value.message
-
-
 def test_the_disk_holds_checkpoints_of_all_cells_and_the_states_of_one(
     raw: dict[str, Any],
 ) -> None:

@@ -4,8 +4,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -319,16 +317,6 @@ def test_a_file_without_a_run_id_is_named(tmp_path: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(ConfigurationError, match=r"run\.json: holds no run id"):
         open_run(file, "a", "cell", {}, {})
-
-
-def test_who_ended_the_run_of_a_dead_process_is_told(client: MlflowClient, parent: str) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    run_id = runs.start_run("a", "cell", {}, {})
-    client.set_tag(run_id, runs.PID, str(dead.pid))
-    assert run_id in lifecycle.reap_dead_runs(parent)
-    run = client.get_run(run_id)
-    assert (run.info.status, run.data.tags["ended_by"]) == ("KILLED", "process gone")
 
 
 def test_samples_are_shown_with_their_pictures_and_take_the_place_of_those_before(

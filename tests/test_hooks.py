@@ -456,6 +456,34 @@ def test_ray_is_asked_before_a_run_leaves_a_record(
     assert len(tokens - {"of a run before"}) == 2, "Ray's processes have a token for each run"
 
 
+def test_ray_says_how_many_cells_need_room_and_is_let_go_of_if_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container has fewer cores than its machine; the next run is to check its Ray itself."""
+    import ray
+
+    from othink_pipeline.cluster import runner
+
+    def refuse(_: Any, __: Any, at_once: int) -> None:
+        seen.append(at_once)
+        raise ConfigurationError("the disk is full")
+
+    seen: list[Any] = []
+    cell = Cell("counting", "sft", 0)
+    planned = Planned(cell, shipped_method(cell), "train", 0, 1.0)
+    monkeypatch.setattr("othink_pipeline.hooks.plan_cells", lambda *_: [planned])
+    monkeypatch.setattr("othink_pipeline.hooks.check_room", refuse)
+    monkeypatch.setattr(runner, "prepare", lambda _: seen.append("connected"))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    monkeypatch.setattr(ray, "shutdown", lambda: seen.append("disconnected"))
+    GridConfigLoader("conf", env="smoke", base_env="base", default_run_env="local")
+    params = run_params(tmp_path, runner=str(runner.RayRunner()))
+    with pytest.raises(ConfigurationError, match="the disk is full"):
+        PreflightHooks().before_pipeline_run(params, TESTS, DataCatalog())
+    assert seen == ["connected", 3, "disconnected"]
+
+
 # --- Runs beside each other
 
 TESTS = Pipeline([Node(len, "x", "y", tags=["evaluation"])])

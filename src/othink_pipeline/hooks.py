@@ -148,23 +148,25 @@ class PreflightHooks:
         if self.planned:
             logger.info(describe_plan(self.planned))
         os.environ[RUN_VARIABLE] = uuid4().hex
-        at_once: int | None = 1
-        if "RayRunner" in run_params["runner"]:
-            from othink_pipeline.cluster.runner import prepare
-            from othink_pipeline.preflight.device import count_at_once
+        # Nothing calls the hooks below for a run that is refused.
+        with ExitStack() as presence:
+            at_once = 1
+            if "RayRunner" in run_params["runner"]:
+                from othink_pipeline.cluster import connection, runner
 
-            prepare(pipeline)
-            at_once = count_at_once(parameters.cluster)
-        if self.planned:
-            check_room(self.planned, parameters, at_once or len(self.planned))
-        # Last: nothing calls the hooks below for a run that was refused.
-        marks = Path(loader["globals"]["data"]) / AT_WORK
-        what = {name: block for name, block in raw.items() if name not in NO_RESULTS}
-        if file := parameters.compute.launcher:
-            what["compute.launcher"] = content_key(read_launcher(file))
-            os.environ[LAUNCHER_VARIABLE] = what["compute.launcher"]
-            self._presence.callback(os.environ.pop, LAUNCHER_VARIABLE, None)
-        self._presence.enter_context(at_work(marks, content_key(what)))
+                runner.prepare(pipeline)
+                presence.callback(connection.disconnect)
+                at_once = connection.count_at_once(parameters.cluster)
+            if self.planned:
+                check_room(self.planned, parameters, at_once)
+            marks = Path(loader["globals"]["data"]) / AT_WORK
+            what = {name: block for name, block in raw.items() if name not in NO_RESULTS}
+            if file := parameters.compute.launcher:
+                what["compute.launcher"] = content_key(read_launcher(file))
+                os.environ[LAUNCHER_VARIABLE] = what["compute.launcher"]
+                presence.callback(os.environ.pop, LAUNCHER_VARIABLE, None)
+            presence.enter_context(at_work(marks, content_key(what)))
+            self._presence = presence.pop_all()
 
     def _check_artifacts(self, run_params: dict[str, Any]) -> None:
         """Where the experiment keeps what the run gives it: hours of training come before that."""

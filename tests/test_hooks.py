@@ -605,7 +605,7 @@ def test_the_checks_come_before_the_parent_run_and_the_tracking_after_it(
     manager.hook.before_pipeline_run(pipeline=TWO_NODES, **arguments)
     parent = runs.parent_run_id()
     assert parent == mlflow.active_run().info.run_id
-    links = {"its run": views.run_link(parent)}
+    links = {"its run": views.run_link(client.get_run(parent))}
     ran = TWO_NODES
     if plugin_first:  # and results were recorded
         links = views.view_links(parent)
@@ -803,10 +803,10 @@ def test_an_error_fails_the_children_that_still_run(
     mlflow.start_run()
     hooks.before_pipeline_run(run_params(tmp_path))
     parent = str(runs.parent_run_id())
-    running, finished = (runs.start_run(name, "cell", {}, {}) for name in ("a", "b"))
+    running, finished = (runs.start_run(name, "cell", {}) for name in ("a", "b"))
     runs.finish_run(finished)
     runs.set_parent(None)
-    stranger = runs.start_run("c", "cell", {}, {})
+    stranger = runs.start_run("c", "cell", {})
     hooks.on_pipeline_error()
     mlflow.end_run("FAILED")  # kedro-mlflow's part
     assert statuses(client, running, finished, stranger) == ["FAILED", "FINISHED", "RUNNING"]
@@ -821,7 +821,7 @@ def test_a_run_interrupted_in_a_notebook_is_ended_before_the_next(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a test with Ray may have left Ray's handler
     hooks.before_pipeline_run(run_params(tmp_path))
     parent = str(runs.parent_run_id())
-    child = runs.start_run("a", "cell", {}, {})
+    child = runs.start_run("a", "cell", {})
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGTERM)  # a second one does not cut the clean-up
@@ -876,9 +876,9 @@ mlflow.set_experiment("tests")
 mlflow.start_run()
 params = {"project_path": sys.argv[1], "env": None, "pipeline_names": None}
 TrackingHooks().before_pipeline_run(params)
-cell = runs.start_run("a", "cell", {}, {})
+cell = runs.start_run("a", "cell", {})
 with runs.ending(cell):
-    left_open = runs.start_run("b", "cell", {}, {})
+    left_open = runs.start_run("b", "cell", {})
     print("runs", runs.parent_run_id(), cell, left_open, flush=True)
     time.sleep(600)
 """

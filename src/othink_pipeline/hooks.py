@@ -424,7 +424,7 @@ def _links(parent: str, pipeline: Pipeline) -> list[str]:
             views.save_views(parent)
             links = views.view_links(parent)
         else:
-            links = {"its run": views.run_link(parent)}
+            links = {"its run": views.run_link(mlflow.get_run(parent))}
     except MlflowException:  # the server went away at the very end: the results are there
         return [f"  look for the runs with the tag {runs.grid_tag(parent)}"]
     return [f"  {title:<20} {link}" for title, link in links.items()]

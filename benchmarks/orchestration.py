@@ -13,6 +13,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from benchmarks.grid import copy_project, run
 from benchmarks.harness import interleave, record
@@ -266,13 +267,14 @@ def time_tracking(_: str) -> dict[str, float]:
         runs.set_parent(parent.info.run_id)
 
         def our_run() -> None:
-            runs.finish_run(runs.start_run("counting/grpo/s0", "cell", {}, parameters))
+            file = Path(f"{uuid4()}.json")
+            runs.finish_run(runs.open_run(file, "counting/grpo/s0", "cell", {}, parameters))
 
         def mlflow_run() -> None:
             with mlflow.start_run(nested=True):
                 mlflow.log_params(parameters)
 
-        run_id = runs.start_run("counting/grpo/s0", "cell", {}, {})
+        run_id = runs.start_run("counting/grpo/s0", "cell", {})
 
         def our_metrics() -> None:
             values = mlflow_store.metric_entities(run_id, metrics, 1, round(1000 * time()))

@@ -11,6 +11,11 @@ from othink_pipeline.reference import parameters_page
 from othink_pipeline.scoring.strict import score
 
 ROOT = Path(__file__).parents[1]
+ROOMS = [
+    file.parent
+    for file in sorted((ROOT / "src/othink_pipeline").glob("*/__init__.py"))
+    if file.parent.name not in ("pipelines", "training")
+]
 TRACKING_PAGE = ROOT / "docs/tracking_server.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
 
@@ -42,6 +47,13 @@ def test_a_server_of_ones_own_is_told_of_no_more_runs_than_the_projects() -> Non
     theirs = yaml.safe_load(found[1])["tracking"]
     assert theirs["disable_tracking"] == ours["disable_tracking"]
     assert theirs.keys() == ours.keys()
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_every_room_names_its_modules(room: Path) -> None:
+    modules = {place.stem for place in room.iterdir() if not place.stem.startswith("_")}
+    listed = re.findall(r"^- (.*?):", (room / "__init__.py").read_text(), re.MULTILINE)
+    assert sorted(re.findall(r"``(\w+)``", " ".join(listed))) == sorted(modules)
 
 
 def slugs(text: str) -> set[str]:

@@ -192,6 +192,13 @@ def test_a_server_is_asked_and_a_silent_one_is_named(tmp_path: Path) -> None:
         environment.check_store(uri, None, tmp_path)
 
 
+@pytest.mark.parametrize("port", ["50OO", "99999"])
+def test_a_port_that_is_none_is_named(port: str, tmp_path: Path) -> None:
+    told = rf"server\.mlflow_tracking_uri = 'postgresql://\*\*\*@host:{port}/db': its port is no"
+    with pytest.raises(ConfigurationError, match=told):
+        environment.check_store(f"postgresql://me:secret@host:{port}/db", None, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("uri", "anchored"),
     [
@@ -360,6 +367,31 @@ def test_mlflows_variables_that_do_not_count_are_named(
     assert "secret" not in caplog.text
 
 
+def test_mlflows_address_counts_where_mlflow_yml_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The hook makes another text of it, which MLflow sets: a notebook's next session finds it."""
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "restored in the end")
+    monkeypatch.setattr("othink_pipeline.hooks.read_grid", lambda: None)
+    for name in ("base", "local"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "base" / "mlflow.yml").write_text("server: {mlflow_tracking_uri: null}")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+        for given, used in {
+            "sqlite:///mine.db": f"sqlite:///{tmp_path}/mine.db",
+            f"http://me:secret@{place}": f"http://{place}",
+        }.items():
+            for variable in (given, used):
+                monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+                context = context_of(tmp_path, tmp_path)
+                PreflightHooks().after_context_created(context)
+                server_block = context.config_loader["mlflow"]["server"]
+                assert server_block["mlflow_tracking_uri"] == used
+    assert "does not count" not in caplog.text
+
+
 @pytest.mark.parametrize("name", ["100% mine", "why?", "a#b"])
 def test_a_project_path_that_no_address_can_hold_is_refused(tmp_path: Path, name: str) -> None:
     environment.check_project(tmp_path)
@@ -422,6 +454,34 @@ def test_ray_is_asked_before_a_run_leaves_a_record(
         with pytest.raises(ConfigurationError, match="does not answer"):
             PreflightHooks().before_pipeline_run(params, training, DataCatalog())
     assert len(tokens - {"of a run before"}) == 2, "Ray's processes have a token for each run"
+
+
+def test_ray_says_how_many_cells_need_room_and_is_let_go_of_if_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container has fewer cores than its machine; the next run is to check its Ray itself."""
+    import ray
+
+    from othink_pipeline.cluster import runner
+
+    def refuse(_: Any, __: Any, at_once: int) -> None:
+        seen.append(at_once)
+        raise ConfigurationError("the disk is full")
+
+    seen: list[Any] = []
+    cell = Cell("counting", "sft", 0)
+    planned = Planned(cell, shipped_method(cell), "train", 0, 1.0)
+    monkeypatch.setattr("othink_pipeline.hooks.plan_cells", lambda *_: [planned])
+    monkeypatch.setattr("othink_pipeline.hooks.check_room", refuse)
+    monkeypatch.setattr(runner, "prepare", lambda _: seen.append("connected"))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    monkeypatch.setattr(ray, "shutdown", lambda: seen.append("disconnected"))
+    GridConfigLoader("conf", env="smoke", base_env="base", default_run_env="local")
+    params = run_params(tmp_path, runner=str(runner.RayRunner()))
+    with pytest.raises(ConfigurationError, match="the disk is full"):
+        PreflightHooks().before_pipeline_run(params, TESTS, DataCatalog())
+    assert seen == ["connected", 3, "disconnected"]
 
 
 # --- Runs beside each other
@@ -545,7 +605,7 @@ def test_the_checks_come_before_the_parent_run_and_the_tracking_after_it(
     manager.hook.before_pipeline_run(pipeline=TWO_NODES, **arguments)
     parent = runs.parent_run_id()
     assert parent == mlflow.active_run().info.run_id
-    links = {"its run": views.run_link(parent)}
+    links = {"its run": views.run_link(client.get_run(parent))}
     ran = TWO_NODES
     if plugin_first:  # and results were recorded
         links = views.view_links(parent)
@@ -743,10 +803,10 @@ def test_an_error_fails_the_children_that_still_run(
     mlflow.start_run()
     hooks.before_pipeline_run(run_params(tmp_path))
     parent = str(runs.parent_run_id())
-    running, finished = (runs.start_run(name, "cell", {}, {}) for name in ("a", "b"))
+    running, finished = (runs.start_run(name, "cell", {}) for name in ("a", "b"))
     runs.finish_run(finished)
     runs.set_parent(None)
-    stranger = runs.start_run("c", "cell", {}, {})
+    stranger = runs.start_run("c", "cell", {})
     hooks.on_pipeline_error()
     mlflow.end_run("FAILED")  # kedro-mlflow's part
     assert statuses(client, running, finished, stranger) == ["FAILED", "FINISHED", "RUNNING"]
@@ -761,7 +821,7 @@ def test_a_run_interrupted_in_a_notebook_is_ended_before_the_next(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a test with Ray may have left Ray's handler
     hooks.before_pipeline_run(run_params(tmp_path))
     parent = str(runs.parent_run_id())
-    child = runs.start_run("a", "cell", {}, {})
+    child = runs.start_run("a", "cell", {})
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGTERM)  # a second one does not cut the clean-up
@@ -794,6 +854,7 @@ def test_the_runs_of_dead_processes_are_reaped_and_no_others(
     done = start(host, dead.pid)
     client.set_terminated(done, "FAILED")
     assert set(lifecycle.reap_dead_runs(parent)) == {gone, recycled}
+    assert client.get_run(gone).data.tags["ended_by"] == "process gone"
     assert statuses(client, container, parent, gone, recycled, elsewhere, done) == [
         "RUNNING",
         "RUNNING",
@@ -815,9 +876,9 @@ mlflow.set_experiment("tests")
 mlflow.start_run()
 params = {"project_path": sys.argv[1], "env": None, "pipeline_names": None}
 TrackingHooks().before_pipeline_run(params)
-cell = runs.start_run("a", "cell", {}, {})
+cell = runs.start_run("a", "cell", {})
 with runs.ending(cell):
-    left_open = runs.start_run("b", "cell", {}, {})
+    left_open = runs.start_run("b", "cell", {})
     print("runs", runs.parent_run_id(), cell, left_open, flush=True)
     time.sleep(600)
 """

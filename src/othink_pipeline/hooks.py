@@ -103,7 +103,8 @@ class PreflightHooks:
             ]
             raise ConfigurationError("mlflow.yml:\n" + "\n".join(faults)) from None
         self._tracking = config.tracking
-        uri = config.server.mlflow_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        named = config.server.mlflow_tracking_uri
+        uri = named or os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
             return
         uri = environment.move_credentials(uri)
@@ -111,7 +112,7 @@ class PreflightHooks:
         artifacts = config.tracking.experiment.create_experiment_kwargs.artifact_location
         environment.check_store(uri, artifacts, project)
         uri = environment.anchor_store(uri, project)
-        environment.settle_mlflow_variables(uri)
+        environment.settle_mlflow_variables(uri if named else None)
         if not uri.startswith("http"):  # a run's end would wait for a server that is away
             os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
         loader["mlflow"] = {
@@ -147,23 +148,25 @@ class PreflightHooks:
         if self.planned:
             logger.info(describe_plan(self.planned))
         os.environ[RUN_VARIABLE] = uuid4().hex
-        at_once: int | None = 1
-        if "RayRunner" in run_params["runner"]:
-            from othink_pipeline.cluster.runner import prepare
-            from othink_pipeline.preflight.device import count_at_once
+        # Nothing calls the hooks below for a run that is refused.
+        with ExitStack() as presence:
+            at_once = 1
+            if "RayRunner" in run_params["runner"]:
+                from othink_pipeline.cluster import connection, runner
 
-            prepare(pipeline)
-            at_once = count_at_once(parameters.cluster)
-        if self.planned:
-            check_room(self.planned, parameters, at_once or len(self.planned))
-        # Last: nothing calls the hooks below for a run that was refused.
-        marks = Path(loader["globals"]["data"]) / AT_WORK
-        what = {name: block for name, block in raw.items() if name not in NO_RESULTS}
-        if file := parameters.compute.launcher:
-            what["compute.launcher"] = content_key(read_launcher(file))
-            os.environ[LAUNCHER_VARIABLE] = what["compute.launcher"]
-            self._presence.callback(os.environ.pop, LAUNCHER_VARIABLE, None)
-        self._presence.enter_context(at_work(marks, content_key(what)))
+                runner.prepare(pipeline)
+                presence.callback(connection.disconnect)
+                at_once = connection.count_at_once(parameters.cluster)
+            if self.planned:
+                check_room(self.planned, parameters, at_once)
+            marks = Path(loader["globals"]["data"]) / AT_WORK
+            what = {name: block for name, block in raw.items() if name not in NO_RESULTS}
+            if file := parameters.compute.launcher:
+                what["compute.launcher"] = content_key(read_launcher(file))
+                os.environ[LAUNCHER_VARIABLE] = what["compute.launcher"]
+                presence.callback(os.environ.pop, LAUNCHER_VARIABLE, None)
+            presence.enter_context(at_work(marks, content_key(what)))
+            self._presence = presence.pop_all()
 
     def _check_artifacts(self, run_params: dict[str, Any]) -> None:
         """Where the experiment keeps what the run gives it: hours of training come before that."""
@@ -421,7 +424,7 @@ def _links(parent: str, pipeline: Pipeline) -> list[str]:
             views.save_views(parent)
             links = views.view_links(parent)
         else:
-            links = {"its run": views.run_link(parent)}
+            links = {"its run": views.run_link(mlflow.get_run(parent))}
     except MlflowException:  # the server went away at the very end: the results are there
         return [f"  look for the runs with the tag {runs.grid_tag(parent)}"]
     return [f"  {title:<20} {link}" for title, link in links.items()]

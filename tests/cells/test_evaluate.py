@@ -69,7 +69,7 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Examples:
 def checkpoint(mini_model: MiniModel, examples: Examples, store: None) -> Checkpoint:
     """The manifest of a cell's last checkpoint."""
     shutil.copytree(mini_model.path, "checkpoint")
-    run_id = runs.start_run("counting/grpo/s3", "cell", {}, {})
+    run_id = runs.start_run("counting/grpo/s3", "cell", {})
     model_id = records.log_checkpoint(run_id, "counting/grpo/s3", 4, Path("checkpoint"), {})
     runs.finish_run(run_id)
     return checkpoint_of(

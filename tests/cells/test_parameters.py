@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from othink_pipeline.cells.methods import resolve_method, resolve_methods
-from othink_pipeline.cells.parameters import MAX_SEEDS, Parameters
+from othink_pipeline.cells.parameters import MAX_SEEDS, Cluster, Parameters
 from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.training.kl import Constant, ExploreExploit, KLController
@@ -906,3 +906,23 @@ def test_cells_may_share_a_gpu_and_have_one_a_process() -> None:
     raw["compute"]["num_processes"] = 2
     raw["cluster"]["train"] |= {"machines": 1, "gpus": 0.5}
     assert "cluster.train.gpus = 0.5 (machines: 1) and compute.num_processes = 2" in fault(raw)
+
+
+@pytest.mark.parametrize(
+    ("train", "workers", "at_once"),
+    [
+        ({"cpus": 1}, None, 12),
+        ({"cpus": 8}, None, 1),
+        ({"gpus": 0.1}, None, 10),
+        ({"gpus": 0.5, "custom": {"fast": 1.0}}, None, 0),
+        ({"cpus": 2, "machines": 2}, None, 3),
+        ({"cpus": 2}, 4, 4),
+        ({"cpus": 4}, 4, 3),
+    ],
+)
+def test_cells_are_trained_at_once_as_the_machines_hold_them(
+    train: dict[str, Any], workers: int | None, at_once: int
+) -> None:
+    block = shipped("cluster")
+    cluster = Cluster(**{**block, "workers": workers, "train": {**block["train"], **train}})
+    assert cluster.trained_at_once({"CPU": 12.0, "GPU": 1.0, "memory": 1e9}) == at_once

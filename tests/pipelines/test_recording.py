@@ -40,7 +40,7 @@ def test_other_pictures_leave_the_descriptions_of_cells_as_they_are(client: Mlfl
     first = begin(client, "cross_task today", "base")
     models = start_models()
     made = {"method": "base"}  # `--pipelines=base_model,cross_task`: it is none of the grid's
-    runs.start_run("base", "base_model", made, {})
+    runs.start_run("base", "base_model", made)
     record(two_tasks())
     experiment = client.get_experiment_by_name("grid")
     assert "As of cross_task today, environment base:" in experiment.tags["mlflow.note.content"]
@@ -73,7 +73,7 @@ def test_of_many_models_as_many_are_linked_as_there_is_room_for(
     assert linked() == sorted(models.items())
     monkeypatch.setattr(records, "NOTE_CHARACTERS", len(note(client, parent)))
     about = {"task": "counting", "method": "sft", "seed": "1"}  # it has no answers here
-    models["a"] = runs.start_run("a", "cell", about, {})
+    models["a"] = runs.start_run("a", "cell", about)
     record(two_tasks())
     assert linked() == sorted(models.items())[:4]
     text = note(client, parent)

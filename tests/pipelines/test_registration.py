@@ -49,7 +49,7 @@ def training(
     rows = [("counting", "grpo", 3, "best"), ("counting", "sft", 0, "gone")]
     table = pd.DataFrame(rows, columns=["task", "method", "seed", "path"])
     table["digest"] = [digest_folder(Path("best")), ""]
-    yield table.assign(run_id=[runs.start_run(name, "cell", {}, {}) for name in ("grpo", "sft")])
+    yield table.assign(run_id=[runs.start_run(name, "cell", {}) for name in ("grpo", "sft")])
     mlflow.set_tracking_uri(None)
     os.environ.pop("MLFLOW_EXPERIMENT_ID")
 

@@ -197,7 +197,9 @@ def test_weights_cut_short_or_only_pickled_are_found_before_they_are_read(
     weights.write_bytes(whole[:-1])
     assert f"{weights}: no whole safetensors file" in faults(check())
     weights.rename(folder / "pytorch_model.bin")
-    assert f"{weights}: not there; pytorch_model.bin is no substitute" in faults(check())
+    told = faults(check())
+    assert f"{weights}: not there; pytorch_model.bin is no substitute" in told
+    assert "safe_serialization=True" in told
 
 
 def test_weights_that_do_not_load_are_one_fault(check: Check, folder: Path) -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from othink_pipeline.cells.methods import resolve_method
 from othink_pipeline.cells.parameters import Parameters
+from othink_pipeline.cluster.machines import on_machines
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.hub import fetch_model
 from othink_pipeline.core.safetensors import Weights, read_weights
@@ -146,13 +147,6 @@ def test_what_is_no_safetensors_file_is_named(content: bytes, tmp_path: Path) ->
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ConfigurationError, match=r"model\.safetensors: no whole safetensors file"):
         read_weights(tmp_path)
-
-
-def test_pickled_weights_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
-    with pytest.raises(ConfigurationError, match=r"pytorch_model\.bin is no substitute") as error:
-        read_weights(tmp_path)
-    assert "safe_serialization=True" in error.value.message
 
 
 def test_the_disk_holds_checkpoints_of_all_cells_and_the_states_of_one(
@@ -558,6 +552,21 @@ def test_the_gate_checks_a_model_once_wherever_the_cache_is(
     assert again == first.model_copy(update={"path": again.path})
     assert again.path != first.path
     assert len(checked) == 1
+
+
+def test_the_gate_believes_in_what_ray_sets_aside_on_ray_alone(
+    raw: dict[str, Any],
+    examples: list[Examples],
+    untracked: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else each training would find more GPUs than processes, and fail."""
+    raw["cluster"]["train"]["gpus"] = 1
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    with on_machines(1, b"", 1):
+        gate(raw, examples)
+    with pytest.raises(ConfigurationError, match=r"4 GPUs can be seen, and compute.num_processes"):
+        gate(raw, examples)
 
 
 def test_methods_outside_the_grid_do_not_matter_to_the_gate(

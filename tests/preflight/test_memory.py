@@ -138,6 +138,10 @@ def test_what_cannot_fit_is_refused_with_what_helps_most_first() -> None:
     assert "training.optimizer: adamw_8bit (saves 6.0 MB)" in row.remedy
     for useless in ("gradient_checkpointing", "micro_batch_size", "ZeRO"):
         assert useless not in row.remedy
+    tiny = plan("sft", lora=adapters().model_dump(), optimizer="adamw_8bit", freeze_vision=True)
+    tiny = tiny._replace(settings=settings(dtype="bfloat16"))
+    (row,) = needs.check_held("m", WEIGHTS, {"sft": tiny}, device._replace(memory=9))
+    assert row.remedy == "Take a smaller base model, or a device with more memory."
     several = {"grpo": plan(sharing=Sharing("data", 2))}
     (row,) = needs.check_held("m", WEIGHTS, several, device._replace(memory=19_999_999))
     assert "ZeRO-3" in row.remedy

@@ -374,7 +374,7 @@ def test_what_failed_is_a_row_of_holes_and_changes_no_other(
     assert said[1:3] == ["## What failed", "| trained on | method | seed | no score | reason |"]
     assert "| geometry | grpo_d | 0 | → counting | OSError: no space |" in said
     assert r"| counting | sft_cot | 0 | → counting, → geometry | RuntimeError: a \| b |" in said
-    assert "| counting | sft_cot | 1 | — | — |" in said
+    assert "| counting | sft_cot | 0 | — | — |" in said
     assert "What failed" not in without
     assert "What failed" not in report_on(left, training, failures=FAILURES[:0])
 

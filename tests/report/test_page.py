@@ -66,6 +66,16 @@ def test_every_number_of_the_matrix_stands_in_the_page(page: str) -> None:
     assert heat_map.count('class="own"') == 4
 
 
+def test_what_failed_counts_as_nothing(page: str) -> None:
+    failed = pd.DataFrame(
+        [["counting", "grpo", 1, 0, "counting", "OSError: no space"]],
+        columns=["train_task", "method", "seed", "base_model", "eval_task", "reason"],
+    )
+    about = '<p class="about">5 models, 1 seed, 2 tasks, 12 test items, 60 answers</p>'
+    assert about in page
+    assert about in page_of(page_predictions(), failed)
+
+
 def test_forms_are_a_table_for_each_task(page: str) -> None:
     """GRPO-D on counting: 2 of its first 3 items right, 3 of the other 5."""
     forms = page.split('id="forms"')[1].split("</section>")[0]

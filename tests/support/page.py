@@ -13,7 +13,15 @@ from othink_pipeline.report.matrix import sort_rows
 from othink_pipeline.report.page.items import Item, make_items
 from othink_pipeline.report.page.render import Content, render_page
 from othink_pipeline.report.page.samples import choose_samples
-from tests.support.handmade import KNOWN, MARGIN, METHODS, matrix_of, report_on, two_tasks
+from tests.support.handmade import (
+    KNOWN,
+    MARGIN,
+    METHODS,
+    NO_FAILURES,
+    matrix_of,
+    report_on,
+    two_tasks,
+)
 
 HOSTILE = (
     '<think></script><script>document.title="owned"</script></think>'
@@ -82,13 +90,13 @@ HISTORY = pd.DataFrame(
 )
 
 
-def page_of(predictions: pd.DataFrame) -> str:
+def page_of(predictions: pd.DataFrame, failures: pd.DataFrame = NO_FAILURES) -> str:
     """The page of the hand-made grid."""
     training = pd.DataFrame({"task": ["counting"], "method": ["sft"], "seed": [0], "updates": [6]})
     compared = compare_all(sort_rows(predictions, METHODS), COMPARISONS, MARGIN)
     content = Content(
-        report=report_on(predictions, training, comparisons=COMPARISONS),
-        matrix=matrix_of(predictions),
+        report=report_on(predictions, training, failures=failures, comparisons=COMPARISONS),
+        matrix=matrix_of(predictions, failures),
         predictions=predictions,
         differences=differences_table(compared),
         history=HISTORY,

@@ -34,7 +34,7 @@ def prepare_project(project: Path, mini_model: MiniModel, empty_store: Path) -> 
         shutil.copytree(mini_model.path, "model")
         mlflow.set_tracking_uri(f"sqlite:///{project / STORE}")
         mlflow.set_experiment("tests")
-        run_id = runs.start_run("base/b0", "base_model", {}, {})
+        run_id = runs.start_run("base/b0", "base_model", {})
         model_id = records.log_checkpoint(run_id, "base/b0", 0, Path("model"), {})
     base = BaseModelCheckpoint(
         path="model", digest=mini_model.digest, run_id=run_id, model_id=model_id

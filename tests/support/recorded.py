@@ -31,7 +31,7 @@ def start_models() -> dict[str, str]:
         for task, method in CELLS
     }
     tags["base/b0"] = {"method": "base", "base_model": "0"}
-    return {name: runs.start_run(name, "cell", about, {}) for name, about in tags.items()}
+    return {name: runs.start_run(name, "cell", about) for name, about in tags.items()}
 
 
 def record(predictions: pd.DataFrame) -> None:

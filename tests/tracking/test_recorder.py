@@ -104,7 +104,7 @@ def wait_for_at_most(patch: pytest.MonkeyPatch, patience_s: float) -> None:
 @pytest.fixture
 def cell(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
-    return runs.start_run("counting/grpo/s0", "cell", {}, {})
+    return runs.start_run("counting/grpo/s0", "cell", {})
 
 
 @pytest.fixture
@@ -474,7 +474,7 @@ def test_a_training_that_goes_on_in_a_new_run_brings_all_of_its_records(
     with recorder(cell, file) as record:
         train(record, file.parent, last=15)
     client.delete_run(cell)
-    anew = runs.start_run("counting/grpo/s0", "cell", {}, {})
+    anew = runs.start_run("counting/grpo/s0", "cell", {})
     with recorder(anew, file) as record:
         train(record, file.parent, first=11)
     check_delivered(client, anew)
@@ -483,14 +483,14 @@ def test_a_training_that_goes_on_in_a_new_run_brings_all_of_its_records(
 def test_the_scores_of_the_base_model_stand_on_it_where_the_store_has_it(
     client: MlflowClient, server: Server, cell: str, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    base = runs.start_run("base/b0", "base_model", {}, {})
+    base = runs.start_run("base/b0", "base_model", {})
     base_id = records.log_checkpoint(base, "base/b0", 0, file.parent, {})
     with recorder(cell, file, base_model_id=base_id) as record:
         record.metrics(0, {"val/counting": 0.5}, 0, VALIDATION)
     (metric,) = client.get_logged_model(base_id).metrics or []
     assert (metric.key, metric.value, metric.run_id) == ("val/counting", 0.5, cell)
     for known in ("m-of-another-store", None):
-        run_id = runs.start_run("counting/grpo/s0", "cell", {}, {})
+        run_id = runs.start_run("counting/grpo/s0", "cell", {})
         with recorder(run_id, file, base_model_id=known):
             pass
         assert client.get_run(run_id).data.metrics == {"val/counting": 0.5}

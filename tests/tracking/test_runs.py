@@ -4,8 +4,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +48,7 @@ def parent(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def cell(parent: str) -> str:
-    return runs.start_run("counting/grpo/s0", "cell", {"task": "counting"}, {})
+    return runs.start_run("counting/grpo/s0", "cell", {"task": "counting"})
 
 
 def logged_model(client: MlflowClient, model_id: str) -> LoggedModel:
@@ -70,7 +68,7 @@ def test_a_run_is_the_child_of_the_parent_even_while_another_run_is_active(
 ) -> None:
     with mlflow.start_run():
         run_id = runs.start_run(
-            "counting/grpo/s0", "cell", {"task": "counting", "method": "grpo", "seed": "0"}, {}
+            "counting/grpo/s0", "cell", {"task": "counting", "method": "grpo", "seed": "0"}
         )
     run = client.get_run(run_id)
     assert run.info.run_name == "counting/grpo/s0"
@@ -96,26 +94,28 @@ def test_without_a_parent_a_run_is_on_the_top_level(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
-    run = client.get_run(runs.start_run("base", "base_model", {}, {}))
+    run = client.get_run(runs.start_run("base", "base_model", {}))
     assert "mlflow.parentRunId" not in run.data.tags
     assert run.data.tags["code_version"]
     assert run.info.experiment_id == client.get_experiment_by_name("tests").experiment_id
 
 
-def test_parameters_are_flat_complete_and_batched(client: MlflowClient, parent: str) -> None:
+def test_parameters_are_flat_complete_and_batched(
+    client: MlflowClient, parent: str, tmp_path: Path
+) -> None:
     many = {f"key{index}": index for index in range(250)}  # MLflow takes 100 at a time
     parameters = {"kl": {"shape": {"start": 0.0}, "end": 0.2}, "none": None, "empty": {}, **many}
-    run = client.get_run(runs.start_run("a", "cell", {}, parameters))
+    run = client.get_run(open_run(tmp_path / "run.json", "a", "cell", {}, parameters))
     expected = {"kl.shape.start": "0.0", "kl.end": "0.2", "none": "None", "empty": "{}"}
     assert run.data.params == expected | {key: str(value) for key, value in many.items()}
     assert not client.list_artifacts(run.info.run_id)
 
 
 def test_a_parameter_above_the_limit_is_cut_and_kept_whole_in_an_artifact(
-    client: MlflowClient, parent: str
+    client: MlflowClient, parent: str, tmp_path: Path
 ) -> None:
     parameters = {"prompt": {"text": "x" * 7000, "fits": "y" * 6000}}
-    run_id = runs.start_run("a", "cell", {}, parameters)
+    run_id = open_run(tmp_path / "run.json", "a", "cell", {}, parameters)
     logged = client.get_run(run_id).data.params
     assert logged["prompt.text"] == "x" * 5999 + "…"
     assert logged["prompt.fits"] == "y" * 6000
@@ -130,14 +130,14 @@ def test_a_parameter_above_the_limit_is_cut_and_kept_whole_in_an_artifact(
 def test_a_run_that_is_left_early_says_how(
     client: MlflowClient, parent: str, error: type[BaseException], status: str
 ) -> None:
-    run_id = runs.start_run("a", "cell", {}, {})
+    run_id = runs.start_run("a", "cell", {})
     with pytest.raises(error), runs.ending(run_id):
         raise error
     assert client.get_run(run_id).info.status == status
 
 
 def test_a_run_that_is_left_in_order_is_finished(client: MlflowClient, parent: str) -> None:
-    run_id = runs.start_run("a", "cell", {}, {})
+    run_id = runs.start_run("a", "cell", {})
     with runs.ending(run_id):
         assert client.get_run(run_id).info.status == "RUNNING"
     assert client.get_run(run_id).info.status == "FINISHED"
@@ -214,7 +214,7 @@ def test_without_a_parent_there_is_nothing_to_join(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
-    run_id = runs.start_run("a", "cell", {}, {})
+    run_id = runs.start_run("a", "cell", {})
     runs.join_grid(run_id, "reused")
     assert not [tag for tag in client.get_run(run_id).data.tags if "grid." in tag]
 
@@ -319,16 +319,6 @@ def test_a_file_without_a_run_id_is_named(tmp_path: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(ConfigurationError, match=r"run\.json: holds no run id"):
         open_run(file, "a", "cell", {}, {})
-
-
-def test_who_ended_the_run_of_a_dead_process_is_told(client: MlflowClient, parent: str) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    run_id = runs.start_run("a", "cell", {}, {})
-    client.set_tag(run_id, runs.PID, str(dead.pid))
-    assert run_id in lifecycle.reap_dead_runs(parent)
-    run = client.get_run(run_id)
-    assert (run.info.status, run.data.tags["ended_by"]) == ("KILLED", "process gone")
 
 
 def test_samples_are_shown_with_their_pictures_and_take_the_place_of_those_before(

@@ -116,7 +116,7 @@ def test_its_pages_show_the_matrix_and_what_each_cell_scores(
         browser = playwright.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=False)
         page = browser.new_page()
         page.set_default_timeout(300_000)
-        page.goto(views.run_link(cell))
+        page.goto(views.run_link(client.get_run(cell)))
         table = page.get_by_role("table").filter(has_text="trained on")
         table.wait_for()
         assert table.locator("th").all_inner_texts() == [
@@ -208,7 +208,7 @@ def test_a_server_that_is_killed_and_started_again_misses_nothing(
 ) -> None:
     monkeypatch.setattr(recorder, "_FIRST_PAUSE_S", 0.1)
     monkeypatch.setattr(recorder, "_LONGEST_PAUSE_S", 0.5)
-    run_id = runs.start_run(NAME, "cell", {}, {})
+    run_id = runs.start_run(NAME, "cell", {})
     halfway, killed = threading.Event(), threading.Event()
 
     def training(record: Recorder) -> None:
@@ -303,6 +303,6 @@ def test_what_one_process_could_not_deliver_another_does(
     run = MlflowClient().get_run(run_id)
     assert (run.info.status, run.data.tags["resumed"]) == ("RUNNING", "1")
     # That process left it open and is gone: the next one sees it through the server, too.
-    own = runs.start_run("another", "cell", {}, {})
+    own = runs.start_run("another", "cell", {})
     assert lifecycle.reap_dead_runs(own) == [run_id]
     assert MlflowClient().get_run(run_id).info.status == "KILLED"

@@ -40,11 +40,11 @@ def grid(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         for name in ("earlier", "cross_task today")
     )
     runs.set_parent(earlier)
-    reused = runs.start_run("geometry/grpo/s0", "cell", {"task": "geometry"}, {})
-    runs.start_run("counting/sft/s0", "cell", {"task": "counting"}, {})
+    reused = runs.start_run("geometry/grpo/s0", "cell", {"task": "geometry"})
+    runs.start_run("counting/sft/s0", "cell", {"task": "counting"})
     runs.set_parent(parent)
     runs.join_grid(reused, "reused")
-    trained = runs.start_run("counting/grpo/s0", "cell", {"task": "counting"}, {})
+    trained = runs.start_run("counting/grpo/s0", "cell", {"task": "counting"})
     for name, value in SCORES.items():
         client.log_metric(reused, name, value, step=4)
     for step, name in product((2, 4), CURVES):
@@ -97,7 +97,7 @@ def test_the_views_and_where_their_links_lead(grid: str, saved: dict[str, dict[s
 def test_the_latest_views_are_those_of_a_run_that_saved_them(
     grid: str, saved: dict[str, dict[str, Any]]
 ) -> None:
-    later = runs.start_run("stopped", "grid", {"env": "seeds"}, {})
+    later = runs.start_run("stopped", "grid", {"env": "seeds"})
     assert later != grid
     assert views.latest_links("seeds") == views.view_links(grid)
 
@@ -109,7 +109,7 @@ def test_a_grids_runs_lead_to_the_latest_kedro_run_that_recorded_all_of_them(
     assert len(ids) == 2
     assert views.latest_grid(ids.values(), "seeds") == grid
     assert views.latest_grid(ids.values(), "base") is None  # that tests them in another way
-    stranger = runs.start_run("counting/sft/s1", "cell", {}, {})
+    stranger = runs.start_run("counting/sft/s1", "cell", {})
     assert views.latest_grid([*ids.values(), stranger], "seeds") is None
     assert views.latest_grid([*ids.values(), "0" * 32], "seeds") is None
     assert views.latest_grid([], "seeds") is None

@@ -34,7 +34,7 @@ from othink_pipeline.cells.accelerate_config import (
 )
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.job import CellJob
-from othink_pipeline.cells.keys import Settings, arithmetic, training_key
+from othink_pipeline.cells.keys import Settings, training_key
 from othink_pipeline.cells.manifests import Checkpoint
 from othink_pipeline.cells.processes import work as train
 from othink_pipeline.cells.train import train_cell
@@ -487,13 +487,6 @@ def test_what_sharded_weights_cannot_do_is_refused_before_it_is_due() -> None:
         with pytest.raises(ConfigurationError, match=r"\(sync_ref_model = True\) is not saved"):
             check(name, method="grpo_d", sync_ref_model=True)
     check("ddp", method="grpo_d", sync_ref_model=True)
-
-
-def test_a_launcher_that_is_not_there_is_named(tmp_path: Path) -> None:
-    compute = Compute(**{**COMPUTE, "launcher": str(tmp_path / "none.yaml")})
-    for refused in (lambda: check_launcher(compute, HEALTH, []), lambda: arithmetic(compute)):
-        with pytest.raises(ConfigurationError, match=r"none\.yaml.*No such file"):
-            refused()
 
 
 def test_the_key_covers_what_a_launcher_says_and_not_where_it_stands(tmp_path: Path) -> None:

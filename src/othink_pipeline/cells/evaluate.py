@@ -86,7 +86,8 @@ def evaluate(
         here or before, why it did.
 
     Raises:
-        ConfigurationError: the checkpoint is not the one that its manifest speaks of.
+        ConfigurationError: the examples, or a base model, are not what their manifest speaks of.
+        TrackingUnavailableError: the MLflow server does not answer.
     """
     about = {**tested._asdict(), "eval_task": examples.task}
     if isinstance(checkpoint, FailedCell):

@@ -18,6 +18,11 @@ class Cell(NamedTuple):
         return f"{self.task}.{self.method}.s{self.seed}"
 
 
+def base_model_of(seed: int, count: int) -> int:
+    """Which of ``count`` base models the cells with a seed start from: they take turns."""
+    return seed % count
+
+
 class Grid(NamedTuple):
     """Tasks x methods x seeds; ``algorithms`` maps each method to ``sft`` or ``rl``."""
 
@@ -42,7 +47,7 @@ class Grid(NamedTuple):
 
     def base_model_of(self, seed: int) -> int:
         """The number of the base model that cells with this seed start from."""
-        return seed % self.base_model_count
+        return base_model_of(seed, self.base_model_count)
 
     @property
     def base_models(self) -> tuple[int, ...]:

@@ -42,6 +42,9 @@ MAX_SEED = 2**31 - 1
 MAX_SAMPLES = 8
 """majority@k goes through all subsets of the samples: 70 of them at most."""
 
+ROUNDING = 1e-6
+"""Of sums of parts of a GPU."""
+
 RESERVED = ("base", "data", "mlflow", "none", "report")
 """Namespaces and rows of the transfer matrix: no task or method has such a name."""
 
@@ -168,6 +171,17 @@ class Cluster(Block):
     """Of a cell, and, on one machine, of the check of a base model."""
     evaluate: Demand
     """Of the test of a cell, or of a base model, on one task."""
+
+    def trained_at_once(self, there: Mapping[str, float]) -> int:
+        """How many cells are trained at the same time at most.
+
+        Args:
+            there: the resources of all machines together.
+        """
+        wanted = {name: self.train.machines * n for name, n in self.train.resources.items()}
+        # 1 // 0.1 is 9.0.
+        held = min(int(there.get(name, 0) / n + ROUNDING) for name, n in wanted.items())
+        return min(self.workers or held, held)
 
     def find_fault(self, processes: int) -> str | None:
         """Why cells of so many processes do not go with what is asked for."""

@@ -85,6 +85,20 @@ def connect(
     logger.info("Ray: machines: %d, %s", len(alive), _describe(there, ("CPU", "GPU")))
 
 
+def disconnect() -> None:
+    """Disconnect this process; a Ray of its own ends with that."""
+    import ray
+
+    ray.shutdown()
+
+
+def count_at_once(cluster: Cluster) -> int:
+    """How many cells the Ray that this process is connected to trains at the same time at most."""
+    import ray
+
+    return cluster.trained_at_once(ray.cluster_resources())
+
+
 def find_faults(cluster: Cluster, machines: Sequence[Mapping[str, float]]) -> list[str]:
     """What is asked of a Ray that its machines do not have.
 

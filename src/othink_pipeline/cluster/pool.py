@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from othink_pipeline.cells.parameters import Cluster, Demand
+from othink_pipeline.cells.parameters import ROUNDING, Cluster, Demand
 from othink_pipeline.cells.processes import MachineLostError
 from othink_pipeline.cluster import worker
 from othink_pipeline.cluster.connection import find_faults
@@ -25,7 +25,6 @@ GRACE_S = 20.0
 """How long tasks have to end by themselves: longer than their last records take."""
 LOOK_S = 10.0
 """How often is looked for machines that have come."""
-ROUNDING = 1e-6
 KINDS = {"sft": "train", "rl": "train", "base_model": "train", "evaluation": "evaluate"}
 """Tag of a node -> the key of ``cluster`` that says what it needs. Others run in the driver."""
 

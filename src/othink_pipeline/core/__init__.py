@@ -10,6 +10,7 @@
 - ``code``: which of our code a result depends on
 - ``launchers``: what launchers of several processes leave behind
 - ``stopping``: Ctrl-C and SIGTERM
+- ``console``: colours, where a terminal shows them
 - ``units``: sizes and times as people read them
 - ``redaction``: addresses and errors without credentials
 - ``safetensors``: how large a model is, from the headers of its files

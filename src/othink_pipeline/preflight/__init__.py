@@ -2,6 +2,8 @@
 
 - ``rows``: what came of a check
 - ``plan``: which cells are finished, half done, still to do
+- ``stored``: is what a partial run starts from of today's parameters?
+- ``time_left``: how long the trainings of a run still take
 - ``environment``: folders, store, inputs, runner
 - ``disk``: room on the disk
 - ``compatibility``: do model, examples and parameters go together?

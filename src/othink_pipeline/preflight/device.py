@@ -23,9 +23,6 @@ RESET = Path("/proc/self/clear_refs")
 """Takes a 5 for: begin again to measure the peak."""
 
 
-ROUNDING = 1e-6
-
-
 def find_device() -> Device:
     """What computes, and its memory: of the first GPU, else of the process."""
     if torch.cuda.is_available():
@@ -38,14 +35,11 @@ def find_device() -> Device:
     return Device(f"CPU (threads: {torch.get_num_threads()})", min(limits), gpu=False)
 
 
-def count_at_once(cluster: Cluster) -> int | None:
-    """Cells that Ray would train at the same time; None where only its machines tell."""
+def guess_at_once(cluster: Cluster) -> int | None:
+    """Cells that a Ray would train at the same time; None where only its machines tell."""
     if cluster.workers or cluster.address:
         return cluster.workers
-    there = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
-    needs = cluster.train.resources.items()
-    # 1 // 0.1 is 9.0.
-    return int(min(there.get(name, 0) / need + ROUNDING for name, need in needs))
+    return cluster.trained_at_once({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()})
 
 
 def has_bfloat16() -> bool:

@@ -41,6 +41,8 @@ _NETWORKS = (
     *("panfs", "afs", "9p", "virtiofs", "orangefs", "pvfs2", "gfs2", "ocfs2"),
 )
 """What the types of file systems begin with that several machines may mount."""
+_ANSWER_S = 3.0
+"""How long a server takes to answer at most."""
 _URI_KEY = "mlflow.yml: server.mlflow_tracking_uri"
 _ARTIFACTS_KEY = "mlflow.yml: tracking.experiment.create_experiment_kwargs.artifact_location"
 _OR_ELSEWHERE = (
@@ -160,18 +162,19 @@ def _sources(package: Path) -> str:
     return digest_folder(package, package.rglob("*.py"))
 
 
-def settle_mlflow_variables(uri: str) -> None:
+def settle_mlflow_variables(named: str | None) -> None:
     """Say which of MLflow's own variables do not count here, and drop those that break a run.
 
     Args:
-        uri: the tracking store that is used.
+        named: the tracking store of mlflow.yml, as MLflow is given it; None where it names none,
+            and the variable counts.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given is not None and given != uri:
+    if named is not None and given not in (None, named):
         logger.warning(
             "MLFLOW_TRACKING_URI does not count: records go to %s, as mlflow.yml says. For the "
             "variable to count set server.mlflow_tracking_uri: null there.",
-            redact_uri(uri),
+            redact_uri(named),
         )
     for name, key in {
         "MLFLOW_EXPERIMENT_NAME": "tracking.experiment.name",
@@ -307,17 +310,22 @@ def _local_folder(location: str, project: Path) -> Path | None:
     return project / url2pathname(parts.path)
 
 
-def _check_server(uri: str, timeout_s: float = 3.0) -> None:
-    parts = urlsplit(uri)
+def _check_server(uri: str) -> None:
+    parts, shown = urlsplit(uri), f"{_URI_KEY} = {redact_uri(uri)!r}"
     ports = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
-    port = parts.port or ports.get(parts.scheme.partition("+")[0])
+    try:
+        port = parts.port or ports.get(parts.scheme.partition("+")[0])
+    except ValueError:
+        raise ConfigurationError(
+            f"{shown}: its port is no number from 1 to 65535. Correct it, {_OR_ELSEWHERE}"
+        ) from None
     if port is None:
         return  # a hosted service under a name of its own, such as databricks
     try:
-        socket.create_connection((parts.hostname, port), timeout=timeout_s).close()
+        socket.create_connection((parts.hostname, port), timeout=_ANSWER_S).close()
     except OSError as error:
         raise ConfigurationError(
-            f"{_URI_KEY} = {redact_uri(uri)!r}: {parts.hostname}:{port} does not answer ({error}). "
+            f"{shown}: {parts.hostname}:{port} does not answer ({error}). "
             f"Start the server, {_OR_ELSEWHERE}"
         ) from None
 

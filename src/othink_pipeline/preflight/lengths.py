@@ -25,6 +25,9 @@ LOOKED_AT = 64
 LARGEST = 4
 """Of these so many go through the processor: those with the most pixels."""
 
+MEASURED = 8
+"""Texts of a split that are measured to the token: those that are longest by themselves."""
+
 
 class TaskExamples(NamedTuple):
     """The examples of a task, and how the model is asked them."""
@@ -196,10 +199,10 @@ def _by_tokens(found: Longest) -> int:
     return found.tokens
 
 
-def _longest(processor: Any, texts: Sequence[str], most: int = 8) -> list[int]:
+def _longest(processor: Any, texts: Sequence[str]) -> list[int]:
     """Places of the longest texts by tokens: a template adds the same to all, up to its seams."""
     lengths = [len(ids) for ids in processor.tokenizer(list(texts))["input_ids"]]
-    return sorted(range(len(texts)), key=lambda row: -lengths[row])[:most]
+    return sorted(range(len(texts)), key=lambda row: -lengths[row])[:MEASURED]
 
 
 def _render_target(processor: Any, prompt: str, question: str, target: str) -> str:

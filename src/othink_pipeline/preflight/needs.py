@@ -131,7 +131,8 @@ def _advise(saved: Mapping[str, float], size: float) -> str:
         for remedy, less in best
         if less > WORTH_SAVING * size
     ]
-    return "; ".join([*listed, "or take a smaller base model, or a device with more memory."])
+    rest = "take a smaller base model, or a device with more memory."
+    return f"{'; '.join(listed)}; or {rest}" if listed else rest.capitalize()
 
 
 def _parts(parts: Mapping[str, float]) -> str:

@@ -62,11 +62,7 @@ def check_libraries(
 
 
 def _installed(key: str, module: str, install: str, back: str) -> Row:
-    return _row(key, module, find_spec(module) is not None, install, back)
-
-
-def _row(key: str, module: str, installed: bool, install: str, back: str) -> Row:
-    if installed:
+    if find_spec(module) is not None:
         return Row(key, "ok", f"{module} is installed")
     return Row(key, "FAILED", f"{module} is not installed.", f"Install it: {install}; {back}")
 

@@ -18,7 +18,7 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
 from othink_pipeline.cells.accelerate_config import check_launcher
-from othink_pipeline.cells.grid import Cell
+from othink_pipeline.cells.grid import Cell, base_model_of
 from othink_pipeline.cells.keys import (
     Settings,
     cell_folder,
@@ -100,16 +100,17 @@ def plan_grid(
     methods, count = parameters.resolve(), parameters.base_model.count
     if cells is None:
         cells = [Cell(*key, seed) for key in methods for seed in parameters.experiment.seeds]
+    numbers = [base_model_of(cell.seed, count) for cell in cells]
     bases = {
         number: known.get(f"base.b{number}.checkpoint")
         or locate_base_model(parameters.base_model, number)
-        for number in {cell.seed % count for cell in cells}
+        for number in set(numbers)
     }
     examples = [_read_examples(task, parameters) for task in parameters.experiment.tasks]
     costs = measured_costs(Path(parameters.folders.checkpoints))
     return [
-        _plan_cell(cell, methods[cell[:2]], parameters, bases[cell.seed % count], examples, costs)
-        for cell in cells
+        _plan_cell(cell, methods[cell[:2]], parameters, bases[number], examples, costs)
+        for cell, number in zip(cells, numbers, strict=True)
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
+from othink_pipeline.cells.grid import base_model_of
 from othink_pipeline.cells.keys import Settings, numerics
 from othink_pipeline.cells.manifests import Checkpoint
 from othink_pipeline.cells.parameters import Parameters
@@ -19,6 +20,7 @@ from othink_pipeline.core.hub import find_model
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.preparation import CELL_SPLITS, examples_key
 from othink_pipeline.models.manifests import BaseModelCheckpoint
+from othink_pipeline.training.parameters import RL, SFT
 
 KINDS = (".examples", ".checkpoint")
 """How the names end of the manifests that are looked at."""
@@ -50,7 +52,7 @@ def check_stored(
     def load(name: str) -> Any:
         return catalog.load(name) if name in catalog and catalog.exists(name) else None
 
-    faults = []
+    methods, settings, faults = parameters.resolve(), Settings.of(parameters), []
     for name in sorted(name for name in pipeline.inputs() if name.endswith(KINDS)):
         manifest = load(name)
         fault = None
@@ -60,9 +62,10 @@ def check_stored(
             number = int(name.split(".")[1].removeprefix("b"))
             fault = _check_base_model(manifest, number, parameters)
         elif isinstance(manifest, Checkpoint):
-            number = manifest.seed % parameters.base_model.count
+            number = base_model_of(manifest.seed, parameters.base_model.count)
             base, examples = load(f"base.b{number}.checkpoint"), load(f"{manifest.task}.examples")
-            fault = _check_checkpoint(manifest, parameters, base, examples)
+            wanted = methods.get((manifest.task, manifest.method))
+            fault = _check_checkpoint(manifest, wanted, settings, base, examples)
         if fault:
             faults.append(f"  {name}: {fault.what}\n    kedro run {fault.options}{options}")
     if faults:
@@ -96,16 +99,14 @@ def _check_base_model(
 
 
 def _check_checkpoint(
-    checkpoint: Checkpoint, parameters: Parameters, base: Any, examples: Any
+    checkpoint: Checkpoint, wanted: SFT | RL | None, settings: Settings, base: Any, examples: Any
 ) -> _Fault | None:
-    task, method = checkpoint.task, checkpoint.method
-    wanted = parameters.resolve().get((task, method))
     ours = wanted.model_dump() if wanted else {}
     theirs = checkpoint.parameters.model_dump()
     keys = sorted(key for key, value in ours.items() if theirs.get(key) != value)
-    for block, settings in (numerics(wanted, Settings.of(parameters)) if wanted else {}).items():
+    for block, now in (numerics(wanted, settings) if wanted else {}).items():
         then = checkpoint.numerics.get(block, {})
-        keys += [f"{block}.{key}" for key in then if settings.get(key) != then[key]]
+        keys += [f"{block}.{key}" for key in then if now.get(key) != then[key]]
     what = f"trained with another {', '.join(keys)}" if keys else ""
     if isinstance(base, BaseModelCheckpoint) and base.digest != checkpoint.base_model:
         what = "trained from another base model"
@@ -113,4 +114,5 @@ def _check_checkpoint(
         what = "trained on other examples"
     if isinstance(examples, Examples) and examples.answers != checkpoint.answers:
         what = "trained with another kind of answer (data_preparation.answers)"
-    return _Fault(what, f"--namespaces={task}.{method}") if what else None
+    options = f"--namespaces={checkpoint.task}.{checkpoint.method}"
+    return _Fault(what, options) if what else None

@@ -9,6 +9,9 @@
 - ``verdict``: what it comes to, in words
 - ``metrics``: what MLflow shows of it
 - ``markdown``: the report
+- ``scores``, ``differences``, ``training``, ``published``: its sections
+- ``tables``: numbers and tables as text
 - ``figures``: heat map and curves
+- ``sample_figure``: the page's samples as a figure
 - ``page``: all of it in one HTML file, with samples and every prediction
 """

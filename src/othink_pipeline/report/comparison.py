@@ -199,10 +199,7 @@ def compare(
     is_plain = len(pairs) == len(parts) and len(set(tasks)) == 1
     p_items = mcnemar_p(parts) if is_plain else weighted_items_p(parts)
     items, relative_items = map(drawn.estimate_over_items, (difference, improvement))
-    if unit == "items":
-        widest, relative = items, relative_items
-    else:
-        widest, relative = drawn.estimate(difference), drawn.estimate(improvement, RELATIVE)
+    widest, relative = drawn.estimate(difference), drawn.estimate(improvement, RELATIVE)
     return Difference(
         method=method,
         baseline=baseline,

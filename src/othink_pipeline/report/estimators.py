@@ -88,11 +88,10 @@ def difference_where(
         clusters: [seeds], as in :func:`resample`.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: ``chosen`` has another shape.
     """
-    first, second = _paired(a, b)
-    where = np.asarray(chosen, dtype=np.float64)
-    drawn = resample([(first - second) * where, where], clusters=clusters)
+    gain, where = np.subtract(a, b, dtype=np.float64), np.asarray(chosen, dtype=np.float64)
+    drawn = resample([gain * where, where], clusters=clusters)
     return drawn.estimate(lambda means: means[0] / means[1])
 
 
@@ -149,22 +148,14 @@ def pass_at_k(n: int, correct: ArrayLike, k: int) -> Floats:
     Args:
         n: samples of each item.
         correct: [items], how many of them are right.
-        k: samples taken.
+        k: samples taken, 1..n.
 
     Returns:
         [items], in [0, 1]: 1 - C(n - correct, k) / C(n, k).
-
-    Raises:
-        ValueError: not 1 <= k <= n, or a count is not in 0..n.
     """
     from scipy.special import comb
 
-    counts = np.asarray(correct)
-    if not 1 <= k <= n:
-        raise ValueError(f"k must be in 1..{n} (n), got {k}")
-    if np.any((counts < 0) | (counts > n)):
-        raise ValueError(f"correct must be in 0..{n} (n), got {counts.min()}..{counts.max()}")
-    return np.asarray(1 - comb(n - counts, k) / comb(n, k), dtype=np.float64)
+    return np.asarray(1 - comb(n - np.asarray(correct), k) / comb(n, k), dtype=np.float64)
 
 
 def majority_at_k(answers: Sequence[Sequence[str | None]], correct: ArrayLike, k: int) -> Floats:
@@ -176,26 +167,16 @@ def majority_at_k(answers: Sequence[Sequence[str | None]], correct: ArrayLike, k
     Args:
         answers: [items x n], normal forms: equal answers are equal strings; None does not parse.
         correct: [items x n] of bool.
-        k: samples taken.
+        k: samples taken, 1..n.
 
     Returns:
         [items], in [0, 1].
-
-    Raises:
-        ValueError: the shapes differ, or not 1 <= k <= n.
     """
     said, right = np.asarray(answers, dtype=object), np.asarray(correct, dtype=np.float64)
-    if said.shape != right.shape or said.ndim != 2:
-        raise ValueError(
-            f"answers and correct must be [items x n], got {said.shape}, {right.shape}"
-        )
-    n = said.shape[1]
-    if not 1 <= k <= n:
-        raise ValueError(f"k must be in 1..{n} (n), got {k}")
     voting = said != np.array(None)  # [items x n]
     agree = (said[:, :, None] == said[:, None, :]) & voting[:, None, :] & voting[:, :, None]
     total = np.zeros(len(said))
-    subsets = list(combinations(range(n), k))
+    subsets = list(combinations(range(said.shape[1]), k))
     for subset in subsets:
         votes = agree[:, subset][:, :, subset].sum(axis=2)  # [items x k], of each sample's answer
         # Winners have equally many votes: the share of right samples is that of right answers.
@@ -203,19 +184,6 @@ def majority_at_k(answers: Sequence[Sequence[str | None]], correct: ArrayLike, k
         hits = (winners * right[:, subset]).sum(axis=1)
         total += hits / np.maximum(winners.sum(axis=1), 1)
     return total / len(subsets)
-
-
-def _paired(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
-    """Both as floats.
-
-    Raises:
-        ValueError: their shapes differ, or are not [seeds x items].
-    """
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape or first.ndim != 2:
-        shapes = f"{first.shape} and {second.shape}"
-        raise ValueError(f"a and b must have one shape of 2 axes, got {shapes}")
-    return first, second
 
 
 def _format_gain(means: Floats) -> Floats:

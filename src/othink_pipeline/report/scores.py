@@ -27,7 +27,8 @@ def matrix_section(matrix: pd.DataFrame, predictions: pd.DataFrame) -> str:
             of_task = answers.get((train_task, method, task), predictions[:0])
             text = accuracy_text(group[group["eval_task"] == task], of_task)
             scores.append(f"**{text}**" if task == train_task and text != HOLE else text)
-        seeds = _bases(group) if method == BASE else group["seed"].nunique()
+        there = tested(group)
+        seeds = _bases(there) if method == BASE else there["seed"].nunique()
         rows.append([train_task, method, seeds, *scores])
     note = (
         "Accuracy of the tagged answer, % [95 % interval]: Wilson's for one training, bootstrapped"

@@ -9,6 +9,9 @@ from numpy.typing import ArrayLike
 
 from othink_pipeline.report.resampling import Floats
 
+SIGNIFICANCE = 0.05
+"""What a p-value has to be below."""
+
 
 def mcnemar_p(differences: ArrayLike) -> float:
     """Exact two-sided McNemar test: would other items tell, these two models being given?
@@ -108,10 +111,10 @@ def holm(p_values: ArrayLike) -> Floats:
 
 
 def first_t(tests: int, units: int) -> float:
-    """The |t| that the least of so many p-values has to exceed to be below 5 % after Holm."""
+    """The |t| that the least of so many p-values has to exceed to be significant after Holm."""
     from scipy.stats import t
 
-    return float(t.isf(0.05 / (2 * tests), units - 1))
+    return float(t.isf(SIGNIFICANCE / (2 * tests), units - 1))
 
 
 def _have_spread(units: Floats) -> bool:

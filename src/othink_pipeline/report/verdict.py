@@ -12,10 +12,10 @@ import pandas as pd
 from othink_pipeline.core.blocks import BASE
 from othink_pipeline.report.comparison import SCOPES, Difference, Scope, read_differences
 from othink_pipeline.report.parameters import KnownMethods
+from othink_pipeline.report.significance import SIGNIFICANCE
 from othink_pipeline.report.tables import UNKNOWN
 
 SCOPE_NAMES: dict[Scope, str] = {"same": "own task", "cross": "other tasks"}
-SIGNIFICANCE = 0.05
 DIFFERENT, UNDECIDED, SAME = "different", "undecided", "the same items right"
 SMALL_PULL = 0.1
 """Of the KL term, beside advantages of about 1."""

@@ -115,16 +115,12 @@ def process_tags() -> dict[str, str]:
     }
 
 
-def start_run(
-    name: str, kind: Kind, tags: Mapping[str, str], parameters: Mapping[str, object]
-) -> str:
+def start_run(name: str, kind: Kind, tags: Mapping[str, str]) -> str:
     """Start a run, the child of the parent when there is one, and return its id.
 
     Args:
         name: what the UI shows, ``counting/grpo_d/s0`` for a cell.
         tags: task, method and seed of a cell.
-        parameters: nested; logged flat with dots. A value above MLflow's 6000 characters is
-            logged cut, and all parameters are then kept whole in the artifact parameters.json.
     """
     client = MlflowClient()
     parent = parent_run_id()
@@ -139,7 +135,6 @@ def start_run(
     run_id: str = client.create_run(
         experiment_id, run_name=name, tags={**shared, **process_tags(), "kind": kind, **tags}
     ).info.run_id
-    _log_parameters(client, run_id, parameters)
     return run_id
 
 
@@ -155,7 +150,9 @@ def open_run(
 
     Args:
         file: see ``FILE``.
-        name, kind, tags, parameters: as of `start_run`.
+        name, kind, tags: as of `start_run`.
+        parameters: nested; logged flat with dots. A value above MLflow's 6000 characters is
+            logged cut, and all parameters are then kept whole in the artifact parameters.json.
 
     Raises:
         ConfigurationError: the file holds no run id.
@@ -167,7 +164,7 @@ def open_run(
             return known
         logger.warning("%s: this MLflow experiment has no run %s, it gets a new one", name, known)
         tags = {**tags, "replaces": known}
-    run_id = start_run(name, kind, tags, {})
+    run_id = start_run(name, kind, tags)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {"run_id": run_id})  # before all else: killed after it, the run is not lost
     _log_parameters(MlflowClient(), run_id, parameters)

@@ -79,7 +79,8 @@ def view_links(parent_id: str) -> dict[str, str]:
 
     On the tracking server, or where ``mlflow ui`` answers when there is none.
     """
-    experiment = f"{server_address()}/#/experiments/{_experiment_of(parent_id)}/runs?"
+    experiment_id = MlflowClient().get_run(parent_id).info.experiment_id
+    experiment = f"{server_address()}/#/experiments/{experiment_id}/runs?"
     return {
         view.title: experiment
         + urlencode(
@@ -124,9 +125,9 @@ def _has_views(grid: Run) -> bool:
     return VIEW_TAG + _key(grid.info.run_id, VIEWS[0]) in experiment.tags
 
 
-def run_link(run_id: str) -> str:
+def run_link(run: Run) -> str:
     """Address of the page of a run."""
-    return f"{server_address()}/#/experiments/{_experiment_of(run_id)}/runs/{run_id}"
+    return f"{server_address()}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
 def server_address() -> str:
@@ -158,10 +159,6 @@ def save_views(parent_id: str) -> None:
 
 def _key(parent_id: str, view: View) -> str:
     return f"{parent_id[:8]}-{view.key}"
-
-
-def _experiment_of(run_id: str) -> str:
-    return str(MlflowClient().get_run(run_id).info.experiment_id)
 
 
 def _pack(state: dict[str, Any]) -> str:

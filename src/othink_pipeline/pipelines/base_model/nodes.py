@@ -13,6 +13,7 @@ from typing import Any
 from othink_pipeline.cells.keys import JOURNAL, SAME_ENV, arithmetic
 from othink_pipeline.cells.methods import distinct_sizes, resolve_methods
 from othink_pipeline.cells.parameters import Cluster, Evaluation, Experiment, Folders, TrainDemand
+from othink_pipeline.cells.processes import train_here, train_on
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest, code_tags, library_versions
 from othink_pipeline.core.files import MANIFEST, content_key, publish, read_json, write_json
@@ -83,7 +84,9 @@ def check_base_model(
     blocks = {"training": training, "sft": sft, "rl": rl, "methods": methods}
     resolved = distinct_sizes(resolve_methods(blocks, experiment.tasks, experiment.methods))
     home = Path(folders.checkpoints) / "base" / f"b{number}" / found.digest[:16]
-    fit = found, resolved, evaluation, model, compute, cluster.train
+    # What Ray would set aside is not set aside without it: a training then sees all GPUs.
+    train = None if train_on.get() is train_here else cluster.train
+    fit = found, resolved, evaluation, model, compute, train
     _check_fit(*fit, examples, home / CHECKED)
     return _open_run(found, number, home)
 
@@ -113,7 +116,7 @@ def _check_fit(
     evaluation: Evaluation,
     model: ModelSettings,
     compute: Compute,
-    train: TrainDemand,
+    train: TrainDemand | None,
     examples: tuple[Examples, ...],
     checked: Path,
 ) -> None:
@@ -123,7 +126,7 @@ def _check_fit(
             "base_model": base_model.digest,
             "model": model.model_dump(),
             "compute": compute.model_dump() | arithmetic(compute),
-            "train": train.model_dump(),
+            "train": train and train.model_dump(),
             "methods": {name: method.model_dump() for name, method in methods.items()},
             "evaluation": evaluation.model_dump(),
             "examples": [each.to_json() for each in examples],

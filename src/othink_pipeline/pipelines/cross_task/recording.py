@@ -63,7 +63,7 @@ def _describe_models(
     methods: tuple[str, ...],
 ) -> None:
     colors = {**colors_of(methods, methods), BASE: BASE_COLOR}
-    base = predictions[predictions["method"] == BASE]
+    base, links = predictions[predictions["method"] == BASE], _links(parent)
     for run in runs.grid_runs(parent):
         tags = run.data.tags
         if tags["method"] == BASE and "base_model" not in tags:
@@ -79,7 +79,7 @@ def _describe_models(
         # Scores of the last update, at step 0: MLflow draws what has another step as a line.
         records.log_scores(run.info.run_id, _of_pictures(metrics, shown), 0)
         if not shown:  # a cell is what it is on the right pictures
-            text = "\n\n".join([f"{what}.", matrix_section(rows, answers), _links(parent)])
+            text = "\n\n".join([f"{what}.", matrix_section(rows, answers), links])
             records.describe(run.info.run_id, text, colors.get(tags["method"]))
 
 
@@ -113,7 +113,7 @@ def _model_links(parent: str, room: int) -> str:
     text = ""
     for number, run in enumerate(of_grid):
         more = f"and {len(of_grid) - number} more: see the view {views.VIEWS[0].title}"
-        link = f"[{run.info.run_name}]({views.run_link(run.info.run_id)}) · "
+        link = f"[{run.info.run_name}]({views.run_link(run)}) · "
         if len(text) + len(link) + len(more) > room:
             return text + more
         text += link

@@ -121,13 +121,13 @@ def measure_costs(parameters: dict[str, Any], fit: Fit) -> list[Row]:
     """
     if not fit.lengths or failed(fit.rows):
         return []
-    from othink_pipeline.preflight.device import count_at_once
+    from othink_pipeline.preflight.device import guess_at_once
     from othink_pipeline.preflight.measure import measure_grid
 
     blocks = Parameters.read(parameters)
     path = max(fit.lengths, key=lambda folder: read_weights(Path(folder)))
     rows, speed = measure_grid(path, fit.lengths[path], distinct_sizes(blocks.resolve()), blocks)
-    at_once = count_at_once(blocks.cluster)
+    at_once = guess_at_once(blocks.cluster)
     return [*rows, hours_left(plan_grid(blocks), blocks, speed, at_once)]
 
 

@@ -83,10 +83,10 @@ def model_names(models: pd.DataFrame, known: KnownMethods) -> list[str]:
     has_bases = (models["method"] == BASE).sum() > 1
     names = []
     for train_task, method, seed, base_model in models[MODEL].to_numpy():
+        name = known.name(train_task, method)
         if method == BASE:
-            names.append(f"base model {base_model}" if has_bases else "base model")
+            names.append(f"{name} {base_model}" if has_bases else name)
         else:
-            name = f"{known.label(method)} on {train_task}"
             names.append(f"{name}, seed {seed}" if has_seeds else name)
     return names
 

@@ -119,9 +119,10 @@ def _html(markdown: str) -> Markup:
 
 def _about(matrix: pd.DataFrame, predictions: pd.DataFrame) -> str:
     """How much stands behind the page."""
-    models = len(matrix[["train_task", "method", "seed", "base_model"]].drop_duplicates())
-    seeds, items = matrix["seed"].nunique(), predictions["example_id"].nunique()
-    counts = {"model": models, "seed": seeds, "task": matrix["eval_task"].nunique()}
+    there = tested(matrix)
+    models = len(there[["train_task", "method", "seed", "base_model"]].drop_duplicates())
+    seeds, items = there["seed"].nunique(), predictions["example_id"].nunique()
+    counts = {"model": models, "seed": seeds, "task": there["eval_task"].nunique()}
     counts |= {"test item": items, "answer": len(predictions)}
     return ", ".join(f"{n:,} {noun}{'s' * (n != 1)}" for noun, n in counts.items())
 

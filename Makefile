@@ -90,6 +90,7 @@ pictures: $(STAMP)
 	$(VENV)/bin/python docs/pictures.py
 	$(VENV)/bin/python docs/kl_schedules.py
 	$(VENV)/bin/python docs/sweeps.py
+	$(VENV)/bin/python docs/differences.py
 
 faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.faults

@@ -29,8 +29,8 @@ class Row(NamedTuple):
 GRID = ("seeds", "seeds_again")
 ROWS = [
     Row("GRPO-D − GRPO", "grpo_d", "grpo", GRID),
-    Row("GRPO-D − the constant of its mean", "grpo_d", "grpo_mean", GRID),
-    Row("larger weights: dip − the constant of its mean", "explore_exploit", "kl_0111", ("kl_ablation",)),
+    Row("GRPO-D − its mean", "grpo_d", "grpo_mean", GRID),
+    Row("larger weights: dip − its mean", "explore_exploit", "kl_0111", ("kl_ablation",)),
     Row("cosine upwards − downwards", "cosine", "cosine_down", ("kl_ablation",)),
     Row("constant 0.25 − next to none", "kl_025", "kl_1e6", ("kl_ablation",)),
 ]
@@ -65,7 +65,11 @@ def draw(file: Path) -> None:
             panel.errorbar(mean, place, xerr=half, fmt="D", color="C3", capsize=4, markersize=5)
             text = f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]".replace("-", "−")
             panel.annotate(
-                text, (1.0, place - 0.32), xycoords=("axes fraction", "data"), ha="right", fontsize=8
+                text,
+                (1.0, place - 0.32),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                fontsize=8,
             )
         panel.set(title="across tasks" if across else "own task", xlabel="points of accuracy")
         panel.grid(axis="x", alpha=0.3)

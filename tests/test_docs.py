@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = [
     file.parent
     for file in sorted((ROOT / "src/othink_pipeline").glob("*/__init__.py"))
-    if file.parent.name not in ("pipelines", "training")
+    if file.parent.name != "pipelines"
 ]
 TRACKING_PAGE = ROOT / "docs/tracking_server.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]

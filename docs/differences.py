@@ -1,6 +1,7 @@
-"""Draw differences between methods, from the matrices of runs: python docs/differences.py
+"""Draw differences between methods, from the matrices of runs: ``python docs/differences.py``.
 
-A point is a base model, the bar their mean and its 95 % interval (t), the band what counts as equivalent.
+A point is a base model, the bar their mean and its 95 % interval (t), the band what counts as
+equivalent.
 """
 
 from __future__ import annotations

@@ -30,8 +30,10 @@ class Row(NamedTuple):
 GRID = ("seeds", "seeds_again")
 ROWS = [
     Row("GRPO-D − GRPO", "grpo_d", "grpo", GRID),
-    Row("GRPO-D − its mean", "grpo_d", "grpo_mean", GRID),
-    Row("larger weights: dip − its mean", "explore_exploit", "kl_0111", ("kl_ablation",)),
+    Row("GRPO-D − constant of its mean", "grpo_d", "grpo_mean", GRID),
+    Row(
+        "larger weights: dip − constant of its mean", "explore_exploit", "kl_0111", ("kl_ablation",)
+    ),
     Row("cosine upwards − downwards", "cosine", "cosine_down", ("kl_ablation",)),
     Row("constant 0.25 − next to none", "kl_025", "kl_1e6", ("kl_ablation",)),
 ]

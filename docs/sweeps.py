@@ -102,7 +102,10 @@ def _panel(panel: Axes, cells: pd.DataFrame, line_label: str) -> None:
 
 if __name__ == "__main__":
     results = Path("docs/results")
-    published = ["kl_ablation"], ["kl_ablation_trl"], ["drift"], ["kl_constants_bases", "kl.weight"]
+    published = (
+        *(["kl_ablation"], ["kl_ablation_trl"], ["drift"]),
+        *(["kl_constants_bases", "kl.weight"], ["format_weights", "rewards.format"]),
+    )
     homes = [(results / name, results / name / "weights.png", *key) for name, *key in published]
     for folder, file, *key in [sys.argv[1:]] if sys.argv[1:] else homes:
         draw(Path(folder), Path(file), *map(str, key))

@@ -28,6 +28,7 @@ from othink_pipeline.pipelines.cross_task.nodes import (
     write_page,
     write_report,
 )
+from othink_pipeline.pipelines.same_task_eval.nodes import tabulate_same_task
 from othink_pipeline.report.comparison import compare_all, differences_table
 from othink_pipeline.report.matrix import matrix_text
 from othink_pipeline.report.parameters import Report
@@ -215,6 +216,16 @@ def test_predictions_that_are_gone_or_damaged_are_named(
 def failed(eval_task: str, reason: str = "RuntimeError: a | b", **about: Any) -> FailedTest:
     cell = {"train_task": "counting", "method": "grpo", "seed": 0, "base_model": 0}
     return FailedTest(**{**cell, "eval_task": eval_task, **about, "failed": reason})
+
+
+def test_same_task_scores_of_cells_that_all_failed_are_holes() -> None:
+    scores = tabulate_same_task(failed("counting"), methods=("grpo",))
+    assert scores.drop(columns="base_model").to_dict("records") == [
+        {
+            **{"train_task": "counting", "method": "grpo", "seed": 0, "eval_task": "counting"},
+            **{"n": 0, "correct": 0},
+        }
+    ]
 
 
 def test_a_cell_that_failed_is_a_hole_beside_those_that_did_not(

@@ -26,6 +26,7 @@ ABLATIONS = {
     "kl_constants": "kl",
     "kl_constants_bases": "kl",
     "kl_timing": "kl",
+    "cold_start": "kl",
     "drift": "kl",
     "long": "kl",
     "paper_kl_constants": "kl",

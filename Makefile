@@ -29,9 +29,9 @@ export PYTHONDONTWRITEBYTECODE :=
 
 help:
 	@echo "make demo    train and evaluate the whole grid, print the transfer matrix"
-	@echo "make report  write the report again from the predictions that are there, without a model"
+	@echo "make report  write the report again from the predictions that are there, without a model; ENV=paper, too"
 	@echo "make ui      open MLflow at the transfer matrix of conf/base's latest run; ENV=paper: of conf/paper's"
-	@echo "make viz     open Kedro-Viz: the lineage, with previews of the results"
+	@echo "make viz     open Kedro-Viz: the lineage, with previews of the results; ENV=paper, too"
 	@echo "make notebook  open the notebook of single answers in JupyterLab"
 	@echo "make test    run the tests"
 	@echo "make coverage  the same, slower, and say which lines they do not reach"
@@ -49,13 +49,13 @@ demo: $(STAMP)
 	$(VENV)/bin/kedro run --pipelines=cross_task
 
 report: $(STAMP)
-	$(VENV)/bin/kedro run --pipelines=report
+	$(VENV)/bin/kedro run --pipelines=report $(if $(ENV),--env=$(ENV))
 
 ui: $(STAMP)
 	$(VENV)/bin/python -m othink_pipeline.ui $(if $(ENV),--env=$(ENV))
 
 viz: $(STAMP)
-	$(VENV)/bin/kedro viz run --pipeline=cross_task
+	$(VENV)/bin/kedro viz run --pipeline=cross_task $(if $(ENV),--env=$(ENV))
 
 # JupyterLab and its 90 packages, which nothing else here needs, have an environment of their own; the
 # kernel is that of .venv. Containers' users are root, whom Jupyter refuses unless it is told.

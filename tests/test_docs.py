@@ -77,9 +77,9 @@ def test_every_make_target_and_environment_is_there() -> None:
     text = "\n".join(file.read_text() for file in PAGES)
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE)) <= targets
-    examples = {"clock", "my_data", "my_model"}
+    examples = {"clock", "mine", "my_data", "my_model", "paper_7b"}
     environments = {folder.name for folder in (ROOT / "conf").iterdir() if folder.is_dir()}
-    assert set(re.findall(r"--env=([a-z_]+)", text)) <= environments | examples
+    assert set(re.findall(r"--env=([a-z_0-9]+)", text)) <= environments | examples
 
 
 def test_the_scored_line_of_the_readme_is_right() -> None:

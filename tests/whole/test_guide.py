@@ -109,3 +109,10 @@ def test_a_model_of_ones_own(project: Path, follow: Callable[..., str]) -> None:
     said = follow("model", "my_model", pipeline="preflight", **{"model.max_pixels": 512 * 512})
     assert "geometry through data/01_raw/my_model" in said
     assert "FAILED" not in said
+
+
+def test_a_schedule_of_ones_own(project: Path, follow: Callable[..., str]) -> None:
+    changes = {"base_model.path": "data/01_raw/tiny", "training.updates": 2}
+    said = follow("change", "mine", pipeline="preflight", **changes)
+    assert "KL weight 0.1 first, 1e-06 least" in " ".join(said.split())
+    assert "FAILED" not in said

@@ -11,6 +11,7 @@ import click
 import mlflow
 
 from othink_pipeline.cells.accelerate_config import check_launcher
+from othink_pipeline.cells.keys import SAME_ENV
 from othink_pipeline.cells.methods import distinct_sizes
 from othink_pipeline.cells.parameters import Parameters
 from othink_pipeline.core.blocks import ConfigurationError
@@ -146,7 +147,7 @@ def report_checks(places: list[Row], fit: Fit, costs: list[Row]) -> None:
     if not fit.lengths:
         verdict = (
             "Nothing stands in the way of what could be looked at; the model with the examples "
-            "could not. kedro run --pipelines=data_preparation fetches and checks both."
+            f"could not. kedro run --pipelines=data_preparation {SAME_ENV} fetches and checks both."
         )
     if costs:
         verdict = f"Ready: {costs[-1].check}, {costs[-1].detail}."
@@ -228,7 +229,8 @@ def _read_task(
     task: str, settings: DataPreparation, folder: Path
 ) -> tuple[list[Row], Mapping[str, Dataset] | None]:
     """A task's prepared examples by split; None where there are none made with these settings."""
-    name, remedy = f"{task} examples", "Make them: kedro run --pipelines=data_preparation"
+    name = f"{task} examples"
+    remedy = f"Make them: kedro run --pipelines=data_preparation {SAME_ENV}"
     instead = _instead(task, settings)
     if not folder.exists():
         return [Row(name, "note", f"not prepared yet, {instead}. {remedy}")], None

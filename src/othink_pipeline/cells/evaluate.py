@@ -13,7 +13,6 @@ import pandas as pd
 
 from othink_pipeline.cells.failures import explain
 from othink_pipeline.cells.keys import (
-    SAME_ENV,
     check_code,
     check_examples,
     check_model,
@@ -21,7 +20,7 @@ from othink_pipeline.cells.keys import (
 )
 from othink_pipeline.cells.manifests import Checkpoint, FailedCell, FailedTest, Predictions
 from othink_pipeline.cells.parameters import Evaluation, Folders
-from othink_pipeline.core.blocks import BASE, ConfigurationError
+from othink_pipeline.core.blocks import BASE, SAME_ENV, ConfigurationError
 from othink_pipeline.core.code import code_digest, library_versions
 from othink_pipeline.core.files import content_key, publish_file
 from othink_pipeline.core.locks import lock, say_busy

@@ -15,7 +15,7 @@ from othink_pipeline.cells.accelerate_config import read_launcher, read_sharing
 from othink_pipeline.cells.grid import Cell
 from othink_pipeline.cells.manifests import Training
 from othink_pipeline.cells.parameters import Evaluation, Folders, Parameters
-from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.blocks import SAME_ENV, ConfigurationError
 from othink_pipeline.core.code import code_digest, library_versions
 from othink_pipeline.core.files import MANIFEST, content_key, digest_folder, read_json
 from othink_pipeline.data.manifests import Examples
@@ -26,9 +26,6 @@ from othink_pipeline.training.health import find_change
 from othink_pipeline.training.parameters import RL, SFT, Health
 
 logger = logging.getLogger(__name__)
-
-SAME_ENV = "(with the --env of this run)"
-"""Without it a command would change the results of conf/base."""
 
 RESUME = "resume"
 """The folder, within a cell's, with the states that an interrupted training goes on from."""

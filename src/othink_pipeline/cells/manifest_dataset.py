@@ -9,7 +9,6 @@ from kedro.io import DatasetError
 from kedro_datasets._typing import JSONPreview
 from kedro_datasets.json import JSONDataset
 
-from othink_pipeline.cells.keys import SAME_ENV
 from othink_pipeline.cells.manifests import (
     Checkpoint,
     CollectedTests,
@@ -18,7 +17,7 @@ from othink_pipeline.cells.manifests import (
     Predictions,
 )
 from othink_pipeline.cells.published_datasets import Published
-from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.blocks import SAME_ENV, ConfigurationError
 from othink_pipeline.core.manifests import Manifest
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.models.manifests import BaseModelCheckpoint, MadeModel

@@ -23,7 +23,6 @@ from othink_pipeline.cells.keys import (
     BEGUN_BY,
     JOURNAL,
     RESUME,
-    SAME_ENV,
     Settings,
     cell_folder,
     check_examples,
@@ -35,7 +34,7 @@ from othink_pipeline.cells.keys import (
 )
 from othink_pipeline.cells.manifests import Checkpoint, FailedCell, Training
 from othink_pipeline.cells.processes import MachineLostError, train_in_processes
-from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.blocks import SAME_ENV, ConfigurationError
 from othink_pipeline.core.code import library_versions
 from othink_pipeline.core.files import MANIFEST
 from othink_pipeline.core.locks import lock, say_busy

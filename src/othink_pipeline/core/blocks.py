@@ -26,6 +26,10 @@ HubId = Annotated[
 """``owner/name`` on the Hugging Face hub."""
 
 
+SAME_ENV = "(with the --env of this run)"
+"""Ends a remedy's command, which would change the results of conf/base without it."""
+
+
 class ConfigurationError(click.ClickException):
     """Bad input, found before any work was done: shown without a traceback, exit code 1."""
 

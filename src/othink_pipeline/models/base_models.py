@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.blocks import SAME_ENV, ConfigurationError
 from othink_pipeline.core.files import MANIFEST, digest_folder
 from othink_pipeline.core.hub import fetch_model, find_model, model_files
 from othink_pipeline.models.manifests import FoundModel, MadeModel
@@ -46,7 +46,7 @@ def find_base_model(base_model: BaseModel, number: int, remedy: str) -> FoundMod
                 f"base_model.path: {other.path} and {path} are the same model, made with the same "
                 "seed: tests would count it twice. Make the second one with a seed of its own: "
                 f"kedro run --pipelines=base_model --params=rebuild.seed={number},"
-                f"rebuild.path={path}"
+                f"rebuild.path={path} {SAME_ENV}"
             )
     return found
 

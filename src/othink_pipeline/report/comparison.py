@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from othink_pipeline.core.blocks import BASE, ConfigurationError
+from othink_pipeline.core.blocks import BASE, SAME_ENV, ConfigurationError
 from othink_pipeline.report.estimators import RELATIVE, difference, improvement
 from othink_pipeline.report.resampling import Estimate, Floats, resample, shares
 from othink_pipeline.report.significance import (
@@ -273,6 +273,7 @@ def read_differences(table: pd.DataFrame) -> list[Difference]:
     columns = list(Difference._fields)
     if not set(columns) <= set(table.columns):
         raise ConfigurationError(
-            "differences.csv was written by other code. Write it anew: kedro run --pipelines=report"
+            "differences.csv was written by other code. Write it anew: kedro run "
+            f"--pipelines=report {SAME_ENV}"
         )
     return [Difference(*row) for row in table[columns].itertuples(index=False, name=None)]

@@ -13,11 +13,10 @@ import pandas as pd
 
 from othink_pipeline.cells.evaluate import eval_stage, read_predictions
 from othink_pipeline.cells.grid import Cell
-from othink_pipeline.cells.keys import SAME_ENV
 from othink_pipeline.cells.manifests import CollectedTests, FailedCell, FailedTest, Predictions
 from othink_pipeline.cells.samples import sample_answers
 from othink_pipeline.config_loader import GridConfigLoader
-from othink_pipeline.core.blocks import BASE, ConfigurationError
+from othink_pipeline.core.blocks import BASE, SAME_ENV, ConfigurationError
 from othink_pipeline.core.code import code_tags, library_versions
 from othink_pipeline.core.files import content_key
 from othink_pipeline.data.examples import read_examples

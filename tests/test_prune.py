@@ -204,6 +204,16 @@ def test_another_data_folder(data: Path) -> None:
     assert run("--data", "data/nope").exit_code == 2
 
 
+def test_what_a_report_was_made_of_is_kept(data: Path) -> None:
+    """Where a cell was tested again alone, since: the tables still name the predictions before."""
+    owner = data / "07_model_output" / "counting" / "grpo_d"
+    earlier = owner / "s0" / "geometry" / f"{KEYS[4]}.parquet"
+    assert earlier.relative_to(data).as_posix() in unused(data)
+    tests = [{"eval_task": "counting", "error": "none"}, {"path": str(earlier)}]
+    (owner / "tests.json").write_text(json.dumps({"tests": tests}))
+    assert earlier.relative_to(data).as_posix() not in unused(data)
+
+
 def test_whoever_works_elsewhere_finds_the_same(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,9 @@ _NAMING = (
 )
 """The JSON files that name what is in use. It may stand below another environment's data folder: as
 a base model, or where environments share their ``folders``."""
+_TABLES = (f"{OUTPUT}/*/tests.json", f"{OUTPUT}/*/*/tests.json")
+"""The JSON files that name the predictions of a report. Where cells were run in parts, these may be
+earlier ones."""
 
 RECENT_S = 60.0
 """A run that has just made or taken something has yet to name it in the JSON file."""
@@ -111,6 +114,9 @@ def main(data: Path, delete: bool, unfinished: bool) -> None:
 def find_unused(data: Path) -> Iterator[Unused]:
     """What stands below ``data`` and nothing uses; says why the doubtful stays."""
     named = {part for home in _NAMING for file in data.rglob(home) for part in _named(file)}
+    for file in (file for home in _TABLES for file in data.rglob(home)):
+        tests = (read_json(file) or {}).get("tests", [])
+        named |= {part for test in tests for part in Path(test.get("path", "")).parts}
     for place, subfolders, _ in os.walk(data):
         folder = Path(place)
         for name in sorted({MODELS, OUTPUT} & set(subfolders)):

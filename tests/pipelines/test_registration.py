@@ -19,6 +19,7 @@ from othink_pipeline.tracking import runs
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "data/01_raw/mini_qwen2_vl"
+TOLD = ("method", "seed", "validation_accuracy", "validated_on")
 HISTORY = pd.DataFrame(
     [
         # Ahead on its own task and before the last update, not in the mean after it.
@@ -62,10 +63,11 @@ def test_the_best_cell_is_registered_once_and_answers(
         register_best_cell(HISTORY, training)
     (version,) = client.search_model_versions("name = 'othink-pipeline'")
     assert version.run_id == training["run_id"][0]
-    assert {key: version.tags[key] for key in ("method", "seed", "validation_accuracy")} == {
+    assert {key: version.tags[key] for key in TOLD} == {
         "method": "grpo",
         "seed": "3",
         "validation_accuracy": "0.6000",
+        "validated_on": "counting, geometry",
     }
     Image.new("RGB", (64, 64), "#ebebeb").save("picture.png")
     guide = (ROOT / "docs/change.md").read_text().partition("<!-- registered -->\n")[2]

@@ -35,6 +35,7 @@ def register_best_cell(history: pd.DataFrame, training: pd.DataFrame) -> None:
             is adapters; MLflow refuses it.
         TrackingUnavailableError: the MLflow server does not answer.
     """
+    validation = history[history["metric"].str.fullmatch("val/[^/]+")]
     scores = validation_accuracy(history)
     if scores.empty:
         raise ConfigurationError("no cell is finished: there is nothing to register. Run the grid.")
@@ -54,7 +55,7 @@ def register_best_cell(history: pd.DataFrame, training: pd.DataFrame) -> None:
         "task": task,
         "method": method,
         "seed": str(seed),
-        "validated_on": ", ".join(sorted(training["task"].unique())),
+        "validated_on": ", ".join(sorted(validation["metric"].str.removeprefix("val/").unique())),
         "validation_accuracy": f"{accuracy:.4f}",
         "digest": cell["digest"],
     }

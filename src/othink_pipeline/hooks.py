@@ -130,7 +130,6 @@ class PreflightHooks:
         environment.check_inputs(pipeline, catalog, option)
         environment.check_outputs(pipeline, catalog)
         self._check_artifacts(run_params)
-        disk.check_disk(Path(run_params["project_path"]))
         # Of a run that was interrupted in this process (a notebook), or with hooks before these.
         self._presence.close()
         os.environ.pop(LAUNCHER_VARIABLE, None)
@@ -138,6 +137,7 @@ class PreflightHooks:
         loader = GridConfigLoader.current
         if loader is None or not _makes(pipeline):
             return
+        disk.check_disk(Path(run_params["project_path"]))
         raw = loader["parameters"]
         parameters = Parameters.read(raw)
         places = loader["globals"]

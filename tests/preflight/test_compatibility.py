@@ -119,6 +119,16 @@ def test_a_processor_of_another_model_is_found(
         assert "tokens: 64, features: 16" in message
 
 
+def test_a_model_that_forgets_tokens_is_found(check: Check, folder: Path) -> None:
+    layers = ["sliding_attention"] * 2
+    changes = {"use_sliding_window": True, "sliding_window": 8, "layer_types": layers}
+    for key, value in changes.items():
+        edit(folder / "config.json", "text_config", key, value=value)
+    message = faults(check())
+    assert message.count("no completion can be sampled") == len(TASKS)
+    assert "use_sliding_window" in message
+
+
 def test_a_template_without_the_picture_is_found(check: Check, folder: Path) -> None:
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|image_pad|>", ""))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -347,15 +348,19 @@ def test_a_model_of_the_hub_is_asked_for_and_checked_once_it_is_there(
 ) -> None:
     hub.add_folder("own/mini", mini_model.path)
     raw["base_model"] = {"path": None, "hub": {"id": "own/mini", "revision": "main"}}
-    row = of(fits(raw), "model own/mini")
+    fit = check_fit(raw)
+    row = of(fit.rows, "model own/mini")
     assert (row.outcome, row.detail[:26]) == ("note", "on the hub, a run download")
+    assert fit.unseen == ["the model"]
     assert of(check_places(raw), "disk") == Row(
         "disk", "note", "not known before the model is downloaded"
     )
     assert hub.downloads() == ["config.json"]  # which says whether it needs code of its own
     folder, _ = fetch_model("own/mini", "main")
     hub.requests.clear()
-    assert of(fits(raw), f"model {folder}").outcome == "ok"
+    fit = check_fit(raw)
+    assert of(fit.rows, f"model {folder}").outcome == "ok"
+    assert not fit.unseen
     assert of(check_places(raw), "disk").outcome == "ok"
     assert hub.requests == []
     raw["base_model"]["hub"]["id"] = "own/none"
@@ -425,6 +430,7 @@ def test_nothing_is_measured_where_a_check_failed(
     assert list(found.lengths) == ["model"]
     failed = found._replace(rows=[Row("counting examples", "FAILED", "are damaged.")])
     assert measure_costs(raw, failed) == []
+    assert measure_costs(raw, found._replace(unseen=["the examples of geometry"])) == []
 
 
 def test_the_report_prints_all_and_fails_with_what_failed(
@@ -432,7 +438,7 @@ def test_the_report_prints_all_and_fails_with_what_failed(
 ) -> None:
     good = [Row("disk", "ok", "room"), Row("long name", "note", "by the way")]
     cost = Row("hours", "note", "two")
-    report_checks(good[:1], Fit(good[1:], {}), [cost])
+    report_checks(good[:1], Fit(good[1:], {"model": "its lengths"}), [cost])  # type: ignore[dict-item]
     assert capsys.readouterr().out == (
         "disk       ok      room\nlong name  note    by the way\nhours      note    two\n"
         "Ready: hours, two.\n"
@@ -445,8 +451,10 @@ def test_the_report_prints_all_and_fails_with_what_failed(
     )
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["model", "task", "disk", "long"]
-    report_checks([Row("a long detail", "ok", "word " * 60)], Fit([], {}), [])
+    unseen = ["the examples of geometry", "the model"]
+    report_checks([Row("a long detail", "ok", "word " * 60)], Fit([], {}, unseen), [])
     first, *rest = capsys.readouterr().out.splitlines()
+    assert "the examples of geometry and the model could not." in " ".join(rest)
     assert all(len(line) <= 100 for line in (first, *rest))
     assert rest[0].startswith(" " * first.index("word") + "word")
 
@@ -517,6 +525,12 @@ def test_the_gate_checks_once_and_again_after_any_change(
         assert len(checked) == number
     gate(raw, examples)  # only the last outcome is kept
     count = len(checked)
+    # What no check looks at.
+    methods, rl = deepcopy(raw["methods"]), {**raw["rl"], "learning_rate": 0.5}
+    methods["grpo"] |= {"kl": {"schedule": "constant", "weight": 0.5}, "trained_on": {}}
+    compute = {**raw["compute"], "fresh": True}
+    gate({**raw, "methods": methods, "rl": rl, "compute": compute}, examples)
+    assert len(checked) == count
     examples[1] = with_split(examples[1], "test", digest="other")
     gate(raw, examples)
     monkeypatch.setattr(base_model_nodes, "library_versions", lambda: {"torch": "99"})
@@ -590,7 +604,7 @@ def test_the_gate_tells_all_faults_and_forgets_none(
             gate(raw, examples)
         assert "for grpo: " in error.value.message
         assert "for evaluation: " in error.value.message
-    assert not Path("data/06_models").exists()
+    assert not list(Path("data/06_models").rglob(CHECKED))
 
 
 def test_the_gate_refuses_examples_that_it_cannot_use(

@@ -16,7 +16,7 @@ from datasets import Dataset, Features, Image, Value
 
 from othink_pipeline.cells.accelerate_config import find_device_fault, read_sharing
 from othink_pipeline.cells.parameters import Evaluation, TrainDemand
-from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.blocks import SAME_ENV, ConfigurationError
 from othink_pipeline.core.safetensors import read_weights
 from othink_pipeline.core.units import describe_bytes
 from othink_pipeline.data.examples import TEXT_FIELDS, draw_examples, find_fault
@@ -25,7 +25,8 @@ from othink_pipeline.data.source_splits import peek
 from othink_pipeline.data.sources import check_there
 from othink_pipeline.models.load import load_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
-from othink_pipeline.models.prompts import collate, render_prompt
+from othink_pipeline.models.prompts import CannotShareError, collate, render_prompt
+from othink_pipeline.models.sampling import sample
 from othink_pipeline.preflight.device import find_device, has_bfloat16
 from othink_pipeline.preflight.lengths import (
     Lengths,
@@ -83,8 +84,8 @@ def check_examples(task: str, splits: Splits, answers: AnswerKind = EXACT) -> li
     """Check columns, one whole example and every answer of each split: a row a split."""
     rows = []
     remedy = (
-        "Make them again: kedro run --pipelines=data_preparation; or mend their source: "
-        f"tasks/{task}.py or data_preparation.sources.{task}."
+        f"Mend their source, tasks/{task}.py or data_preparation.sources.{task}, or make them "
+        f"again: kedro run --pipelines=data_preparation {SAME_ENV}"
     )
     for split, examples in splits.items():
         fault = _find_split_fault(examples, answers)
@@ -232,7 +233,7 @@ def _check_tokens(path: str, model: Any, processor: Any) -> list[Row]:
 
 
 def _check_forward(path: str, model: Any, processor: Any, task: str, examples: TaskExamples) -> Row:
-    """Run the model once on an example: do picture and image tokens match?"""
+    """Run the model on an example and go on from there: do picture and image tokens match?"""
     name = f"{task} through {path}"
     remedy = (
         "Take processor_config.json (preprocessor_config.json) and chat_template.jinja from the "
@@ -250,6 +251,16 @@ def _check_forward(path: str, model: Any, processor: Any, task: str, examples: T
         detail = f"processor and model do not belong together: {fault} ({type(error).__name__})."
         return Row(name, "FAILED", detail, remedy)
     images = int((made.ids == model.config.image_token_id).sum())
+    pad = processor.tokenizer.pad_token_id
+    try:
+        greedy: Any = {"temperature": None, "eos_token_ids": [pad], "pad_token_id": pad}
+        sample(model, [made], max_tokens=2, **greedy)
+    except CannotShareError as error:
+        remedy = (
+            "Take a model whose layers all attend to all tokens; or, in a copy of this one, set "
+            "use_sliding_window in its config.json to false and take layer_types out."
+        )
+        return Row(name, "FAILED", f"no completion can be sampled: {error}.", remedy)
     if not bool(logits.isfinite().all()):
         return Row(name, "FAILED", "the model's outputs are not finite.", "Replace its weights.")
     return Row(name, "ok", f"a prompt of {len(made.ids)} tokens, {images} of them the image")

@@ -10,11 +10,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from othink_pipeline.cells.keys import JOURNAL, SAME_ENV, arithmetic
+from othink_pipeline.cells.keys import JOURNAL, arithmetic
 from othink_pipeline.cells.methods import distinct_sizes, resolve_methods
 from othink_pipeline.cells.parameters import Cluster, Evaluation, Experiment, Folders, TrainDemand
 from othink_pipeline.cells.processes import train_here, train_on
-from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.blocks import SAME_ENV, ConfigurationError
 from othink_pipeline.core.code import code_digest, code_tags, library_versions
 from othink_pipeline.core.files import MANIFEST, content_key, publish, read_json, write_json
 from othink_pipeline.core.locks import lock, say_busy
@@ -87,7 +87,9 @@ def check_base_model(
     # What Ray would set aside is not set aside without it: a training then sees all GPUs.
     train = None if train_on.get() is train_here else cluster.train
     fit = found, resolved, evaluation, model, compute, train
-    _check_fit(*fit, examples, home / CHECKED)
+    busy = say_busy(f"base model {number}: another run checks it")
+    with lock(home.with_name(f"{home.name}.lock"), busy):
+        _check_fit(*fit, examples, home / CHECKED)
     return _open_run(found, number, home)
 
 
@@ -125,9 +127,13 @@ def _check_fit(
         {
             "base_model": base_model.digest,
             "model": model.model_dump(),
-            "compute": compute.model_dump() | arithmetic(compute),
+            "compute": compute.model_dump(exclude={"fresh", "resume_every_updates"})
+            | arithmetic(compute),
             "train": train and train.model_dump(),
-            "methods": {name: method.model_dump() for name, method in methods.items()},
+            "methods": {
+                name: method.model_dump(exclude={"kl", "learning_rate"})
+                for name, method in methods.items()
+            },
             "evaluation": evaluation.model_dump(),
             "examples": [each.to_json() for each in examples],
             "code": code_digest("othink_pipeline.preflight.compatibility"),
@@ -182,7 +188,8 @@ def train_base_model(
 ) -> MadeModel:
     """Make the mini base model and measure it on the validation splits, mode by mode.
 
-    One that was made of the same is taken as it is, one that was begun is gone on with.
+    One that was made of the same is taken as it is, with what was measured then; one that was begun
+    is gone on with.
 
     Args:
         examples: the base split of every task, then of every task its train, validation and test
@@ -206,10 +213,8 @@ def train_base_model(
             "settings": settings.model_dump(),
             "prompt": next(iter(base.values())).prompt,
             "base": {task: split.digest for task, split in base.items()},
-            "measured": [each.to_json() for each in examples[tasks:]],
-            "evaluation": evaluation.generation,
             "code": code_digest("othink_pipeline.models.pretraining"),
-            "versions": library_versions(),
+            "versions": library_versions(asked_for=()),
         }
     )
     folder = Path(rebuild.path)

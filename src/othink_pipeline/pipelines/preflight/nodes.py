@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,10 +11,9 @@ import click
 import mlflow
 
 from othink_pipeline.cells.accelerate_config import check_launcher
-from othink_pipeline.cells.keys import SAME_ENV
 from othink_pipeline.cells.methods import distinct_sizes
 from othink_pipeline.cells.parameters import Parameters
-from othink_pipeline.core.blocks import ConfigurationError
+from othink_pipeline.core.blocks import SAME_ENV, ConfigurationError
 from othink_pipeline.core.hub import measure_model
 from othink_pipeline.core.safetensors import read_weights
 from othink_pipeline.core.units import describe_bytes
@@ -53,6 +52,8 @@ class Fit(NamedTuple):
     rows: list[Row]
     lengths: dict[str, Lengths]
     """Of each base model that can be trained, by its folder: what is longest in the examples."""
+    unseen: Sequence[str] = ()
+    """What could not be looked at: it is to be fetched first."""
 
 
 def check_places(parameters: dict[str, Any]) -> list[Row]:
@@ -85,6 +86,7 @@ def check_fit(parameters: dict[str, Any]) -> Fit:
     data_preparation = blocks.data_preparation
     rows = [Row("device", "note", str(find_device()))]
     tasks: dict[str, TaskExamples] = {}
+    unseen: list[str] = []
     for task in blocks.experiment.tasks:
         found, splits = _read_task(task, data_preparation, Path(blocks.folders.examples) / task)
         if splits is None:
@@ -98,6 +100,8 @@ def check_fit(parameters: dict[str, Any]) -> Fit:
         if splits and not failed(found):
             prompts = {split: data_preparation.prompt_of(task, split) for split in CELL_SPLITS}
             tasks[task] = TaskExamples(splits, prompts, answers)
+        if not splits and not failed(found):
+            unseen.append(f"the examples of {task}")
         rows += found
     rows += compatibility.check_overlap(tasks)
     methods = distinct_sizes(blocks.resolve())
@@ -111,16 +115,19 @@ def check_fit(parameters: dict[str, Any]) -> Fit:
             )
             if longest and not failed(found):
                 lengths[model.path] = longest
+        elif not failed(found):
+            unseen.append("the model")
         rows += found
-    return Fit(rows, lengths)
+    return Fit(rows, lengths, unseen)
 
 
 def measure_costs(parameters: dict[str, Any], fit: Fit) -> list[Row]:
     """Measure what trains and tests the largest base model; the hours of the grid that is left.
 
-    Nothing is measured as long as a check fails: what was found is mended first.
+    Nothing is measured as long as a check fails: what was found is mended first. Nor where
+    something could not be looked at: the hours would be too few.
     """
-    if not fit.lengths or failed(fit.rows):
+    if not fit.lengths or fit.unseen or failed(fit.rows):
         return []
     from othink_pipeline.preflight.device import guess_at_once
     from othink_pipeline.preflight.measure import measure_grid
@@ -144,10 +151,11 @@ def report_checks(places: list[Row], fit: Fit, costs: list[Row]) -> None:
         click.echo(_layout(row, width))
     refuse(rows)
     verdict = "Ready: nothing stands in the way."
-    if not fit.lengths:
+    if fit.unseen:
         verdict = (
-            "Nothing stands in the way of what could be looked at; the model with the examples "
-            f"could not. kedro run --pipelines=data_preparation {SAME_ENV} fetches and checks both."
+            "Nothing stands in the way of what could be looked at; "
+            f"{' and '.join(fit.unseen)} could not. kedro run --pipelines=data_preparation "
+            f"{SAME_ENV} fetches and checks what is missing; then ask again."
         )
     if costs:
         verdict = f"Ready: {costs[-1].check}, {costs[-1].detail}."

@@ -23,7 +23,7 @@ from othink_pipeline.data import preparation
 from othink_pipeline.data.examples import draw_examples, read_examples
 from othink_pipeline.data.manifests import Examples
 from othink_pipeline.data.parameters import DataPreparation, SplitSizes
-from othink_pipeline.data.preparation import prepare_splits
+from othink_pipeline.data.preparation import CELL_SPLITS, examples_key, prepare_splits
 from othink_pipeline.pipelines.data_preparation.nodes import prepare_examples
 
 FOLDERS = Folders(
@@ -220,7 +220,6 @@ def test_nothing_changed_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
     "changes",
     [
         {"seed": 1},
-        {"prompt": "Look: {question}"},
         {"splits": SplitSizes(base=6, train=6, validation=3, test=4)},
     ],
 )
@@ -229,8 +228,18 @@ def test_a_changed_parameter_makes_the_examples_anew(changes: dict[str, Any]) ->
     second = prepare(settings(**changes))
     assert second.key != first.key
     assert second == Examples.read_folder(FOLDER, "")
-    same_data = [first.splits[s].digest == second.splits[s].digest for s in ("train",)]
-    assert same_data == ["prompt" in changes]
+    assert second.splits["train"].digest != first.splits["train"].digest
+
+
+def test_another_prompt_costs_no_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepare(settings())
+    monkeypatch.setattr(preparation, "draw_examples", lambda *_: pytest.fail("drawn again"))
+    second = prepare(settings(prompt="Look: {question}"))
+    assert second == Examples.read_folder(FOLDER, "")
+    assert second.key == examples_key(settings(prompt="Look: {question}"), "counting", CELL_SPLITS)
+    assert {split.prompt for split in second.splits.values()} == {"Look: {question}"}
+    assert second.model_copy(update={"key": first.key, "splits": first.splits}) == first
+    assert prepare(settings()) == first
 
 
 def test_what_other_stages_need_does_not_matter() -> None:

@@ -96,7 +96,7 @@ def prepare(folder: Path, task: str) -> Examples:
     )
     key = examples_key(preparation, task, CELL_SPLITS)
     return Examples.write_folder(
-        folder / task, task=task, seed=0, key=key, rejected=0, splits=splits
+        folder / task, task=task, seed=0, key=key, files="f", rejected=0, splits=splits
     )
 
 

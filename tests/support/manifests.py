@@ -29,7 +29,15 @@ def examples_of(task: str, folder: str = "data", **changes: Any) -> Examples:
         )
         for split in SPLITS
     }
-    content = {"task": task, "seed": 0, "key": "k", "rejected": 0, "splits": splits, "digest": "d"}
+    content = {
+        "task": task,
+        "seed": 0,
+        "key": "k",
+        "files": "f",
+        "rejected": 0,
+        "splits": splits,
+        "digest": "d",
+    }
     return Examples(**{**content, **changes})
 
 

@@ -28,6 +28,8 @@ class Examples(FolderManifest):
     seed: Count
     key: str
     """The content key."""
+    files: str
+    """That of the files alone: what the key is of but for the prompts."""
     rejected: Count
     """Examples that cannot be used."""
     overlapping: Count = 0

@@ -13,7 +13,7 @@ import pandas as pd
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.code import code_digest
-from othink_pipeline.core.files import content_key, publish
+from othink_pipeline.core.files import MANIFEST, content_key, publish
 from othink_pipeline.core.locks import lock, say_busy
 from othink_pipeline.data.examples import draw_examples, open_split, read_pixels, update_digest
 from othink_pipeline.data.fingerprints import fingerprint
@@ -37,6 +37,8 @@ def prepare_splits(
 ) -> Examples:
     """Publish some splits of a task in ``folder``, unless they stand there already.
 
+    A prompt is no part of the files: where nothing else is another, it is replaced in the manifest.
+
     Examples go to their files as they are drawn or read: memory does not grow with their number,
     but for what ``draw_examples`` and ``survey_sources`` must remember of each.
 
@@ -52,10 +54,10 @@ def prepare_splits(
             "model that is there."
         )
     sizes = data_preparation.sizes_of(task, splits)
-    key = examples_key(data_preparation, task, splits)
+    files = _files_key(data_preparation, task, splits)
     busy = say_busy(f"{task}: another run prepares its examples")
     with lock(folder.with_name(f".{folder.name}.lock"), busy):
-        finished = _find_finished(folder, key)
+        finished = _find_finished(folder, files)
         if finished:
             if finished.rejected > data_preparation.max_rejected:
                 raise ConfigurationError(
@@ -65,12 +67,12 @@ def prepare_splits(
                 )
             count = sum(split.examples for split in finished.splits.values())
             logger.info("%s: %s examples reused from %s", task, count, folder)
-            return finished
-        return _make_splits(data_preparation, task, sizes, folder, key)
+            return _with_prompts(finished, data_preparation, folder)
+        return _make_splits(data_preparation, task, sizes, folder, files)
 
 
 def _make_splits(
-    data_preparation: DataPreparation, task: str, sizes: dict[str, int], folder: Path, key: str
+    data_preparation: DataPreparation, task: str, sizes: dict[str, int], folder: Path, files: str
 ) -> Examples:
     source = data_preparation.sources.get(task)
     with publish(folder) as scratch:
@@ -107,7 +109,8 @@ def _make_splits(
             scratch,
             task=task,
             seed=data_preparation.seed,
-            key=key,
+            key=_add_prompts(files, data_preparation, task, sizes),
+            files=files,
             rejected=len(rejected),
             answers=data_preparation.answers_of(task),
             splits={
@@ -173,6 +176,18 @@ def examples_key(data_preparation: DataPreparation, task: str, splits: tuple[str
     Raises:
         ConfigurationError: a data set is not where its source says.
     """
+    files = _files_key(data_preparation, task, splits)
+    return _add_prompts(files, data_preparation, task, splits)
+
+
+def _add_prompts(
+    files: str, data_preparation: DataPreparation, task: str, splits: Iterable[str]
+) -> str:
+    prompts = {split: data_preparation.prompt_of(task, split) for split in splits}
+    return content_key([files, prompts])
+
+
+def _files_key(data_preparation: DataPreparation, task: str, splits: tuple[str, ...]) -> str:
     source = data_preparation.sources.get(task)
     if source is None:
         code = code_digest("othink_pipeline.data.examples", f"othink_pipeline.data.tasks.{task}")
@@ -181,12 +196,12 @@ def examples_key(data_preparation: DataPreparation, task: str, splits: tuple[str
         code = code_digest("othink_pipeline.data.source_splits")
         home = f"data_preparation.sources.{task}"
         content = [
-            source.model_dump(),
+            source.model_dump(exclude={"train": {"prompt"}, "test": {"prompt"}}),
             *(fingerprint(part, f"{home}.{name}") for name, part in source),
         ]
     sizes = data_preparation.sizes_of(task, splits)
     answers = data_preparation.answers_of(task).model_dump()
-    settings = [task, data_preparation.seed, data_preparation.prompt, sizes, answers]
+    settings = [task, data_preparation.seed, sizes, answers]
     return content_key([*settings, content, code])
 
 
@@ -227,7 +242,21 @@ def _write_splits(
     return {split: (counts[split], digests[split].hexdigest()) for split in sizes}
 
 
-def _find_finished(folder: Path, key: str) -> Examples | None:
+def _with_prompts(examples: Examples, settings: DataPreparation, folder: Path) -> Examples:
+    """The same examples, asked with the prompts of ``settings``: its manifest says so."""
+    key = _add_prompts(examples.files, settings, examples.task, examples.splits)
+    if key == examples.key:
+        return examples
+    splits = {
+        name: split.model_copy(update={"prompt": settings.prompt_of(examples.task, name)})
+        for name, split in examples.splits.items()
+    }
+    asked = examples.model_copy(update={"key": key, "splits": splits})
+    asked.write(folder / MANIFEST)
+    return asked
+
+
+def _find_finished(folder: Path, files: str) -> Examples | None:
     """The manifest in ``folder`` if it is whole and made from the same content."""
     try:
         manifest = Examples.read_folder(folder, "It is made anew.")
@@ -235,4 +264,4 @@ def _find_finished(folder: Path, key: str) -> Examples | None:
         if folder.exists():
             logger.warning("%s", error.message)
         return None
-    return manifest if manifest.key == key else None
+    return manifest if manifest.files == files else None

@@ -87,10 +87,10 @@ docs: $(STAMP)
 	$(VENV)/bin/python -m othink_pipeline.reference docs/reference/parameters.md
 
 pictures: $(STAMP)
-	$(VENV)/bin/python docs/pictures.py
 	$(VENV)/bin/python docs/kl_schedules.py
 	$(VENV)/bin/python docs/sweeps.py
 	$(VENV)/bin/python docs/differences.py
+	$(VENV)/bin/python docs/pictures.py
 
 faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.faults
@@ -100,7 +100,7 @@ bench: $(STAMP)
 
 # Versions already in the lock are kept: change a pin in pyproject.toml to move it.
 lock: $(STAMP)
-	$(VENV)/bin/uv pip compile pyproject.toml --group dev --output-file requirements.lock \
+	$(UV) pip compile pyproject.toml --group dev --output-file requirements.lock \
 		--universal --python-version 3.11 --generate-hashes --no-annotate --quiet \
 		--no-strip-extras --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 

@@ -272,13 +272,13 @@ def test_whatever_the_predictions_depend_on_names_them(monkeypatch: pytest.Monke
     assert key(whole.model_copy(update={"base_model": "other"})) == keys[0], "all weights are there"
 
 
-def test_answers_are_judged_by_their_kind(
+def test_the_test_split_is_asked_with_its_own_prompt_and_judged_by_the_kind_of_its_task(
     examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged_as: list[Any] = []
+    seen: list[Any] = []
 
-    def predict(*asked: Any) -> pd.DataFrame:
-        judged_as.append(asked[-1])
+    def predict(model: Any, processor: Any, rows: Any, prompt: str, *asked: Any) -> pd.DataFrame:
+        seen.append((rows["split"][:], prompt, asked[-1]))
         return pd.DataFrame({"correct": [True]})
 
     monkeypatch.setattr(predictions, "predict", predict)
@@ -286,12 +286,12 @@ def test_answers_are_judged_by_their_kind(
     texts = examples.model_copy(update={"answers": Text(kind="text")})
     cell_evaluation._predict(
         checkpoint_of(Cell("counting", "grpo", 3)),
-        texts,
+        with_split(texts, "test", prompt="Look: {question}"),
         small_evaluation(),
         ModelSettings(**shipped("model")),
         CELL._asdict(),
     )
-    assert judged_as == [Text(kind="text")]
+    assert seen == [(["test"] * TEST_ITEMS, "Look: {question}", Text(kind="text"))]
 
 
 def test_the_key_covers_how_a_model_is_loaded_and_asked() -> None:

@@ -184,14 +184,6 @@ def test_a_run_whose_experiment_takes_no_artifacts_is_refused(
     start("report")  # gives it nothing
 
 
-def test_a_server_is_asked_and_a_silent_one_is_named(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
-        environment.check_store(uri, None, tmp_path)
-    with pytest.raises(ConfigurationError, match="does not answer"):
-        environment.check_store(uri, None, tmp_path)
-
-
 @pytest.mark.parametrize("port", ["50OO", "99999"])
 def test_a_port_that_is_none_is_named(port: str, tmp_path: Path) -> None:
     told = rf"server\.mlflow_tracking_uri = 'postgresql://\*\*\*@host:{port}/db': its port is no"

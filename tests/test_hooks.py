@@ -51,6 +51,7 @@ from othink_pipeline.preflight.plan import Planned
 from othink_pipeline.tracking import lifecycle, runs, views
 from tests.support import commands
 from tests.support.manifests import checkpoint_of, shipped_method
+from tests.support.store import open_store
 
 PROJECT = Path(__file__).parents[1]
 TWO_NODES = Pipeline([Node(list, None, "a", name="first"), Node(len, "a", "b", name="second")])
@@ -536,15 +537,8 @@ def test_a_launcher_that_is_edited_belongs_to_the_next_run(begin: Any, tmp_path:
 @pytest.fixture(scope="module")
 def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Tracking URI of a store with one experiment."""
-    folder = tmp_path_factory.mktemp("store")
-    shutil.copy(empty_store, folder)
-    uri = f"sqlite:///{folder}/mlflow.db?timeout=60"
-    mlflow.set_tracking_uri(uri)
-    mlflow.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
-    mlflow.set_experiment("tests")
-    yield uri
-    mlflow.set_tracking_uri(None)
-    os.environ.pop("MLFLOW_EXPERIMENT_ID")
+    with open_store(empty_store, tmp_path_factory.mktemp("store")) as uri:
+        yield uri
 
 
 @pytest.fixture

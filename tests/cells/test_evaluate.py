@@ -1,12 +1,10 @@
 """A model is scored once on a test split, and nothing that is damaged is taken for its score."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,6 +31,7 @@ from othink_pipeline.tracking import records, runs
 from tests.conftest import PROMPT, MiniModel, shipped
 from tests.support.manifests import checkpoint_of, examples_of, with_split
 from tests.support.methods import small_evaluation
+from tests.support.store import open_store
 
 TEST_ITEMS = 6
 FOLDERS = Folders(examples="examples", checkpoints="models", predictions="predictions")
@@ -43,13 +42,8 @@ BASE = Tested("none", "base", None, 0)
 @pytest.fixture(scope="module")
 def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A store with one experiment."""
-    folder = tmp_path_factory.mktemp("store")
-    shutil.copy(empty_store, folder)
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.set_experiment("tests")
-    yield
-    mlflow.set_tracking_uri(None)
-    os.environ.pop("MLFLOW_EXPERIMENT_ID")
+    with open_store(empty_store, tmp_path_factory.mktemp("store")):
+        yield
 
 
 @pytest.fixture

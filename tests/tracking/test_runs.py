@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from othink_pipeline.core.processes import process_start
 from othink_pipeline.tracking import lifecycle, records, runs
 from othink_pipeline.tracking.journal import DatasetRef
 from othink_pipeline.tracking.runs import finished_run, open_run
+from tests.support.store import open_store
 
 TEST_SPLIT = DatasetRef("counting_test", digest="ab" * 32, source="data/test", examples=1000)
 
@@ -26,14 +26,8 @@ TEST_SPLIT = DatasetRef("counting_test", digest="ab" * 32, source="data/test", e
 @pytest.fixture(scope="module")
 def client(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
     """A store with one experiment."""
-    folder = tmp_path_factory.mktemp("store")
-    shutil.copy(empty_store, folder)
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
-    mlflow.set_experiment("tests")
-    yield MlflowClient()
-    mlflow.set_tracking_uri(None)
-    os.environ.pop("MLFLOW_EXPERIMENT_ID")
+    with open_store(empty_store, tmp_path_factory.mktemp("store")):
+        yield MlflowClient()
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 import hashlib
 import io
 import pickle
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -28,7 +26,7 @@ from othink_pipeline.data.examples import (
 )
 from othink_pipeline.data.pictures import picture_size, shown
 from othink_pipeline.data.tasks import IMAGE_SIZE_PX, SPLIT_SHARES, Problem, load_task, split_of
-from tests.support.examples import decode, write_examples
+from tests.support.examples import decode, png_of_size, write_examples
 
 TASKS = ("counting", "digits", "geometry")
 SIZES = {"base": 60, "train": 40, "validation": 10, "test": 30}
@@ -57,18 +55,6 @@ def png_of(image: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", **options)
     return buffer.getvalue()
-
-
-def png_chunk(kind: bytes, content: bytes) -> bytes:
-    checksum = struct.pack(">I", zlib.crc32(kind + content))
-    return struct.pack(">I", len(content)) + kind + content + checksum
-
-
-def png_of_size(width: int, height: int) -> bytes:
-    """A PNG that says how large it is and holds one row of it."""
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    row = png_chunk(b"IDAT", zlib.compress(bytes(1 + 3 * width)))
-    return b"\x89PNG\r\n\x1a\n" + header + row + png_chunk(b"IEND", b"")
 
 
 def test_a_meaning_stands_in_the_same_split_for_ever() -> None:

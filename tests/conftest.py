@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 LONGEST = ("cells", "faults", "tracking", "training", "whole")
 """Folders of tests that train, or start processes."""
 TASKS = ("counting", "geometry")
+BASE = {"base": 300}
+"""Examples of a task that the base model is trained on."""
 PROMPT = "{question}  Answer in <think> </think> and <answer> </answer> tags."
 
 
@@ -117,12 +119,15 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(scope="session")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str, "Dataset"]]:
+    """Examples as ``write_splits`` returns them."""
+    return write_splits(tmp_path_factory.mktemp("examples"), {**BASE, "train": 12, "test": 8})
+
+
+def write_splits(folder: Path, sizes: Mapping[str, int]) -> dict[str, dict[str, "Dataset"]]:
     """Task -> split -> examples, from files as the nodes read them."""
     from othink_pipeline.data.examples import draw_examples, read_examples
     from tests.support.examples import write_examples
 
-    folder = tmp_path_factory.mktemp("examples")
-    sizes = {"base": 300, "train": 12, "test": 8}
     tables: dict[str, dict[str, Dataset]] = {}
     for task in TASKS:
         examples = list(draw_examples(task, sizes, seed=0))
@@ -138,14 +143,18 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str
 def mini_model(
     tmp_path_factory: pytest.TempPathFactory, splits: Mapping[str, Mapping[str, "Dataset"]]
 ) -> MiniModel:
-    """A base model trained until it has learnt the format and guesses the answers."""
+    """A base model as ``make_mini_model`` trains it."""
+    return make_mini_model(splits, tmp_path_factory.mktemp("mini_model"))
+
+
+def make_mini_model(splits: Mapping[str, Mapping[str, "Dataset"]], home: Path) -> MiniModel:
+    """Train a base model until it has learnt the format and guesses the answers."""
     from othink_pipeline.core.files import digest_folder
     from othink_pipeline.models.load import save_model
     from othink_pipeline.models.pretraining import pretrain
 
     rebuild = tiny_rebuild()
     base = {task: tables["base"] for task, tables in splits.items()}
-    home = tmp_path_factory.mktemp("mini_model")
     model, processor, facts = pretrain(base, PROMPT, rebuild, lambda *_: None, home / "state.pt")
     folder = home / "model"
     save_model(model, processor, folder)

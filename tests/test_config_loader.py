@@ -113,23 +113,6 @@ def test_params_change_one_key_and_keep_the_block(configure: Configure) -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "message"),
-    [
-        ({"trianing": {"updates": 5}}, "trianing: unknown key. Did you mean 'training'?"),
-        ({"training": {"updaets": 5}}, "training.updaets: unknown key. Did you mean 'updates'?"),
-        ({"rl": {"temperatur": 1.0}}, "rl.temperatur: unknown key. Did you mean 'temperature'?"),
-        ({"training": {"updates": "5"}}, "training.updates = '5': "),
-        ({"experiment": {"methods": ["ppo"]}}, "'ppo', which is no method"),
-    ],
-)
-def test_bad_params_are_refused(configure: Configure, params: dict[str, Any], message: str) -> None:
-    configure("smoke", params)
-    with pytest.raises(ConfigurationError) as error:
-        read_grid()
-    assert message in error.value.message
-
-
-@pytest.mark.parametrize(
     ("text", "message"),
     [
         (b"rl: [\n", "parameters_rl.yml"),

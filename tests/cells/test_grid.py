@@ -1,15 +1,6 @@
 """Cells: their names, their order."""
 
-from othink_pipeline.cells.grid import Cell, Grid
-
-
-def test_a_cell_is_named_by_task_method_and_seed() -> None:
-    assert Cell("counting", "grpo_d", 7).name == "counting.grpo_d.s7"
-    assert Cell("counting", "grpo_d", 7)._asdict() == {
-        "task": "counting",
-        "method": "grpo_d",
-        "seed": 7,
-    }
+from othink_pipeline.cells.grid import Grid
 
 
 def test_cells_come_task_by_task_then_method_by_method() -> None:

@@ -39,6 +39,7 @@ from othink_pipeline.training.health import TrainingFault
 from othink_pipeline.training.parameters import RL, SFT, Health, Lora
 from tests.conftest import TASKS, MiniModel, shipped, shipped_health
 from tests.support import commands
+from tests.support.manifests import with_split
 from tests.support.methods import small_evaluation, small_rl, small_sft
 from tests.support.prepared import FOLDERS, STORE, prepare_project
 
@@ -329,32 +330,75 @@ def test_other_parameters_are_another_training(
     assert call()[0] == first, "an edit that is taken back costs nothing"
 
 
-def test_answers_are_judged_by_the_kind_of_their_task(
+def test_each_split_is_asked_with_its_own_prompt_and_judged_by_the_kind_of_its_task(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the reward by that of the cell's task, in a validation by that of each."""
-    judged_as: list[Any] = []
+    """Trained on is the cell's task, validated on are all; nothing is asked of the test split."""
+    seen: list[Any] = []
     inputs, kinds = read_inputs(), (Text(kind="text"), Choice(kind="choice"))
 
+    def note(examples: Any, prompt: str, answers: Any) -> None:
+        seen.append((examples["task"][:], examples["split"][:], prompt, answers))
+
     def train(_: Any, training: Any, log: Any, checkpoint: Any, *rest: Any) -> None:
-        judged_as.append(training.answers)
+        note(training.examples, training.prompt, training.answers)
         checkpoint(0, None, None, None)
 
-    def validate(*asked: Any) -> pd.DataFrame:
-        judged_as.append(asked[-1])
+    def validate(model: Any, processor: Any, shown: Any, prompt: str, *asked: Any) -> pd.DataFrame:
+        note(shown, prompt, asked[-1])
         return pd.DataFrame({"correct": [1.0], "thought": [1.0], "format_ok": [1.0]})
+
+    def prepared_as(each: Examples, kind: Any) -> Examples:
+        for split in each.splits:
+            each = with_split(each, split, prompt=f"{each.task} {split}: {{question}}")
+        return each.model_copy(update={"answers": kind})
 
     monkeypatch.setattr(loop, "train", train)
     monkeypatch.setattr(predictions, "predict_together", validate)
-    examples = tuple(
-        each.model_copy(update={"answers": kind})
-        for each, kind in zip(inputs.examples, kinds, strict=True)
-    )
+    examples = tuple(map(prepared_as, inputs.examples, kinds))
     settings = Settings(EVALUATION, FOLDERS, MODEL, Compute(**COMPUTE), HEALTH)
     cell, base_model = Cell("counting", "sft", 3), inputs.base_model
     job = CellJob(cell, METHODS["sft"], base_model, examples, settings, "key", "folder")
     train_job(job, None)
-    assert judged_as == [kinds[0], *kinds]
+    assert seen == [
+        ([task] * count, [split] * count, f"{task} {split}: {{question}}", kind)
+        for task, split, count, kind in [
+            ("counting", "train", 12, kinds[0]),
+            ("counting", "validation", 3, kinds[0]),
+            ("geometry", "validation", 3, kinds[1]),
+        ]
+    ]
+
+
+def test_the_shares_of_a_validation_are_logged_under_their_names(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = {"counting": [True, False, False, False, False], "geometry": [False] * 5}
+
+    def train(_: Any, training: Any, log: Any, checkpoint: Any, *rest: Any) -> None:
+        checkpoint(0, None, None, None)
+        raise TrainingFault("seen enough")
+
+    def validate(model: Any, processor: Any, shown: Any, *asked: Any) -> pd.DataFrame:
+        table = {
+            "correct": right[shown["task"][0]],
+            "correct_any": [True] * 5,
+            "thought": [True, True, False, False, False],
+            "format_ok": [True, True, True, True, False],
+        }
+        return pd.DataFrame(table)
+
+    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(predictions, "predict_together", validate)
+    _, history = call()
+    assert rows(history) == [
+        ("val/counting", 0, 0.2),
+        ("val/format_rate/counting", 0, 0.8),
+        ("val/format_rate/geometry", 0, 0.8),
+        ("val/geometry", 0, 0.0),
+        ("val/think_rate/counting", 0, 0.4),
+        ("val/think_rate/geometry", 0, 0.4),
+    ]
 
 
 # --- Killed and gone on with
@@ -645,27 +689,16 @@ def test_fresh_trains_again_under_a_new_run(finished: Path) -> None:
     assert call()[0] == again
 
 
-@pytest.mark.parametrize("damage", ["weights", "manifest", "other health"])
 def test_a_finished_training_that_was_damaged_is_trained_anew(
-    finished: Path, damage: str, caplog: pytest.LogCaptureFixture
+    finished: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     manifest, _ = call()
     folder = folder_of()
-    health = shipped_health()
-    match damage:
-        case "weights":
-            weights = Path(manifest.path) / "model.safetensors"
-            content = bytearray(weights.read_bytes())
-            content[len(content) // 2] ^= 1
-            weights.write_bytes(content)
-        case "manifest":
-            (folder / MANIFEST).write_text("[]")
-        case "other health":  # something went wrong, and now more would be done about it
-            training = Training.read(folder / MANIFEST, "")
-            faults = {"loss_not_finite": 1}
-            training.model_copy(update={"faults": faults}).write(folder / MANIFEST)
-            health = health.model_copy(update={"loss_not_finite": "skip_batch"})
-    again, history = call(health=health)
+    weights = Path(manifest.path) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    again, history = call()
     assert str(folder) in caplog.text
     assert again.run_id != manifest.run_id
     assert again.digest == manifest.digest == digest_folder(Path(again.path))

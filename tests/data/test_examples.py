@@ -3,10 +3,8 @@
 import hashlib
 import io
 import pickle
-import struct
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -28,7 +26,7 @@ from othink_pipeline.data.examples import (
 )
 from othink_pipeline.data.pictures import picture_size, shown
 from othink_pipeline.data.tasks import IMAGE_SIZE_PX, SPLIT_SHARES, Problem, load_task, split_of
-from tests.support.examples import decode, write_examples
+from tests.support.examples import decode, png_of_size, write_examples
 
 TASKS = ("counting", "digits", "geometry")
 SIZES = {"base": 60, "train": 40, "validation": 10, "test": 30}
@@ -57,18 +55,6 @@ def png_of(image: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", **options)
     return buffer.getvalue()
-
-
-def png_chunk(kind: bytes, content: bytes) -> bytes:
-    checksum = struct.pack(">I", zlib.crc32(kind + content))
-    return struct.pack(">I", len(content)) + kind + content + checksum
-
-
-def png_of_size(width: int, height: int) -> bytes:
-    """A PNG that says how large it is and holds one row of it."""
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    row = png_chunk(b"IDAT", zlib.compress(bytes(1 + 3 * width)))
-    return b"\x89PNG\r\n\x1a\n" + header + row + png_chunk(b"IEND", b"")
 
 
 def test_a_meaning_stands_in_the_same_split_for_ever() -> None:
@@ -191,21 +177,6 @@ def test_a_task_that_is_only_rarely_lucky_still_ends(monkeypatch: pytest.MonkeyP
     assert len(list(draw_examples("counting", {"validation": 100}, 0))) == 100
 
 
-@pytest.mark.parametrize("field", TEXT_FIELDS)
-@pytest.mark.parametrize("value", [None, 3, b"text", ["text"]])
-def test_a_field_that_is_no_text_is_named(field: str, value: object) -> None:
-    fault = find_fault({**drawn("counting")[0], field: value})
-    assert fault == f"field {field!r} is {type(value).__name__}, not text"
-
-
-@pytest.mark.parametrize("field", TEXT_FIELDS)
-def test_a_missing_field_is_named(field: str) -> None:
-    example = {key: value for key, value in drawn("counting")[0].items() if key != field}
-    fault = find_fault(example)
-    assert fault is not None
-    assert repr(field) in fault
-
-
 @pytest.mark.parametrize(
     ("field", "text", "fault"),
     [
@@ -223,24 +194,28 @@ def test_text_that_no_model_can_be_asked_is_a_fault(field: str, text: str, fault
     assert find_fault({**drawn("counting")[0], "question": "Is 1 < 2 |x|> 3 <y>?"}) is None
 
 
+def test_a_field_that_is_missing_or_no_text_is_named() -> None:
+    for field in TEXT_FIELDS:
+        example = {**drawn("counting")[0], field: 3}
+        assert find_fault(example) == f"field {field!r} is int, not text"
+        del example[field]
+        assert find_fault(example) == f"field {field!r} is NoneType, not text"
+
+
 def test_an_empty_question_is_a_fault() -> None:
     assert find_fault({**drawn("counting")[0], "question": " \n"}) == "the question is empty"
 
 
-@pytest.mark.parametrize("answer", ["", "five", "1 2", "nan", "1/0", "9" * 500])
-def test_an_answer_that_does_not_parse_is_a_fault(answer: str) -> None:
+def test_an_answer_that_does_not_parse_is_a_fault() -> None:
+    answer = "9" * 500
     fault = find_fault({**drawn("counting")[0], "answer": answer})
     assert fault == f"the answer {shown(answer)} does not parse"
 
 
-@pytest.mark.parametrize("image", [None, "text", 3, Image.new("RGB", (64, 64))])
-def test_an_image_that_is_no_bytes_is_a_fault(image: object) -> None:
-    fault = find_fault({**drawn("counting")[0], "image": image})
-    assert fault == f"field 'image' is {type(image).__name__}, not bytes"
-
-
-def test_a_missing_image_is_a_fault() -> None:
-    example = {key: value for key, value in drawn("counting")[0].items() if key != "image"}
+def test_an_image_that_is_missing_or_no_bytes_is_a_fault() -> None:
+    example = {**drawn("counting")[0], "image": 3}
+    assert find_fault(example) == "field 'image' is int, not bytes"
+    del example["image"]
     assert find_fault(example) == "field 'image' is NoneType, not bytes"
 
 
@@ -304,9 +279,8 @@ def test_photographs_and_webp_decode_as_rgb(kind: str, mode: str) -> None:
     assert picture_size(image) == (30, 20)
 
 
-@pytest.mark.parametrize("answer", ["140°", "8√{3}", "65π", "-1/2", "2.50", "B"])
-def test_every_answer_that_the_scorer_reads_will_do(answer: str) -> None:
-    assert find_fault({**drawn("counting")[0], "answer": answer}) is None
+def test_an_answer_that_the_scorer_alone_reads_will_do() -> None:
+    assert find_fault({**drawn("counting")[0], "answer": "8√{3}"}) is None
 
 
 def test_a_picture_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,43 +397,3 @@ def test_large_pictures_make_small_batches(tmp_path: Path, monkeypatch: pytest.M
     examples = [{**drawn("counting")[0], "image": bytes(size)} for size in sizes]
     write_examples(examples, tmp_path / "x.arrow")
     assert batches(tmp_path / "x.arrow") == [3, 2, 1, 2, 1]
-
-
-class Picture(bytes):
-    """Image bytes that know how many of them are alive."""
-
-    alive = 0
-
-    def __new__(cls, content: bytes) -> "Picture":
-        cls.alive += 1
-        return super().__new__(cls, content)
-
-    def __del__(self) -> None:
-        Picture.alive -= 1
-
-
-def test_no_more_than_a_batch_waits_for_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither as examples nor as a table: what was drawn is in the file when a batch is full."""
-    monkeypatch.setattr(module, "BATCH_EXAMPLES", 4)
-    writer = pa.ipc.RecordBatchStreamWriter
-    alive, written, write_batch = [], [0], writer.write_batch
-
-    def count_rows(file: Any, batch: Any) -> None:
-        write_batch(file, batch)
-        written.append(written[-1] + batch.num_rows)
-
-    monkeypatch.setattr(writer, "write_batch", count_rows)
-
-    def pictures() -> Iterator[dict[str, Any]]:
-        for number, example in enumerate(drawn("counting")[:30]):
-            assert number - written[-1] < 4
-            yield {**example, "image": Picture(example["image"])}
-            alive.append(Picture.alive)
-
-    write_examples(pictures(), tmp_path / "x.arrow")
-    assert len(alive) == 30
-    assert 3 <= max(alive) <= 4, "3 that wait, and the one that is handed over"
-    assert Picture.alive == 0
-    assert written == [0, 4, 8, 12, 16, 20, 24, 28, 30]

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from tests.conftest import BASE, make_mini_model, write_splits
 from tests.faults import on_ray, scenarios
 from tests.faults.project import ROOT, make_project
 from tests.faults.scenarios import Found, Undisturbed
@@ -43,27 +44,6 @@ def list_scenarios(
     return named
 
 
-def make_model(folder: Path) -> Path:
-    """The tiny base model of the tests."""
-    from othink_pipeline.data.examples import draw_examples, read_examples
-    from othink_pipeline.models.load import save_model
-    from othink_pipeline.models.pretraining import pretrain
-    from tests.conftest import PROMPT, TASKS, tiny_rebuild
-    from tests.support.examples import write_examples
-
-    base = {}
-    for task in TASKS:
-        file = folder / f"{task}.arrow"
-        write_examples(list(draw_examples(task, {"base": 300}, seed=0)), file)
-        base[task] = read_examples(file)
-    model, processor, _ = pretrain(
-        base, PROMPT, tiny_rebuild(), lambda *_: None, folder / "state.pt"
-    )
-    path = folder / "model"
-    save_model(model, processor, path)
-    return path
-
-
 def main() -> int:
     """Exit code 1 if any scenario ends otherwise than an undisturbed run."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -72,7 +52,7 @@ def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        model = make_model(folder)
+        model = make_mini_model(write_splits(folder, BASE), folder).path
         undisturbed = scenarios.run_undisturbed(folder / "undisturbed", model)
         for number, (name, scenario) in enumerate(list_scenarios(undisturbed).items()):
             if only not in name:

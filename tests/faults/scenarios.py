@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -249,12 +248,6 @@ def _append(pattern: str) -> Callable[[Path], str]:
         return str(file.relative_to(project))
 
     return append
-
-
-def _drop_records(project: Path) -> str:
-    with sqlite3.connect(project / "mlflow.db") as store:
-        store.execute("DELETE FROM metrics WHERE key = 'train/loss'")
-    return "mlflow.db"
 
 
 DAMAGES = {

@@ -56,18 +56,6 @@ def test_a_batch_gives_what_its_examples_give_alone(erratic: tuple[Any, Any], mi
     assert min(completion.tokens for completion in alone) < 16
 
 
-@pytest.mark.parametrize("batch_size", [3, 5])
-def test_the_order_of_the_examples_is_kept(
-    erratic: tuple[Any, Any], mixed: Any, batch_size: int
-) -> None:
-    lengths = [len(question) for question in mixed["question"]]
-    assert lengths != sorted(lengths)
-    order = list(range(len(mixed)))[::-1]
-    forwards = generate(*erratic, mixed, batch_size=batch_size)
-    backwards = generate(*erratic, mixed.select(order), batch_size=batch_size)
-    assert forwards == backwards[::-1]
-
-
 def test_tokens_count_the_end_once_and_no_padding(loaded: tuple[Any, Any], mixed: Any) -> None:
     _, processor = loaded
     whole = generate(*loaded, mixed)

@@ -144,9 +144,3 @@ def test_positions_are_those_the_model_would_take(
 
 def test_the_question_is_put_into_the_prompt_as_it_stands() -> None:
     assert user_message("{question} {x}", r"{0} \1 {question}") == r"{0} \1 {question} {x}"
-
-
-def test_the_prompt_ends_where_the_answer_starts(loaded: tuple[Any, Any]) -> None:
-    assert render_prompt(loaded[1], PROMPT, "How many?").endswith(
-        "tags.<|im_end|>\n<|im_start|>assistant\n"
-    )

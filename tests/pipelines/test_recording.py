@@ -1,18 +1,16 @@
 """What MLflow's pages say of a grid and its models, read back from a real store."""
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 
 from othink_pipeline.tracking import records, runs
 from tests.support.handmade import two_tasks
 from tests.support.recorded import begin, record, start_models
+from tests.support.store import open_store
 
 COUNTING = "counting/grpo_d/s0"
 
@@ -22,14 +20,10 @@ def client(
     empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[MlflowClient]:
     """A store with one experiment."""
-    shutil.copy(empty_store, tmp_path)
     monkeypatch.chdir(tmp_path)
-    mlflow.set_tracking_uri("sqlite:///mlflow.db")
-    mlflow.set_experiment("grid")
-    yield MlflowClient()
+    with open_store(empty_store, tmp_path, "grid"):
+        yield MlflowClient()
     runs.set_parent(None)
-    mlflow.set_tracking_uri(None)
-    os.environ.pop("MLFLOW_EXPERIMENT_ID")
 
 
 def note(client: MlflowClient, run_id: str) -> str:

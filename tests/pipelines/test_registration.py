@@ -1,6 +1,5 @@
 """The best cell by validation is registered, once, and answers as the documents say."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.core.files import digest_folder
 from othink_pipeline.pipelines.registration.nodes import register_best_cell
 from othink_pipeline.tracking import runs
+from tests.support.store import open_store
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "data/01_raw/mini_qwen2_vl"
@@ -41,18 +41,13 @@ def training(
 ) -> Iterator[pd.DataFrame]:
     """Two cells with runs of their own; a checkpoint of the better one alone."""
     monkeypatch.chdir(tmp_path)
-    shutil.copy(empty_store, tmp_path)
     monkeypatch.delenv(runs.PARENT_VARIABLE, raising=False)
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    mlflow.create_experiment("othink-pipeline", artifact_location=str(tmp_path / "artifacts"))
-    mlflow.set_experiment("othink-pipeline")
     shutil.copytree(SHIPPED, "best")
     rows = [("counting", "grpo", 3, "best"), ("counting", "sft", 0, "gone")]
     table = pd.DataFrame(rows, columns=["task", "method", "seed", "path"])
     table["digest"] = [digest_folder(Path("best")), ""]
-    yield table.assign(run_id=[runs.start_run(name, "cell", {}) for name in ("grpo", "sft")])
-    mlflow.set_tracking_uri(None)
-    os.environ.pop("MLFLOW_EXPERIMENT_ID")
+    with open_store(empty_store, tmp_path, "othink-pipeline"):
+        yield table.assign(run_id=[runs.start_run(name, "cell", {}) for name in ("grpo", "sft")])
 
 
 def test_the_best_cell_is_registered_once_and_answers(

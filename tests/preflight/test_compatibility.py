@@ -14,38 +14,25 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from othink_pipeline.cells.methods import resolve_method
 from othink_pipeline.cells.parameters import Cluster
 from othink_pipeline.data.examples import find_fault
 from othink_pipeline.data.parameters import DataPreparation
 from othink_pipeline.models.load import load_model
-from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.models.prompts import encode, render_prompt
 from othink_pipeline.preflight import compatibility, device, lengths
 from othink_pipeline.preflight.lengths import TaskExamples
 from othink_pipeline.preflight.needs import Device
 from othink_pipeline.preflight.rows import Row
 from othink_pipeline.training import shared_memory
-from othink_pipeline.training.parameters import RL, SFT
+from othink_pipeline.training.parameters import SFT
 from othink_pipeline.training.rows import sft_rows
-from tests.conftest import PROMPT, TASKS, MiniModel, shipped_parameters
+from tests.conftest import PROMPT, TASKS, MiniModel, shipped
+from tests.preflight.test_memory import compute, method, settings
 from tests.support.methods import small_evaluation
 
 EVALUATION = small_evaluation(max_completion_tokens=24)
 Tasks = Mapping[str, Mapping[str, Dataset]]
 Check = Callable[..., list[Row]]
-
-
-def shipped(block: str, model: Any, **changes: Any) -> Any:
-    """A block of the shipped configuration, with other keys."""
-    return model(**{**shipped_parameters()[block], **changes})
-
-
-def method(name: str, **changes: Any) -> SFT | RL:
-    """A method of the shipped configuration, with other keys."""
-    raw = shipped_parameters()
-    raw["methods"][name] |= changes
-    return resolve_method(raw, name, "counting")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +55,7 @@ def asked(tasks: Tasks, prompt: str = PROMPT) -> dict[str, TaskExamples]:
 @pytest.fixture
 def check(folder: Path, tasks: Tasks) -> Check:
     def run(methods: Mapping[str, Any] | None = None, prompt: str = PROMPT) -> list[Row]:
-        blocks = shipped("model", ModelSettings), shipped("compute", Compute)
+        blocks = settings(), compute()
         return compatibility.check_model(
             str(folder), asked(tasks, prompt), methods or {}, EVALUATION, *blocks
         )[0]
@@ -299,8 +286,8 @@ def test_a_task_of_ray_sees_no_more_gpus_than_are_set_aside_for_it(
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     (folder / "model.safetensors").unlink()  # so that all ends with the next check
-    blocks = shipped("model", ModelSettings), shipped("compute", Compute)
-    train = shipped("cluster", Cluster).train.model_copy(update={"gpus": gpus})
+    blocks = settings(), compute()
+    train = Cluster(**shipped("cluster")).train.model_copy(update={"gpus": gpus})
     (row,), _ = compatibility.check_model(str(folder), {}, {}, EVALUATION, *blocks, train)
     assert (row.detail.startswith("8 GPUs can be seen")) is told
 
@@ -308,7 +295,7 @@ def test_a_task_of_ray_sees_no_more_gpus_than_are_set_aside_for_it(
 def test_the_longest_examples_come_with_the_checks_that_passed(
     folder: Path, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks = shipped("model", ModelSettings), shipped("compute", Compute)
+    blocks = settings(), compute()
     methods = {"sft_cot": method("sft_cot"), "grpo": method("grpo")}
 
     def check() -> Any:
@@ -462,7 +449,7 @@ def test_a_missing_column_and_an_empty_split_are_named(tasks: Tasks) -> None:
 
 
 def test_a_task_that_is_not_prepared_is_drawn() -> None:
-    preparation = DataPreparation(**shipped_parameters()["data_preparation"])
+    preparation = DataPreparation(**shipped("data_preparation"))
     splits = compatibility.draw_splits("geometry", preparation)
     assert {split: len(rows) for split, rows in splits.items()} == compatibility.DRAWN
     assert {row.outcome for row in compatibility.check_examples("geometry", splits)} == {"ok"}

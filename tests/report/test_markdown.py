@@ -80,14 +80,6 @@ def test_matrix_order_and_the_base_model(predictions: pd.DataFrame) -> None:
     assert matrix["seed"].isna().sum() == 2
 
 
-def test_matrix_survives_csv(predictions: pd.DataFrame, tmp_path: object) -> None:
-    matrix = matrix_of(predictions)
-    path = f"{tmp_path}/transfer_matrix.csv"
-    matrix.to_csv(path, index=False)
-    read = pd.read_csv(path, dtype={"seed": "Int64"})
-    pd.testing.assert_frame_equal(read, matrix)
-
-
 def test_matrix_text_is_fixed_width_with_marks_and_holes(predictions: pd.DataFrame) -> None:
     is_hole = (predictions["method"] == "sft") & (predictions["eval_task"] == "geometry")
     lines = matrix_text(matrix_of(predictions[~is_hole])).splitlines()

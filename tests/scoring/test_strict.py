@@ -76,45 +76,12 @@ def test_a_perfect_completion() -> None:
         ("0", "", False),
         ("", "", False),
         ("xy", "xy", False),
-    ],
-)
-def test_correct_is_numeric_equality_with_a_gold_that_is_a_number(
-    given_answer: str, gold: str, correct: bool
-) -> None:
-    verdict = score(answer(given_answer), gold)
-    assert (verdict.correct, verdict.correct_any) == (correct, correct)
-
-
-@pytest.mark.parametrize(
-    ("given_answer", "gold", "correct"),
-    [
         (r"7\sqrt{2}", "7√{2}", True),
         ("7", "7√{2}", False),  # the whole gold, not what a parser makes of its beginning
-        ("2", "7√{2}", False),
-        ("√98", "7√{2}", True),
-        ("9.9", "7√{2}", False),
-        ("11π", "11πcm^{2}", True),
-        ("11", "11πcm^{2}", False),
-        (r"$11\pi\text{ cm}^2$", "11πcm^{2}", True),
         ("11π cm", "11πcm^{2}", False),
-        ("√7", "√{7}", True),
-        ("7", "√{7}", False),
-        ("π", "π", True),
-        ("3.14159", "π", False),
-        (r"\frac{2}{√{3}-1}", "(√{3}+1)小时", True),
-        ("0.3", r"\frac{1}{3}", False),
-        ("2 or B", "B", False),
-        ("(B)", "B", True),
-        (r"\boxed{35^\circ}", "35°", True),
-        ("35 cm", "35°", False),
-        ("7 = 7", "7", False),
-        ("7 7", "7", False),
-        ("3+4", "7", False),  # still to be calculated
-        ("(√2)^2", "2", False),  # a whole number is written as one
-        ("4/2", "2", False),
     ],
 )
-def test_expressions_are_compared_exactly_and_whole(
+def test_correct_is_exact_equality_with_a_gold_that_reads(
     given_answer: str, gold: str, correct: bool
 ) -> None:
     verdict = score(answer(given_answer), gold)
@@ -288,9 +255,3 @@ def test_score_never_raises_and_its_fields_agree(completion: str, gold: str) -> 
     assert verdict.correct <= verdict.correct_any
     assert not (verdict.correct and verdict.unparseable)
     assert not (verdict.format_ok and verdict.extracted is None)
-
-
-@given(st.text(alphabet="+-0123456789./° \u2212degrs", max_size=80))
-def test_parse_answer_never_raises(text: str) -> None:
-    value = parse_answer(text)
-    assert value is None or parse_answer(str(value)) == value

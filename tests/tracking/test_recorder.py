@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from othink_pipeline.tracking.recorder import (
     TrackingRefusedError,
     TrackingUnavailableError,
 )
+from tests.support.store import open_store
 
 VALIDATION = DatasetRef("counting_validation", digest="ab" * 32, source="data/val", examples=200)
 STEPS = 30
@@ -72,14 +71,8 @@ class Server:
 @pytest.fixture(scope="module")
 def client(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
     """A store with one experiment."""
-    folder = tmp_path_factory.mktemp("store")
-    shutil.copy(empty_store, folder)
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.create_experiment("tests", artifact_location=str(folder / "artifacts"))
-    mlflow.set_experiment("tests")
-    yield MlflowClient()
-    mlflow.set_tracking_uri(None)
-    os.environ.pop("MLFLOW_EXPERIMENT_ID")
+    with open_store(empty_store, tmp_path_factory.mktemp("store")):
+        yield MlflowClient()
 
 
 @pytest.fixture

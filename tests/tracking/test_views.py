@@ -1,8 +1,6 @@
 """The saved views of MLflow's pages, in the format that 3.17 reads and nothing describes."""
 
 import json
-import os
-import shutil
 import zlib
 from base64 import b64decode
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from othink_pipeline.tracking import runs, views
+from tests.support.store import open_store
 
 CURVES = ("val/counting", "val/geometry", "train/reward", "train/kl", "val/format_rate/counting")
 SCORES = {
@@ -29,12 +28,12 @@ PARENT = {"kind": "grid", "env": "seeds"}
 @pytest.fixture(scope="module")
 def grid(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A parent with two cells, one of them an earlier run's, and a stranger; its id."""
-    folder = tmp_path_factory.mktemp("store")
-    shutil.copy(empty_store, folder)
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    experiment_id = mlflow.create_experiment("views", artifact_location=folder.as_uri())
-    mlflow.set_experiment("views")
-    client = MlflowClient()
+    with open_store(empty_store, tmp_path_factory.mktemp("store"), "views"):
+        yield record_grid(MlflowClient())
+
+
+def record_grid(client: MlflowClient) -> str:
+    experiment_id = client.get_experiment_by_name("views").experiment_id
     earlier, parent = (
         client.create_run(experiment_id, run_name=name, tags=PARENT).info.run_id
         for name in ("earlier", "cross_task today")
@@ -50,9 +49,7 @@ def grid(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     for step, name in product((2, 4), CURVES):
         client.log_metric(trained, name, 0.5, step=step)
     runs.set_parent(None)
-    yield parent
-    mlflow.set_tracking_uri(None)
-    os.environ.pop("MLFLOW_EXPERIMENT_ID")
+    return parent
 
 
 @pytest.fixture(scope="module")

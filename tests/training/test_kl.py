@@ -76,11 +76,8 @@ def test_the_weights_of_five_updates(schedule: KLSchedule, by_hand: list[float])
     assert weights(schedule, 5) == pytest.approx(by_hand, rel=1e-6)
 
 
-@pytest.mark.parametrize("schedule", ALL, ids=lambda schedule: schedule.schedule)
-def test_one_update_gets_the_start(schedule: KLSchedule) -> None:
-    [weight] = weights(schedule, 1)
-    first = schedule.next_weight(Seen(progress=0.0, accuracy=0.5, kl=None), None)
-    assert weight == first
+def test_one_update_gets_the_start() -> None:
+    assert weights(LINEAR, 1) == [LINEAR.start]
 
 
 @pytest.mark.parametrize(
@@ -242,13 +239,6 @@ def test_parameters_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=told):
         type(schedule)(**{**schedule.model_dump(), **changes})
-
-
-def test_a_schedule_never_changes_and_has_no_other_keys() -> None:
-    with pytest.raises(ValidationError):
-        LINEAR.start = 1.0  # type: ignore[misc]
-    with pytest.raises(ValidationError):
-        Linear(schedule="linear", start=0.1, end=0.2, weight=0.3)  # type: ignore[call-arg]
 
 
 def test_pure_modules_import_no_framework() -> None:

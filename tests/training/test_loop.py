@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from trl import GRPOConfig, GRPOTrainer, SFTTrainer
+from trl import GRPOTrainer, SFTTrainer
 
 from othink_pipeline.evaluation.predictions import predict
 from othink_pipeline.models.generation import Decoding
@@ -23,7 +23,7 @@ from othink_pipeline.training.loop import Job, Trained, Watcher, train
 from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rewards import ACCURACY_REWARDS, accuracy_reward, format_reward
 from othink_pipeline.training.rows import prompt_order, rl_rows, sft_rows
-from tests.conftest import PROMPT, MiniModel, shipped, shipped_health, stock_rows
+from tests.conftest import PROMPT, MiniModel, grpo_config, shipped, shipped_health, stock_rows
 from tests.support.methods import small_rl, small_sft
 
 Splits = Mapping[str, Mapping[str, Any]]
@@ -48,9 +48,7 @@ def sft_parameters(target: str = "answer", **changes: Any) -> SFT:
     return small_sft(**{**BUDGET, "target": target, **changes})
 
 
-def job_of(
-    mini_model: MiniModel, examples: Any, parameters: SFT | RL, folder: Path, seed: int = 3
-) -> Job:
+def job_of(mini_model: MiniModel, examples: Any, parameters: SFT | RL, folder: Path) -> Job:
     return Job(
         name="a cell",
         model_path=str(mini_model.path),
@@ -60,7 +58,7 @@ def job_of(
         parameters=parameters,
         compute=COMPUTE,
         health=HEALTH,
-        seed=seed,
+        seed=3,
         folder=folder,
     )
 
@@ -81,7 +79,6 @@ def run_cell(
     parameters: SFT | RL,
     folder: Path,
     at_checkpoint: Any = lambda *_: {},
-    seed: int = 3,
 ) -> Run:
     """Train a cell; keep what it logs, when it takes checkpoints, and its last weights."""
     history: list[tuple[int, dict[str, float]]] = []
@@ -93,7 +90,7 @@ def run_cell(
         weights.update({name: value.clone() for name, value in model.state_dict().items()})
         return at_checkpoint(update, model, processor)
 
-    job = job_of(mini_model, examples, parameters, folder, seed)
+    job = job_of(mini_model, examples, parameters, folder)
     trained = train(
         rl if isinstance(parameters, RL) else sft,
         job,
@@ -317,32 +314,12 @@ def test_a_constant_weight_trains_as_stock_trl_does(
 
     model, processor = load_model(str(mini_model.path))
     on_gpu = torch.cuda.is_available()
-    config = GRPOConfig(
-        output_dir=str(tmp_path),
-        beta=0.5,
-        loss_type="grpo",
-        max_steps=UPDATES,
-        per_device_train_batch_size=PROMPTS * COPIES,
-        num_generations=COPIES,
-        max_completion_length=10,
-        temperature=1.0,
-        learning_rate=5.0e-3,
-        lr_scheduler_type="constant",
-        shuffle_dataset=False,
-        activation_checkpointing=False,
-        bf16=on_gpu,
-        use_cpu=not on_gpu,
-        seed=3,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
+    changes = {"beta": 0.5, "temperature": 1.0, "bf16": on_gpu, "use_cpu": not on_gpu}
     stream = examples.select(prompt_order(12, UPDATES * PROMPTS, seed=3))
     stock = GRPOTrainer(
         model=model,
         reward_funcs=[accuracy_reward, format_reward],
-        args=config,
+        args=grpo_config(tmp_path, **changes),
         train_dataset=stock_rows(stream),
         processing_class=processor,
     )

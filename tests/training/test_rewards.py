@@ -1,6 +1,5 @@
 """Rewards are the verdicts of the scoring, nothing else."""
 
-import inspect
 from collections.abc import Callable
 
 import pytest
@@ -17,14 +16,8 @@ Reward = Callable[..., list[float]]
 
 COMPLETIONS = {
     "<think>2+1</think><answer>3</answer>": (1.0, 1.0, 1.0),
-    "<think></think> <answer> 3.0 </answer>": (1.0, 1.0, 1.0),
-    "<answer>3</answer>": (1.0, 1.0, 0.0),
     "It is 3": (0.0, 1.0, 0.0),
-    "It is 3 or 4": (0.0, 0.0, 0.0),
     "<think>3</think><answer>4</answer>": (0.0, 0.0, 1.0),
-    "<answer>3</answer><answer>3</answer>": (0.0, 1.0, 0.0),
-    "": (0.0, 0.0, 0.0),
-    "33": (0.0, 0.0, 0.0),
 }
 
 
@@ -45,44 +38,8 @@ def test_each_completion_is_judged_by_its_own_gold() -> None:
         accuracy_reward(completions, ["1", "2"])
 
 
-def test_the_names_are_those_of_the_parameters() -> None:
-    assert {"tagged": accuracy_reward, "any": accuracy_any_reward} == ACCURACY_REWARDS
-
-
-ADVERSARIAL = [
-    "",
-    "7",
-    "The answer is 7.",
-    "<answer>7",
-    "7</answer>",
-    "<think>7</think>",
-    "<answer>17</answer>",
-    "<answer>7 or 8</answer>",
-    "<answer>7</answer><answer>7</answer>",
-    "<answer>6</answer><answer>7</answer>",
-    "<answer></answer>7",
-    "<answer>" * 50 + "7" + "</answer>" * 50,
-    "<answer>7" + "7" * 100_000 + "</answer>",
-]
-
-
-def rewards(reward: Reward, *texts: str, gold: str = "7") -> list[float]:
-    completions = [[{"role": "assistant", "content": text}] for text in texts]
-    return reward(completions=completions, answer=[gold] * len(texts), prompts=[], image=[])
-
-
-def test_what_only_looks_like_the_answer_earns_nothing() -> None:
-    assert rewards(accuracy_reward, *ADVERSARIAL) == [0.0] * len(ADVERSARIAL)
-    assert rewards(format_reward, *ADVERSARIAL) == [0.0] * len(ADVERSARIAL)
-
-
 @pytest.mark.parametrize("reward", ACCURACY_REWARDS.values())
 def test_answers_are_judged_by_their_kind(reward: Reward) -> None:
     completions = [[{"content": "<answer>The Cat.</answer>"}]]
     assert reward(completions, ["cat"], kind=Text(kind="text")) == [1.0]
     assert reward(completions, ["cat"]) == [0.0]
-
-
-@pytest.mark.parametrize("reward", [*ACCURACY_REWARDS.values(), format_reward])
-def test_columns_are_taken_by_name_as_trl_passes_them(reward: Reward) -> None:
-    assert "answer" in inspect.signature(reward).parameters

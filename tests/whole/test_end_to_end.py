@@ -29,7 +29,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from othink_pipeline.__main__ import main
 from othink_pipeline.config_loader import GridConfigLoader
 from othink_pipeline.core.files import digest_folder
-from othink_pipeline.data.examples import read_examples
 from othink_pipeline.evaluation.predictions import predict
 from othink_pipeline.hooks import CellsFailedError
 from othink_pipeline.models.load import load_model
@@ -317,22 +316,6 @@ def test_the_notebook_shows_what_is_there(
         for table, name in ((base, first), (base, second), (base.assign(image_of=second), first))
     ]
     assert pictures[0] != pictures[1] == pictures[2], "shuffled: what was asked with is shown"
-
-
-def test_no_test_example_was_trained_or_chosen_on(outcome: Outcome) -> None:
-    for task in TASKS:
-        folder = outcome.project / "data/03_primary" / task
-        keys = {
-            split: set(read_examples(folder / f"{split}.arrow")["key"])
-            for split in ("train", "validation", "test")
-        }
-        assert {split: len(values) for split, values in keys.items()} == {
-            "train": 6,
-            "validation": 5,
-            "test": TEST_EXAMPLES,
-        }
-        assert not keys["train"] & keys["test"]
-        assert not keys["validation"] & keys["test"]
 
 
 def test_one_parent_run_holds_the_cells_and_the_base_model(outcome: Outcome) -> None:

@@ -6,8 +6,6 @@ import io
 import json
 import os
 import shutil
-import struct
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from othink_pipeline.models.load import load_model
 from othink_pipeline.preflight.environment import check_runner, move_credentials
 from othink_pipeline.scoring.r1v import judge
 from tests.conftest import MiniModel
+from tests.support.examples import png_of_size
 
 SOURCES = sorted(Path(othink_pipeline.__file__).parent.rglob("*.py"))
 Arguments = dict[str | None, ast.expr]
@@ -265,16 +264,6 @@ def undecoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def png_that_claims(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + checksum
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    content = chunk(b"IDAT", zlib.compress(bytes(100_000)))
-    return b"\x89PNG\r\n\x1a\n" + header + content + chunk(b"IEND", b"")
-
-
 @pytest.fixture(scope="module")
 def example() -> dict[str, Any]:
     return next(draw_examples("counting", {"train": 1}, seed=0))
@@ -296,17 +285,17 @@ def example() -> dict[str, Any]:
 def test_a_picture_too_large_is_refused_by_its_header(
     width: int, height: int, reason: str, example: dict[str, Any]
 ) -> None:
-    fault = find_fault({**example, "image": png_that_claims(width, height)})
+    fault = find_fault({**example, "image": png_of_size(width, height)})
     assert fault is not None
     assert fault.startswith(reason)
 
 
 def test_a_picture_that_holds_more_than_it_claims_stays_small(example: dict[str, Any]) -> None:
-    picture = png_that_claims(64, 64)
+    picture = png_of_size(64, 64)
     assert len(read_pixels({**example, "image": picture})) == 64 * 64 * 3
 
 
-@pytest.mark.parametrize("kind", ["EPS", "GIF", "TIFF", "PDF", "PPM", "ICO", "BMP"])
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "PPM", "ICO"])
 def test_nothing_but_png_jpeg_and_webp_is_opened(kind: str, example: dict[str, Any]) -> None:
     """Pillow's readers of other formats start programs (EPS) or are less often looked at."""
     file = io.BytesIO()

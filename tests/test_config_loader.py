@@ -414,8 +414,9 @@ def test_an_environment_writes_into_a_folder_of_its_own(configure: Configure, en
     assert parameters["rebuild"]["path"].startswith(f"{folder}/06_models/")
     paths = parameters["base_model"]["path"] or []  # else a model of the hub
     for path in [paths] if isinstance(paths, str) else paths:
-        lent = "data/seeds/06_models/base_"  # read, and made by what conf/seeds says
-        assert path.startswith(("data/01_raw/", f"{folder}/06_models/", lent))
+        # Read, and made by what conf/seeds and conf/cold_start say.
+        lent = ("data/seeds/06_models/base_", "data/cold_start/06_models/start_")
+        assert path.startswith(("data/01_raw/", f"{folder}/06_models/", *lent))
     if trained != folder:  # then its pipelines must not write there
         outputs = set().union(*(pipeline.all_outputs() for pipeline in pipelines.values()))
         for dataset in outputs:

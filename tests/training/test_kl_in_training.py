@@ -126,7 +126,6 @@ def test_adaptive_follows_the_kl_of_the_update_before(
         (LINEAR, {"gradient_accumulation_steps": 2, "num_iterations": 2}),
         (ADAPTIVE, {"gradient_accumulation_steps": 2}),
         (ADAPTIVE, {"gradient_accumulation_steps": 2, "num_iterations": 2}),
-        (ADAPTIVE, {"gradient_accumulation_steps": 1, "steps_per_generation": 2}),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value.schedule,
 )

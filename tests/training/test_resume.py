@@ -184,47 +184,23 @@ def assert_same(outcome: Outcome, whole: Outcome) -> None:
     assert outcome.next_numbers == whole.next_numbers
 
 
-SHUFFLED = {"shuffle_dataset": True}
 FOLLOWING = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.6}
 CASES = {
     "killed-before-and-after-the-first-checkpoint-in-the-dip": Case([1, 3, 3], updates=4, kl=DIP),
-    "at-an-epoch-boundary": Case([2], examples=4, settings=SHUFFLED),
-    "after-epoch-boundaries-with-a-reference-that-follows": Case(
+    "with-a-reference-that-follows": Case(
         [6],  # between two moves, from a checkpoint between two others
         save=5,
         updates=7,
-        examples=6,
-        settings={**SHUFFLED, **FOLLOWING},
+        settings=FOLLOWING,
     ),
     "iterations-with-a-data-worker": Case(
         [3], save=3, kl=ACCURACY, settings={"num_iterations": 2, "dataloader_num_workers": 1}
     ),
-    "4-steps-a-generation": Case(
-        [3],
-        save=3,
-        kl=ACCURACY,
-        settings={"per_device_train_batch_size": 4, "steps_per_generation": 4},
-    ),
-    "2-steps-a-generation-of-4": Case(
-        [2],
-        updates=4,
-        examples=6,  # the last update of an epoch has half the micro-batches
-        settings={
-            "per_device_train_batch_size": 4,
-            "steps_per_generation": 2,
-            "gradient_accumulation_steps": 4,
-            **SHUFFLED,
-        },
-    ),
-    "updates-and-generations-overlap": Case(
+    "micro-batches": Case(
         [1],
         save=1,
         updates=3,
-        settings={
-            "per_device_train_batch_size": 4,
-            "steps_per_generation": 2,
-            "gradient_accumulation_steps": 3,
-        },
+        settings={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3},
     ),
     "sft-at-a-shuffled-epoch-boundary": Case([2], kind="sft", examples=4),
     "sft-after-shuffled-epochs": Case(
@@ -589,9 +565,7 @@ def test_weights_of_two_types_go_on_with_their_bits(
 
 
 KILLED_WHILE_SAVING = Case([], updates=5)
-DISTRIBUTED = Case(
-    *([3], 3, 5), examples=8, settings={"num_iterations": 2, **SHUFFLED, **FOLLOWING}
-)
+DISTRIBUTED = Case([3], 3, 5, settings={"num_iterations": 2, **FOLLOWING})
 
 
 def test_a_process_killed_before_its_checkpoint_is_in_place_leaves_the_one_before(

@@ -112,7 +112,7 @@ class KLEstimatorTrainer(MovingReferenceTrainer):
             average = of_rows.sum() / (len(mask) * self.max_completion_length) / passes
         elif self.loss_type == "dapo":
             generated = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
-            average = of_rows.sum() / (generated * passes / self.args.steps_per_generation)
+            average = of_rows.sum() / generated
         else:
             raise ValueError(f"{self.kl_estimator}: not offered in a loss {self.loss_type!r}")
         return average

@@ -146,14 +146,6 @@ def test_an_update_has_one_weight_however_many_losses_it_has(
         controller.measured(kl_of_update)
 
 
-def test_an_evaluation_by_trl_is_refused(
-    mini_model: MiniModel, splits: Splits, tmp_path: Path
-) -> None:
-    trainer = trainer_of(mini_model.path, splits["counting"]["train"], tmp_path, LINEAR)
-    with pytest.raises(ValueError, match="set in training"):
-        trainer._compute_loss(trainer.model.eval(), {})
-
-
 def test_all_processes_apply_the_same_weights(
     mini_model: MiniModel, splits: Splits, tmp_path: Path
 ) -> None:

@@ -398,20 +398,10 @@ def test_pickled_weights_are_not_looked_at(
     assert not trace.exists()
 
 
-def test_another_number_of_processes_is_refused(
-    mini_model: MiniModel, splits: Splits, left: Path
-) -> None:
-    file = left / "checkpoint-4" / "parts.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "processes": 2}))
-    write_json(left / "checkpoint-4" / MANIFEST, {"digest": digest_folder(left / "checkpoint-4")})
-    with pytest.raises(ConfigurationError, match="saved by 2 processes, this training has 1"):
-        run(build(mini_model.path, splits["counting"]["train"], FALL_BACK, left), left)
-
-
 def test_what_lay_on_another_gpu_comes_to_this_processs_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_json(tmp_path / resume.Resumable.PARTS_FILE, {"processes": 1, "parts": {}})
+    write_json(tmp_path / resume.Resumable.PARTS_FILE, {})
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:7")
         torch.save({"completions": torch.ones(2)}, tmp_path / "process_0.pt")

@@ -92,17 +92,16 @@ class GuardedRL(Guarded, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        if self.model.training:
-            metrics = self._metrics["train"]  # TRL's figures are of all processes
-            # Where advantages are scaled by the batch's deviation TRL looks at that one alone.
-            metrics["frac_reward_zero_std"][-1] = self._level
-            self.monitor.generated(
-                self._level,
-                metrics["completions/clipped_ratio"][-1],
-                metrics["rewards/format_reward/mean"][-1]
-                if "format_reward" in self.reward_func_names
-                else None,
-            )
+        metrics = self._metrics["train"]  # TRL's figures are of all processes
+        # Where advantages are scaled by the batch's deviation TRL looks at that one alone.
+        metrics["frac_reward_zero_std"][-1] = self._level
+        self.monitor.generated(
+            self._level,
+            metrics["completions/clipped_ratio"][-1],
+            metrics["rewards/format_reward/mean"][-1]
+            if "format_reward" in self.reward_func_names
+            else None,
+        )
         return batch
 
     def _is_faulty(self, loss: torch.Tensor) -> bool:

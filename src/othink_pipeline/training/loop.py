@@ -251,8 +251,8 @@ def train(
         callbacks: more of Transformers' callbacks; their ``trainer`` is set to the trainer.
 
     Raises:
-        ConfigurationError: the checkpoint to go on from is of another number of processes, or holds
-            more than numbers; no room for what data workers hand over.
+        ConfigurationError: the checkpoint to go on from holds more than numbers; no room for what
+            data workers hand over.
         TrainingFault: a number went wrong, and its policy is to stop.
     """
     model, processor = load_model(job.model_path, job.model)

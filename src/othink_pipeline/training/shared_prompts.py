@@ -74,13 +74,13 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
         self._grouped = self._buffered_inputs = state.get("completions")
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        if self.model.training and self._buffered_inputs is not None:
+        if self._buffered_inputs is not None:
             for batch in self._buffered_inputs:
                 if "encoded" not in batch:  # restored: the data has come to the same rows again
                     places = batch["place"].tolist()
                     batch["encoded"] = [generation_batch[place]["encoded"] for place in places]
         inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
-        if not self.model.training or self._buffered_inputs is self._grouped:
+        if self._buffered_inputs is self._grouped:
             return inputs
         grouped = self._group(self._buffered_inputs)
         self._grouped = self._buffered_inputs = grouped
@@ -155,8 +155,7 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._prompts = inputs["encoded"]
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["shared_prompts"].append(float(self.share_prompts))
+        self._metrics["train"]["shared_prompts"].append(float(self.share_prompts))
         loss: torch.Tensor = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
         return loss
 

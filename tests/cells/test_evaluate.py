@@ -29,7 +29,7 @@ from othink_pipeline.models import load
 from othink_pipeline.models.generation import Decoding
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
-from othink_pipeline.scoring.kinds import Text
+from othink_pipeline.scoring.kinds import EXACT, Text
 from othink_pipeline.tracking import records, runs
 from tests.conftest import PROMPT, MiniModel, shipped
 from tests.support.manifests import checkpoint_of, examples_of, with_split
@@ -137,6 +137,7 @@ def test_a_checkpoint_is_scored_and_its_predictions_kept(
         cell_evaluation.read_examples(examples.splits["test"].path),
         PROMPT,
         Decoding(8, 6),
+        EXACT,
     )
     assert len(table) == TEST_ITEMS
     for column in direct:
@@ -278,7 +279,7 @@ def test_answers_are_judged_by_their_kind(
     judged_as: list[Any] = []
 
     def predict(*asked: Any) -> pd.DataFrame:
-        judged_as.append(asked[-1])
+        judged_as.append(asked[-2])
         return pd.DataFrame({"correct": [True]})
 
     monkeypatch.setattr(predictions, "predict", predict)

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import namedtuple
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from othink_pipeline.preflight import compatibility, device, lengths
 from othink_pipeline.preflight.lengths import TaskExamples
 from othink_pipeline.preflight.needs import Device
 from othink_pipeline.preflight.rows import Row
+from othink_pipeline.scoring.kinds import EXACT
 from othink_pipeline.training import shared_memory
 from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rows import sft_rows
@@ -34,6 +36,8 @@ from tests.support.methods import small_evaluation
 EVALUATION = small_evaluation(max_completion_tokens=24)
 Tasks = Mapping[str, Mapping[str, Dataset]]
 Check = Callable[..., list[Row]]
+
+check_examples = partial(compatibility.check_examples, answers=EXACT)
 
 
 def shipped(block: str, model: Any, **changes: Any) -> Any:
@@ -222,7 +226,7 @@ def exact_lengths(path: Path, tasks: Tasks, sft: SFT) -> tuple[int, int]:
     rows = [
         {**row, "images": [row["image"]]}
         for splits in tasks.values()
-        for row in sft_rows(splits["train"], PROMPT, sft)
+        for row in sft_rows(splits["train"], PROMPT, sft, EXACT)
     ]
     made = [collate([row])["input_ids"].shape[1] for row in rows]
     return max(len(prompt.ids) for prompt in prompts), max(made)
@@ -432,9 +436,7 @@ def test_a_faulty_example_is_named(
 
     test = tasks["counting"]["test"].cast_column("image", Image(decode=False))
     bad = spoiled(test, row, **fields).cast_column("image", Image())
-    rows = compatibility.check_examples(
-        "counting", {"train": tasks["counting"]["train"], "test": bad}
-    )
+    rows = check_examples("counting", {"train": tasks["counting"]["train"], "test": bad})
     assert [r.outcome for r in rows] == ["ok", "FAILED"]
     assert f"example counting-test-{row:06d}: " in faults(rows)
     assert message in faults(rows)
@@ -444,20 +446,18 @@ def test_a_faulty_example_is_named(
 def test_a_missing_column_and_an_empty_split_are_named(tasks: Tasks) -> None:
     train = tasks["counting"]["train"]
     assert "columns missing: steps" in faults(
-        compatibility.check_examples("counting", {"train": train.remove_columns("steps")})
+        check_examples("counting", {"train": train.remove_columns("steps")})
     )
-    assert "no examples" in faults(
-        compatibility.check_examples("counting", {"train": train.select([])})
-    )
+    assert "no examples" in faults(check_examples("counting", {"train": train.select([])}))
 
 
 def test_a_task_that_is_not_prepared_is_drawn() -> None:
     preparation = DataPreparation(**shipped_parameters()["data_preparation"])
     splits = compatibility.draw_splits("geometry", preparation)
     assert {split: len(rows) for split, rows in splits.items()} == compatibility.DRAWN
-    assert {row.outcome for row in compatibility.check_examples("geometry", splits)} == {"ok"}
+    assert {row.outcome for row in check_examples("geometry", splits)} == {"ok"}
     assert splits["train"][0]["image"].size == (64, 64)
-    assert find_fault({**splits["train"][0], "image": b""}) is not None
+    assert find_fault({**splits["train"][0], "image": b""}, EXACT) is not None
 
 
 def test_no_task_is_trained_on_what_another_one_is_tested_on(tasks: Tasks) -> None:

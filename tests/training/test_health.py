@@ -20,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.models.load import load_model
+from othink_pipeline.scoring.kinds import EXACT
 from othink_pipeline.training.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.training.guard import MAX_KL_EXPONENT, Guarded
 from othink_pipeline.training.guard_rl import GuardedRL
@@ -373,7 +374,7 @@ def sft(mini_model: MiniModel, splits: Splits, tmp_path: Path) -> Make:
         arguments: dict[str, Any] = {
             "model": model,
             "args": SFTConfig(**{**settings, **changes}),
-            "train_dataset": sft_rows(splits["counting"]["train"], PROMPT, target),
+            "train_dataset": sft_rows(splits["counting"]["train"], PROMPT, target, EXACT),
             "processing_class": processor,
             "callbacks": [kept],
         }

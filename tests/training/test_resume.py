@@ -28,6 +28,7 @@ from othink_pipeline.core.files import MANIFEST, digest_folder, write_json
 from othink_pipeline.models.load import load_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.models.prompts import CannotShareError
+from othink_pipeline.scoring.kinds import EXACT
 from othink_pipeline.training import loop, resume, sft, shared_prompts
 from othink_pipeline.training import rl as rl_training
 from othink_pipeline.training.dynamic_kl import DynamicKLTrainer
@@ -143,7 +144,7 @@ def build(
     return ResumableSFTTrainer(
         **shared,
         args=SFTConfig(output_dir=str(folder), **{**common, **settings}),
-        train_dataset=sft_rows(examples, PROMPT, SFT_PARAMETERS),
+        train_dataset=sft_rows(examples, PROMPT, SFT_PARAMETERS, EXACT),
     )
 
 

@@ -17,7 +17,7 @@ from othink_pipeline.evaluation.predictions import predict
 from othink_pipeline.models.generation import Decoding
 from othink_pipeline.models.load import load_model, save_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
-from othink_pipeline.scoring.kinds import Text
+from othink_pipeline.scoring.kinds import EXACT, Text
 from othink_pipeline.training import loop as training
 from othink_pipeline.training import rl as rl_training
 from othink_pipeline.training import sft as sft_training
@@ -117,7 +117,7 @@ def changed(run: Run) -> set[str]:
 
 
 def texts(model: Any, processor: Any, examples: Any) -> list[str]:
-    table = predict(model, processor, examples, PROMPT, Decoding(8, 10))
+    table = predict(model, processor, examples, PROMPT, Decoding(8, 10), EXACT)
     return list(table["completion"])
 
 

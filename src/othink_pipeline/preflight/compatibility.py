@@ -38,7 +38,7 @@ from othink_pipeline.preflight.lengths import (
 from othink_pipeline.preflight.needs import Plan, check_held
 from othink_pipeline.preflight.optional_libraries import check_libraries
 from othink_pipeline.preflight.rows import Row, failed
-from othink_pipeline.scoring.kinds import EXACT, AnswerKind
+from othink_pipeline.scoring.kinds import AnswerKind
 from othink_pipeline.scoring.strict import score
 from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.shared_memory import find_shortage
@@ -79,7 +79,7 @@ def draw_splits(task: str, settings: DataPreparation) -> dict[str, Dataset]:
     }
 
 
-def check_examples(task: str, splits: Splits, answers: AnswerKind = EXACT) -> list[Row]:
+def check_examples(task: str, splits: Splits, answers: AnswerKind) -> list[Row]:
     """Check columns, one whole example and every answer of each split: a row a split."""
     rows = []
     remedy = (
@@ -187,7 +187,7 @@ def _find_split_fault(examples: Dataset, answers: AnswerKind) -> str | None:
         return "no examples"
     first = examples.cast_column("image", Image(decode=False))[0]
     first["image"] = (first["image"] or {}).get("bytes")
-    if fault := find_fault(first, answers=answers):
+    if fault := find_fault(first, answers):
         return f"example {first['id']}: {fault}"
     golds: dict[str, str] = dict(zip(examples["answer"], examples["id"], strict=True))
     for gold, example in golds.items():

@@ -72,8 +72,8 @@ def training_key(
 ) -> str:
     """The content key of a cell's training: the same key, the same weights and curves.
 
-    Not in it is what changes nothing: names, folders, batch sizes of the evaluation, how often a
-    state is saved.
+    Not in it is what changes nothing: names, folders, how often a state is saved; and the batch
+    size of the evaluation, which in bfloat16 may change the scores of checkpoints by rounding.
 
     Args:
         examples: of all tasks, the cell's own among them.

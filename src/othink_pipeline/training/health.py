@@ -1,5 +1,8 @@
 """Numbers that go wrong in a training: found before they reach a weight, named, and acted on.
 
+One alone is found later: a gradient that is not finite, where DeepSpeed computes and applies it in
+one step.
+
 A fault's policy (``parameters.Health``) is to stop the training, to skip the batch or to go on. To
 skip means: the update changes no weight, whichever of its micro-batches had the fault, for part of
 an update would be another, weaker update. Its gradients are dropped, its loss in the logs is 0, and

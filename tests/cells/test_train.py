@@ -301,9 +301,7 @@ def test_what_is_finished_is_neither_trained_nor_loaded_again(
     grid: str = MlflowClient().create_run("1").info.run_id
     monkeypatch.setenv(runs.PARENT_VARIABLE, grid)
     other = health.model_copy(update={"loss_not_finite": "skip_batch"})
-    again, same_history = call(
-        method, other, resume_every_updates=7, data_workers=2
-    )  # what changes nothing
+    again, same_history = call(method, other, resume_every_updates=7)  # what changes nothing
     assert again == manifest
     assert history.equals(same_history)
     assert digest_folder(folder_of(method)) == content

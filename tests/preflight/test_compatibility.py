@@ -27,7 +27,6 @@ from othink_pipeline.preflight.lengths import TaskExamples
 from othink_pipeline.preflight.needs import Device
 from othink_pipeline.preflight.rows import Row
 from othink_pipeline.scoring.kinds import EXACT
-from othink_pipeline.training import shared_memory
 from othink_pipeline.training.parameters import RL, SFT
 from othink_pipeline.training.rows import sft_rows
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped_parameters
@@ -139,27 +138,6 @@ def test_a_template_that_begins_to_think_itself_is_found(check: Check, folder: P
     for opening in ("<think>", "<think></think>"):
         template.write_text(f"{sound}{{% if add_generation_prompt %}}{opening}{{% endif %}}")
         assert "the chat template itself begins the answer with <think>" in faults(check())
-
-
-def test_data_workers_need_room_for_what_they_hand_over(
-    tasks: Tasks, loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A batch that does not fit is never handed over, and torch waits for it."""
-    train, (_, processor) = tasks["counting"]["train"], loaded
-    made = encode(
-        processor, [render_prompt(processor, PROMPT, train["question"][0])], [[train[0]["image"]]]
-    )
-    tensors = [made[0].ids, *made[0].token_fields.values(), *made[0].image_fields.values()]
-    needed = 16 * 2 * 3 * sum(tensor.nbytes for tensor in tensors)
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shared_memory, "PLACE", tmp_path)
-    for free, fits in ((needed, True), (needed - 1, False)):
-        monkeypatch.setattr(shared_memory.shutil, "disk_usage", lambda _, f=free: usage(9, 9, f))
-        found = shared_memory.find_shortage(train, PROMPT, processor, 16, 3)
-        assert (found is None) is fits
-    assert found is not None
-    assert found[0].startswith("compute.data_workers = 3: they need about ")
-    assert shared_memory.find_shortage(train, PROMPT, processor, 16, 0) is None
 
 
 def test_weights_that_are_not_numbers_are_found(check: Check, folder: Path) -> None:

@@ -194,9 +194,7 @@ CASES = {
         updates=7,
         settings=FOLLOWING,
     ),
-    "iterations-with-a-data-worker": Case(
-        [3], save=3, kl=ACCURACY, settings={"num_iterations": 2, "dataloader_num_workers": 1}
-    ),
+    "iterations": Case([3], save=3, kl=ACCURACY, settings={"num_iterations": 2}),
     "micro-batches": Case(
         [1],
         save=1,

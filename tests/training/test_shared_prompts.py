@@ -302,16 +302,6 @@ def test_micro_batches_hold_whole_groups(
     assert seen == [1] * 6
 
 
-def test_data_workers_change_nothing(
-    plain: tuple[Outcome, Outcome], mini_model: MiniModel, splits: Splits, tmp_path: Path
-) -> None:
-    settings = grpo_config(tmp_path, dataloader_num_workers=2)
-    beside = train(SharedPromptTrainer, mini_model, splits["counting"]["train"], settings)
-    for mine, theirs in zip(beside.logged, plain[0].logged, strict=True):
-        assert mine["loss"] == theirs["loss"]
-        assert mine["shared_prompts"] == 1.0
-
-
 def test_what_repeats_in_a_batch_is_processed_once(
     mini_model: MiniModel, splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,7 +65,6 @@ METHODS: dict[str, SFT | RL] = {
 HEALTH = shipped_health()
 COMPUTE: dict[str, Any] = {
     "share_prompts": True,
-    "data_workers": 0,
     "bf16": False,
     "num_processes": 2,
     "launcher": None,

@@ -123,7 +123,7 @@ def arithmetic(compute: Compute) -> dict[str, Any]:
     Raises:
         ConfigurationError: the launcher's file cannot be read.
     """
-    settings = compute.model_dump(exclude={"data_workers", "resume_every_updates", "fresh"})
+    settings = compute.model_dump(exclude={"resume_every_updates", "fresh"})
     return settings | {
         "launcher": compute.launcher and read_launcher(compute.launcher),
         "vllm": compute.vllm and compute.vllm.mode,  # where it runs makes no difference

@@ -41,7 +41,6 @@ from othink_pipeline.preflight.rows import Row, failed
 from othink_pipeline.scoring.kinds import AnswerKind
 from othink_pipeline.scoring.strict import score
 from othink_pipeline.training.parameters import RL, SFT
-from othink_pipeline.training.shared_memory import find_shortage
 
 PROBE = "QUESTION"
 """Stands in a prompt for a question, to see what comes after it."""
@@ -158,25 +157,10 @@ def check_model(
         return rows, None  # a token without an embedding would break all that follows
     for task, examples in tasks.items():
         rows.append(_check_forward(path, model, processor, task, examples))
-        rows += _check_shared_memory(processor, task, examples, methods, compute)
     if not tasks or failed(rows):
         return rows, None
     lengths = measure_lengths(processor, tasks.values(), methods)
     return [*rows, *check_context(path, model, lengths, methods, evaluation)], lengths
-
-
-def _check_shared_memory(
-    processor: Any,
-    task: str,
-    examples: TaskExamples,
-    methods: Mapping[str, SFT | RL],
-    compute: Compute,
-) -> list[Row]:
-    """Check that data workers have room for what they hand over: a row where they have not."""
-    most = max((method.prompts_per_update for method in methods.values()), default=0)
-    rows, prompt = examples.splits["train"], examples.prompts["train"]
-    fault = find_shortage(rows, prompt, processor, most, compute.data_workers)
-    return [Row(f"{task} for data workers", "FAILED", f"{fault[0]}.", fault[1])] if fault else []
 
 
 def _find_split_fault(examples: Dataset, answers: AnswerKind) -> str | None:

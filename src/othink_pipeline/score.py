@@ -36,7 +36,8 @@ Rule = Literal["strict", "r1v"]
 PROGRESS_S = 10.0
 GOLDS = ("ground_truth", "gold", "target", "reference", "label", "solution", "answer")
 OUTPUTS = ("model_output", "output", "completion", "response", "prediction", "generated_text")
-"""What the two keys may be called. Where a record has several of them, one has to be named."""
+"""What the two keys may be called. The first of each goes before all others; where a record lacks
+that one and has several of the others, one has to be named."""
 _FAULTS_SHOWN = 5
 
 

@@ -26,7 +26,7 @@ from othink_pipeline.models import load
 from othink_pipeline.models.generation import Decoding
 from othink_pipeline.models.manifests import BaseModelCheckpoint
 from othink_pipeline.models.parameters import Compute, ModelSettings
-from othink_pipeline.scoring.kinds import Text
+from othink_pipeline.scoring.kinds import EXACT, Text
 from othink_pipeline.tracking import records, runs
 from tests.conftest import PROMPT, MiniModel, shipped
 from tests.support.manifests import checkpoint_of, examples_of, with_split
@@ -130,6 +130,7 @@ def test_a_checkpoint_is_scored_and_its_predictions_kept(
         cell_evaluation.read_examples(examples.splits["test"].path),
         PROMPT,
         Decoding(8, 6),
+        EXACT,
     )
     assert len(table) == TEST_ITEMS
     for column in direct:
@@ -271,7 +272,7 @@ def test_the_test_split_is_asked_with_its_own_prompt_and_judged_by_the_kind_of_i
     seen: list[Any] = []
 
     def predict(model: Any, processor: Any, rows: Any, prompt: str, *asked: Any) -> pd.DataFrame:
-        seen.append((rows["split"][:], prompt, asked[-1]))
+        seen.append((rows["split"][:], prompt, asked[-2]))
         return pd.DataFrame({"correct": [True]})
 
     monkeypatch.setattr(predictions, "predict", predict)

@@ -247,7 +247,7 @@ def test_names_places_and_what_comes_after_training_do_not_change_the_key() -> N
         },
         **{
             name: key_of(compute={name: changed(COMPUTE[name])})
-            for name in ("data_workers", "resume_every_updates", "fresh")
+            for name in ("resume_every_updates", "fresh")
         },
     }
     assert {name for name, key in same.items() if key != key_of()} == set()

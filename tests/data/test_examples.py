@@ -5,7 +5,7 @@ import io
 import pickle
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,17 +19,19 @@ from othink_pipeline.data import examples as module
 from othink_pipeline.data.examples import (
     TEXT_FIELDS,
     draw_examples,
-    find_fault,
     read_examples,
-    read_pixels,
     update_digest,
 )
-from othink_pipeline.data.pictures import picture_size, shown
+from othink_pipeline.data.pictures import UnusableError, picture_size, shown
 from othink_pipeline.data.tasks import IMAGE_SIZE_PX, SPLIT_SHARES, Problem, load_task, split_of
+from othink_pipeline.scoring.kinds import EXACT
 from tests.support.examples import decode, png_of_size, write_examples
 
 TASKS = ("counting", "digits", "geometry")
 SIZES = {"base": 60, "train": 40, "validation": 10, "test": 30}
+
+find_fault = partial(module.find_fault, answers=EXACT)
+read_pixels = partial(module.read_pixels, size_px=None, answers=EXACT)
 
 
 @cache
@@ -98,7 +100,7 @@ def test_every_split_is_full_and_numbered(task: str) -> None:
         assert set(example) == {*TEXT_FIELDS, "image"}
         assert example["task"] == task
         assert {split_of(task, name) for name in parts_of(example)} == {example["split"]}
-        assert find_fault(example, IMAGE_SIZE_PX) is None
+        assert read_pixels(example, size_px=IMAGE_SIZE_PX)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -263,8 +265,9 @@ def test_a_picture_of_any_other_size_is_none(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(65, 64), (64, 63), (32, 32), (128, 128)])
 def test_another_size_than_the_one_asked_for_is_a_fault(size: tuple[int, int]) -> None:
-    fault = find_fault({**drawn("counting")[0], "image": png_of(Image.new("RGB", size))}, 64)
-    assert fault == f"the image is {size[0]} x {size[1]}, not 64 x 64"
+    image = png_of(Image.new("RGB", size))
+    with pytest.raises(UnusableError, match=f"^the image is {size[0]} x {size[1]}, not 64 x 64$"):
+        read_pixels({**drawn("counting")[0], "image": image}, size_px=64)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +296,7 @@ def test_a_picture_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "convert", count)
     example = drawn("counting")[0]
     digest = hashlib.sha256()
-    update_digest(digest, example, read_pixels(example, 64))
+    update_digest(digest, example, read_pixels(example, size_px=64))
     assert len(decoded) == 1
 
 

@@ -548,7 +548,7 @@ def test_a_task_is_read_split_and_published(task: str, public: dict[str, Any]) -
             assert (example["task"], example["split"], example["form"]) == (task, split, "")
             assert (example["question"], example["answer"]) == (item.question, str(item.answer))
             assert example["key"] == sha256(decode(item.png).tobytes())
-            assert find_fault({**example, "image": item.png}) is None
+            assert find_fault({**example, "image": item.png}, EXACT) is None
     assert pictures["test"] == list(items["test"])[: SIZES["test"]], "the first rows, in order"
     everything = [key for keys in pictures.values() for key in keys]
     assert len(everything) == len(set(everything))
@@ -659,7 +659,7 @@ def test_rows_that_cannot_be_used_are_listed_with_their_reasons(
     (tmp_path / "pictures" / "long.png").write_bytes(png(size=(1, 300)))
     split = lines_source(tmp_path, row(), *(line for line, _ in bad), row(question="And now?"))
     source = TaskSource.model_validate({**public["counting"], "train": split.model_dump()})
-    survey = source_splits.survey_sources("counting", source, 10)
+    survey = source_splits.survey_sources("counting", source, 10, EXACT)
     assert len(survey.train) == 2
     places = [listed["id"] for listed in survey.rejected]
     assert places == [f"counting train source, line {n}" for n in range(2, 11)]
@@ -689,7 +689,7 @@ def test_what_is_drawn_on_nothing_is_told_apart() -> None:
         content = io.BytesIO()
         image.save(content, "PNG")
         texts = dict.fromkeys(TEXT_FIELDS, "x") | {"answer": "1", "image": content.getvalue()}
-        return read_pixels(texts)
+        return read_pixels(texts, None, EXACT)
 
     assert pixels((0, 0, 4, 4)) != pixels((4, 4, 8, 8))
     assert pixels((0, 0, 4, 4))[:3] == bytes(3)
@@ -867,7 +867,8 @@ def test_a_task_that_is_not_prepared_is_looked_into(public: dict[str, Any]) -> N
         "validation": 16,
         "test": TEST,
     }
-    assert [row.outcome for row in compatibility.check_examples("geometry", splits)] == ["ok"] * 3
+    checked = compatibility.check_examples("geometry", splits, EXACT)
+    assert [row.outcome for row in checked] == ["ok"] * 3
     assert len({image.size for image in splits["train"]["image"]}) > 1
 
 

@@ -13,12 +13,12 @@ from datasets import concatenate_datasets
 from othink_pipeline.evaluation import predictions
 from othink_pipeline.evaluation.predictions import Extras, derangement, predict, predict_together
 from othink_pipeline.models.generation import Completion, Decoding, complete
-from othink_pipeline.scoring.kinds import Text
+from othink_pipeline.scoring.kinds import EXACT, Text
 from othink_pipeline.scoring.strict import score
 from tests.conftest import PROMPT
 
 Splits = Mapping[str, Mapping[str, Any]]
-ASKED = PROMPT, Decoding(12, 16)
+ASKED = PROMPT, Decoding(12, 16), EXACT
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_predictions_hold_what_was_asked_what_came_back_and_the_verdict(
 ) -> None:
     mixed = concatenate_datasets([splits["counting"]["test"], splits["geometry"]["test"]])
     asked = PROMPT, Decoding(5, 16)
-    table = predict(*loaded, mixed, *asked)
+    table = predict(*loaded, mixed, *asked, EXACT)
     completions = complete(*loaded, mixed, *asked)
     assert list(table.columns) == [
         "example_id",
@@ -134,15 +134,15 @@ def test_all_is_judged_by_the_kind_of_answer(
 
     monkeypatch.setattr(predictions, "complete", say_seven)
     examples = examples.remove_columns("answer").add_column("answer", ["7"] * len(examples))
-    kind = Text(kind="text")
-    table = predict(None, None, examples, *ASKED, Extras(samples=2), kind)
+    as_text = *ASKED[:-1], Text(kind="text")
+    table = predict(None, None, examples, *as_text, Extras(samples=2))
     assert table["correct"].all()
     assert table["sampled_correct"].map(all).all()
-    assert predict_together(None, None, examples, *ASKED, kind)["correct"].all()
+    assert predict_together(None, None, examples, *as_text)["correct"].all()
     alone = {"is_initialized": lambda: True, "get_rank": lambda: 0, "get_world_size": lambda: 1}
     group = SimpleNamespace(**alone, all_gather_object=lambda tables, table: None)
     monkeypatch.setattr(predictions, "dist", group)
-    assert predict_together(None, None, examples, *ASKED, kind)["correct"].all()
+    assert predict_together(None, None, examples, *as_text)["correct"].all()
     assert not predict(None, None, examples, *ASKED)["correct"].any()  # "Seven" is no number
 
 

@@ -143,12 +143,6 @@ def test_what_is_suppressed_at_the_start_may_come_later() -> None:
     assert families.IMAGE_TOKEN not in {token for row in ids for token in row}
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0])
-def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
-    with pytest.raises(ValueError, match=f"temperature = {temperature}: above 0, or None"):
-        ours(families.build("qwen2_vl"), groups("qwen2_vl"), temperature)
-
-
 def test_a_model_that_forgets_tokens_is_refused() -> None:
     model = families.build(
         "qwen2_vl", use_sliding_window=True, sliding_window=8, max_window_layers=0

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import namedtuple
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from othink_pipeline.preflight import compatibility, device, lengths
 from othink_pipeline.preflight.lengths import TaskExamples
 from othink_pipeline.preflight.needs import Device
 from othink_pipeline.preflight.rows import Row
-from othink_pipeline.training import shared_memory
+from othink_pipeline.scoring.kinds import EXACT
 from othink_pipeline.training.parameters import SFT
 from othink_pipeline.training.rows import sft_rows
 from tests.conftest import PROMPT, TASKS, MiniModel, shipped
@@ -33,6 +34,8 @@ from tests.support.methods import small_evaluation
 EVALUATION = small_evaluation(max_completion_tokens=24)
 Tasks = Mapping[str, Mapping[str, Dataset]]
 Check = Callable[..., list[Row]]
+
+check_examples = partial(compatibility.check_examples, answers=EXACT)
 
 
 @pytest.fixture(scope="module")
@@ -134,27 +137,6 @@ def test_a_template_that_begins_to_think_itself_is_found(check: Check, folder: P
         assert "the chat template itself begins the answer with <think>" in faults(check())
 
 
-def test_data_workers_need_room_for_what_they_hand_over(
-    tasks: Tasks, loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A batch that does not fit is never handed over, and torch waits for it."""
-    train, (_, processor) = tasks["counting"]["train"], loaded
-    made = encode(
-        processor, [render_prompt(processor, PROMPT, train["question"][0])], [[train[0]["image"]]]
-    )
-    tensors = [made[0].ids, *made[0].token_fields.values(), *made[0].image_fields.values()]
-    needed = 16 * 2 * 3 * sum(tensor.nbytes for tensor in tensors)
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shared_memory, "PLACE", tmp_path)
-    for free, fits in ((needed, True), (needed - 1, False)):
-        monkeypatch.setattr(shared_memory.shutil, "disk_usage", lambda _, f=free: usage(9, 9, f))
-        found = shared_memory.find_shortage(train, PROMPT, processor, 16, 3)
-        assert (found is None) is fits
-    assert found is not None
-    assert found[0].startswith("compute.data_workers = 3: they need about ")
-    assert shared_memory.find_shortage(train, PROMPT, processor, 16, 0) is None
-
-
 def test_weights_that_are_not_numbers_are_found(check: Check, folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     (name,) = [name for name in weights if name.endswith("embed_tokens.weight")]
@@ -219,7 +201,7 @@ def exact_lengths(path: Path, tasks: Tasks, sft: SFT) -> tuple[int, int]:
     rows = [
         {**row, "images": [row["image"]]}
         for splits in tasks.values()
-        for row in sft_rows(splits["train"], PROMPT, sft)
+        for row in sft_rows(splits["train"], PROMPT, sft, EXACT)
     ]
     made = [collate([row])["input_ids"].shape[1] for row in rows]
     return max(len(prompt.ids) for prompt in prompts), max(made)
@@ -429,9 +411,7 @@ def test_a_faulty_example_is_named(
 
     test = tasks["counting"]["test"].cast_column("image", Image(decode=False))
     bad = spoiled(test, row, **fields).cast_column("image", Image())
-    rows = compatibility.check_examples(
-        "counting", {"train": tasks["counting"]["train"], "test": bad}
-    )
+    rows = check_examples("counting", {"train": tasks["counting"]["train"], "test": bad})
     assert [r.outcome for r in rows] == ["ok", "FAILED"]
     assert f"example counting-test-{row:06d}: " in faults(rows)
     assert message in faults(rows)
@@ -441,20 +421,18 @@ def test_a_faulty_example_is_named(
 def test_a_missing_column_and_an_empty_split_are_named(tasks: Tasks) -> None:
     train = tasks["counting"]["train"]
     assert "columns missing: steps" in faults(
-        compatibility.check_examples("counting", {"train": train.remove_columns("steps")})
+        check_examples("counting", {"train": train.remove_columns("steps")})
     )
-    assert "no examples" in faults(
-        compatibility.check_examples("counting", {"train": train.select([])})
-    )
+    assert "no examples" in faults(check_examples("counting", {"train": train.select([])}))
 
 
 def test_a_task_that_is_not_prepared_is_drawn() -> None:
     preparation = DataPreparation(**shipped("data_preparation"))
     splits = compatibility.draw_splits("geometry", preparation)
     assert {split: len(rows) for split, rows in splits.items()} == compatibility.DRAWN
-    assert {row.outcome for row in compatibility.check_examples("geometry", splits)} == {"ok"}
+    assert {row.outcome for row in check_examples("geometry", splits)} == {"ok"}
     assert splits["train"][0]["image"].size == (64, 64)
-    assert find_fault({**splits["train"][0], "image": b""}) is not None
+    assert find_fault({**splits["train"][0], "image": b""}, EXACT) is not None
 
 
 def test_no_task_is_trained_on_what_another_one_is_tested_on(tasks: Tasks) -> None:

@@ -65,7 +65,7 @@ def check(raw: dict[str, Any], left: dict[str, Any], *names: str) -> str:
 
 def test_what_was_made_with_the_same_parameters_is_started_from(raw: dict[str, Any]) -> None:
     left = stored(raw)
-    raw["compute"].update(resume_every_updates=1, data_workers=2)  # these change nothing
+    raw["compute"].update(resume_every_updates=1)  # this changes nothing
     assert check(raw, left) == ""
     left[NAMES[2]] = left[NAMES[2]].model_copy(update={"numerics": {}})  # of an earlier version
     assert check(raw, left) == ""

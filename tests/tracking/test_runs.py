@@ -105,18 +105,6 @@ def test_parameters_are_flat_complete_and_batched(
     assert not client.list_artifacts(run.info.run_id)
 
 
-def test_a_parameter_above_the_limit_is_cut_and_kept_whole_in_an_artifact(
-    client: MlflowClient, parent: str, tmp_path: Path
-) -> None:
-    parameters = {"prompt": {"text": "x" * 7000, "fits": "y" * 6000}}
-    run_id = open_run(tmp_path / "run.json", "a", "cell", {}, parameters)
-    logged = client.get_run(run_id).data.params
-    assert logged["prompt.text"] == "x" * 5999 + "…"
-    assert logged["prompt.fits"] == "y" * 6000
-    whole = Path(client.download_artifacts(run_id, "parameters.json")).read_text()
-    assert json.loads(whole) == parameters
-
-
 @pytest.mark.parametrize(
     ("error", "status"),
     [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "FAILED")],

@@ -20,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.models.load import load_model
+from othink_pipeline.scoring.kinds import EXACT
 from othink_pipeline.training.dynamic_kl import DynamicKLTrainer
 from othink_pipeline.training.guard import MAX_KL_EXPONENT, Guarded
 from othink_pipeline.training.guard_rl import GuardedRL
@@ -75,7 +76,7 @@ def told(**changes: Any) -> Told:
 
 
 def watched(monitor: Monitor, update: int, level: float, clipped: float, formatted: Any) -> bool:
-    monitor.generated(update, level, clipped, formatted)
+    monitor.generated(level, clipped, formatted)
     return monitor.watch(update)
 
 
@@ -154,12 +155,10 @@ def test_rewards_that_are_unknown_are_no_lasting_fault() -> None:
     assert not reports
 
 
-def test_generation_batches_of_one_update_count_together_and_one_may_serve_several() -> None:
+def test_completions_may_serve_several_updates() -> None:
     monitor, reports = told(patience_updates=2)
-    monitor.generated(1, 0.0, 0.0, None)
-    assert not watched(monitor, 1, 1.0, 0.0, None)
-    monitor.generated(2, 1.0, 0.0, None)
-    monitor.watch(2)
+    watched(monitor, 1, 0.0, 0.0, None)
+    watched(monitor, 2, 1.0, 0.0, None)
     assert not reports
     monitor.watch(3)
     assert [(fault, update) for fault, update, _ in reports] == [("no_advantage", 3)]
@@ -375,7 +374,7 @@ def sft(mini_model: MiniModel, splits: Splits, tmp_path: Path) -> Make:
         arguments: dict[str, Any] = {
             "model": model,
             "args": SFTConfig(**{**settings, **changes}),
-            "train_dataset": sft_rows(splits["counting"]["train"], PROMPT, target),
+            "train_dataset": sft_rows(splits["counting"]["train"], PROMPT, target, EXACT),
             "processing_class": processor,
             "callbacks": [kept],
         }
@@ -583,27 +582,17 @@ def test_an_update_is_skipped_as_a_whole(rl: Make, micro_batch: int) -> None:
     assert trial.trainer.losses == 2 * UPDATES - (micro_batch == 0)  # it stops computing them
 
 
-@pytest.mark.parametrize(
-    ("changes", "calls"),
-    [
-        ({}, 2),  # completions for the updates 1 and 2, 3 and 4
-        ({"num_iterations": 2, "steps_per_generation": 1}, 2),
-    ],
-    ids=["two-batches", "two-iterations"],
-)
-def test_completions_without_rewards_are_not_used_again(
-    rl: Make, changes: dict[str, int], calls: int
-) -> None:
-    for faulty, expected, learnt in ((0, calls, [1, 2, 3, 4]), (1, calls + 1, [2, 3, 4])):
+def test_completions_without_rewards_are_not_used_again(rl: Make) -> None:
+    for faulty, calls, learnt in ((0, 2, [1, 2, 3, 4]), (1, 3, [2, 3, 4])):
         some_reward = failing_at(faulty, raise_error)
         trial = rl(
             health(reward_failed="skip_batch"),
             rewards=[some_reward],
             max_steps=4,
-            **{"steps_per_generation": 2, **changes},
+            num_iterations=2,  # completions for the updates 1 and 2, 3 and 4
         )
         trial.trainer.train()
-        assert some_reward.calls[0] == expected
+        assert some_reward.calls[0] == calls
         assert trial.changed_in() == learnt
 
 
@@ -664,7 +653,6 @@ def main(model_path: Path, folder: Path) -> None:
         max_steps=6,
         gradient_accumulation_steps=2,
         per_device_train_batch_size=COPIES,
-        steps_per_generation=2,
     )
     skipping.trainer.micro_batch = rank  # before the gradients are exchanged, and where they are
     skipping.trainer.train()

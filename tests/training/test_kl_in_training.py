@@ -126,7 +126,6 @@ def test_adaptive_follows_the_kl_of_the_update_before(
         (LINEAR, {"gradient_accumulation_steps": 2, "num_iterations": 2}),
         (ADAPTIVE, {"gradient_accumulation_steps": 2}),
         (ADAPTIVE, {"gradient_accumulation_steps": 2, "num_iterations": 2}),
-        (ADAPTIVE, {"gradient_accumulation_steps": 1, "steps_per_generation": 2}),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value.schedule,
 )
@@ -145,14 +144,6 @@ def test_an_update_has_one_weight_however_many_losses_it_has(
     for update, kl_of_update in enumerate(curve(trainer, "kl")):
         assert of_updates[update] == pytest.approx(controller.next_weight(update, 0.0), rel=1e-5)
         controller.measured(kl_of_update)
-
-
-def test_an_evaluation_by_trl_is_refused(
-    mini_model: MiniModel, splits: Splits, tmp_path: Path
-) -> None:
-    trainer = trainer_of(mini_model.path, splits["counting"]["train"], tmp_path, LINEAR)
-    with pytest.raises(ValueError, match="set in training"):
-        trainer._compute_loss(trainer.model.eval(), {})
 
 
 def test_all_processes_apply_the_same_weights(

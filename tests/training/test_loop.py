@@ -16,7 +16,7 @@ from othink_pipeline.models.generation import Decoding
 from othink_pipeline.models.load import load_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.models.prompts import render_prompt, user_message
-from othink_pipeline.scoring.kinds import Choice
+from othink_pipeline.scoring.kinds import EXACT, Choice
 from othink_pipeline.training import rl, sft
 from othink_pipeline.training.kl import Constant, KLSchedule, Linear
 from othink_pipeline.training.loop import Job, Trained, Watcher, train
@@ -214,7 +214,7 @@ def test_grpo_takes_the_prompts_in_their_order_so_many_at_a_time(
 @pytest.mark.parametrize("target", ["answer", "steps"])
 def test_sft_rows_hold_the_prompt_the_picture_and_the_target(splits: Splits, target: str) -> None:
     examples = splits["counting"]["train"]
-    rows = sft_rows(examples, PROMPT, sft_parameters(target))
+    rows = sft_rows(examples, PROMPT, sft_parameters(target), EXACT)
     assert sorted(rows.column_names) == ["completion", "image", "prompt"]
     for row, example in zip(rows, examples, strict=True):
         answer, steps = example["answer"], example["steps"]
@@ -271,7 +271,7 @@ def test_the_sft_loss_is_taken_over_the_whole_completion_and_nothing_else(
     # A prompt far longer than TRL's default limit of 1024 tokens, which cuts from the end.
     prompt = "{question} " + "Think. " * 600
     examples, parameters = splits["geometry"]["train"], sft_parameters(target)
-    rows = sft_rows(examples, prompt, parameters)
+    rows = sft_rows(examples, prompt, parameters, EXACT)
     job = job_of(mini_model, examples, parameters, tmp_path)
     trainer = sft.build_trainer(model, processor, rows, job, None, lambda *_: None, [])
     number = 0
@@ -405,7 +405,7 @@ def test_scoring_a_checkpoint_changes_nothing_in_the_training(
 
     def score(update: int, model: Any, processor: Any) -> dict[str, float]:
         torch.rand(7)  # whatever scoring may draw
-        predict(model, processor, examples, PROMPT, Decoding(8, 6))
+        predict(model, processor, examples, PROMPT, Decoding(8, 6), EXACT)
         assert model.training or update == 0
         return {"geometry": 0.5}
 

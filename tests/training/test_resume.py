@@ -28,6 +28,7 @@ from othink_pipeline.core.files import MANIFEST, digest_folder, write_json
 from othink_pipeline.models.load import load_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.models.prompts import CannotShareError
+from othink_pipeline.scoring.kinds import EXACT
 from othink_pipeline.training import loop, resume, sft, shared_prompts
 from othink_pipeline.training import rl as rl_training
 from othink_pipeline.training.dynamic_kl import DynamicKLTrainer
@@ -143,7 +144,7 @@ def build(
     return ResumableSFTTrainer(
         **shared,
         args=SFTConfig(output_dir=str(folder), **{**common, **settings}),
-        train_dataset=sft_rows(examples, PROMPT, SFT_PARAMETERS),
+        train_dataset=sft_rows(examples, PROMPT, SFT_PARAMETERS, EXACT),
     )
 
 
@@ -184,47 +185,21 @@ def assert_same(outcome: Outcome, whole: Outcome) -> None:
     assert outcome.next_numbers == whole.next_numbers
 
 
-SHUFFLED = {"shuffle_dataset": True}
 FOLLOWING = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.6}
 CASES = {
     "killed-before-and-after-the-first-checkpoint-in-the-dip": Case([1, 3, 3], updates=4, kl=DIP),
-    "at-an-epoch-boundary": Case([2], examples=4, settings=SHUFFLED),
-    "after-epoch-boundaries-with-a-reference-that-follows": Case(
+    "with-a-reference-that-follows": Case(
         [6],  # between two moves, from a checkpoint between two others
         save=5,
         updates=7,
-        examples=6,
-        settings={**SHUFFLED, **FOLLOWING},
+        settings=FOLLOWING,
     ),
-    "iterations-with-a-data-worker": Case(
-        [3], save=3, kl=ACCURACY, settings={"num_iterations": 2, "dataloader_num_workers": 1}
-    ),
-    "4-steps-a-generation": Case(
-        [3],
-        save=3,
-        kl=ACCURACY,
-        settings={"per_device_train_batch_size": 4, "steps_per_generation": 4},
-    ),
-    "2-steps-a-generation-of-4": Case(
-        [2],
-        updates=4,
-        examples=6,  # the last update of an epoch has half the micro-batches
-        settings={
-            "per_device_train_batch_size": 4,
-            "steps_per_generation": 2,
-            "gradient_accumulation_steps": 4,
-            **SHUFFLED,
-        },
-    ),
-    "updates-and-generations-overlap": Case(
+    "iterations": Case([3], save=3, kl=ACCURACY, settings={"num_iterations": 2}),
+    "micro-batches": Case(
         [1],
         save=1,
         updates=3,
-        settings={
-            "per_device_train_batch_size": 4,
-            "steps_per_generation": 2,
-            "gradient_accumulation_steps": 3,
-        },
+        settings={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3},
     ),
     "sft-at-a-shuffled-epoch-boundary": Case([2], kind="sft", examples=4),
     "sft-after-shuffled-epochs": Case(
@@ -422,20 +397,10 @@ def test_pickled_weights_are_not_looked_at(
     assert not trace.exists()
 
 
-def test_another_number_of_processes_is_refused(
-    mini_model: MiniModel, splits: Splits, left: Path
-) -> None:
-    file = left / "checkpoint-4" / "parts.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "processes": 2}))
-    write_json(left / "checkpoint-4" / MANIFEST, {"digest": digest_folder(left / "checkpoint-4")})
-    with pytest.raises(ConfigurationError, match="saved by 2 processes, this training has 1"):
-        run(build(mini_model.path, splits["counting"]["train"], FALL_BACK, left), left)
-
-
 def test_what_lay_on_another_gpu_comes_to_this_processs_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_json(tmp_path / resume.Resumable.PARTS_FILE, {"processes": 1, "parts": {}})
+    write_json(tmp_path / resume.Resumable.PARTS_FILE, {})
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:7")
         torch.save({"completions": torch.ones(2)}, tmp_path / "process_0.pt")
@@ -589,9 +554,7 @@ def test_weights_of_two_types_go_on_with_their_bits(
 
 
 KILLED_WHILE_SAVING = Case([], updates=5)
-DISTRIBUTED = Case(
-    *([3], 3, 5), examples=8, settings={"num_iterations": 2, **SHUFFLED, **FOLLOWING}
-)
+DISTRIBUTED = Case([3], 3, 5, settings={"num_iterations": 2, **FOLLOWING})
 
 
 def test_a_process_killed_before_its_checkpoint_is_in_place_leaves_the_one_before(

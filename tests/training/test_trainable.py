@@ -17,7 +17,7 @@ from othink_pipeline.evaluation.predictions import predict
 from othink_pipeline.models.generation import Decoding
 from othink_pipeline.models.load import load_model, save_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
-from othink_pipeline.scoring.kinds import Text
+from othink_pipeline.scoring.kinds import EXACT, Text
 from othink_pipeline.training import loop as training
 from othink_pipeline.training import rl as rl_training
 from othink_pipeline.training import sft as sft_training
@@ -117,7 +117,7 @@ def changed(run: Run) -> set[str]:
 
 
 def texts(model: Any, processor: Any, examples: Any) -> list[str]:
-    table = predict(model, processor, examples, PROMPT, Decoding(8, 10))
+    table = predict(model, processor, examples, PROMPT, Decoding(8, 10), EXACT)
     return list(table["completion"])
 
 
@@ -534,29 +534,11 @@ def test_every_setting_reaches_trl(bench: Bench, monkeypatch: pytest.MonkeyPatch
     rewards = {"accuracy": 0.75, "format": 0.25, "answer": "any"}
     method = rl(**same, unbiased_kl=False, lr_schedule="linear", rewards=rewards)
     monkeypatch.setattr(rl_training, "GuardedGRPOTrainer", lambda **named: asked.append(named))
-    job = bench.job(method, compute={"data_workers": 2})
-    job = replace(job, answers=Text(kind="text"))
+    job = replace(bench.job(method), answers=Text(kind="text"))
     rl_training.build_trainer(None, None, None, job, None, lambda *_: None, [])  # type: ignore[arg-type]
     settings, (accuracy, _) = vars(asked[0]["args"]), asked[0]["reward_funcs"]
     assert {name: settings[name] for name in same} == same
     assert settings["lr_scheduler_type"] == "linear"
-    assert settings["dataloader_num_workers"] == 2
     assert settings["reward_weights"] == [0.75, 0.25]
     assert accuracy.__name__ == "accuracy_any_reward"
     assert accuracy([[{"content": "<answer>The Cat.</answer>"}]], ["cat"]) == [1.0]
-
-
-def test_data_workers_without_room_stop_a_training_before_its_first_update(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It sees how much is free on its own machine, which need not be the one that was checked."""
-    asked: list[Any] = []
-
-    def find_shortage(examples: Any, prompt: str, _: Any, *settings: int) -> tuple[str, str]:
-        asked.append((examples, prompt, *settings))
-        return "No room", "Make some"
-
-    monkeypatch.setattr(training, "find_shortage", find_shortage)
-    with pytest.raises(ConfigurationError, match=r"^No room\. Make some$"):
-        bench.run(sft(), compute={"data_workers": 3})
-    assert asked == [(bench.examples, PROMPT, OFTEN["prompts_per_update"], 3)]

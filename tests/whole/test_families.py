@@ -19,6 +19,7 @@ from othink_pipeline.models.load import load_model, save_model
 from othink_pipeline.models.parameters import Compute, ModelSettings
 from othink_pipeline.models.pixels import limit_pixels
 from othink_pipeline.models.prompts import collate, encode, render_prompt
+from othink_pipeline.scoring.kinds import EXACT
 from othink_pipeline.training import rl as rl_training
 from othink_pipeline.training import sft as sft_training
 from othink_pipeline.training.kl import Linear
@@ -332,7 +333,7 @@ def test_training_and_tests_show_the_model_the_same(
         assert torch.equal(
             trained.image_fields["pixel_values"], prompt.image_fields["pixel_values"]
         )
-    rows = sft_rows(examples, PROMPT, sft())
+    rows = sft_rows(examples, PROMPT, sft(), EXACT)
     task = job(loaded, examples, sft(), tmp_path)
     trainer = sft_training.build_trainer(model, processor, rows, task, None, lambda *_: None, [])
     batch = next(iter(trainer.get_train_dataloader()))

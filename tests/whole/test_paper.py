@@ -33,7 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "rl": {"completions_per_prompt": 2, "max_completion_tokens": 6},
     "evaluation": {"batch_size": 4, "max_completion_tokens": 8},
-    "compute": {"micro_batch_size": 2, "data_workers": 0},
+    "compute": {"micro_batch_size": 2},
 }
 TILED = ("idefics3", "smolvlm")
 TILES = {"min_pixels": None, "max_pixels": 512 * 512}  # one tile, and a small one of all

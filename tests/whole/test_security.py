@@ -19,6 +19,7 @@ from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.data.examples import draw_examples, find_fault, read_pixels
 from othink_pipeline.models.load import load_model
 from othink_pipeline.preflight.environment import check_runner, move_credentials
+from othink_pipeline.scoring.kinds import EXACT
 from othink_pipeline.scoring.r1v import judge
 from tests.conftest import MiniModel
 from tests.support.examples import png_of_size
@@ -285,14 +286,14 @@ def example() -> dict[str, Any]:
 def test_a_picture_too_large_is_refused_by_its_header(
     width: int, height: int, reason: str, example: dict[str, Any]
 ) -> None:
-    fault = find_fault({**example, "image": png_of_size(width, height)})
+    fault = find_fault({**example, "image": png_of_size(width, height)}, EXACT)
     assert fault is not None
     assert fault.startswith(reason)
 
 
 def test_a_picture_that_holds_more_than_it_claims_stays_small(example: dict[str, Any]) -> None:
     picture = png_of_size(64, 64)
-    assert len(read_pixels({**example, "image": picture})) == 64 * 64 * 3
+    assert len(read_pixels({**example, "image": picture}, None, EXACT)) == 64 * 64 * 3
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "PPM", "ICO"])
@@ -300,7 +301,7 @@ def test_nothing_but_png_jpeg_and_webp_is_opened(kind: str, example: dict[str, A
     """Pillow's readers of other formats start programs (EPS) or are less often looked at."""
     file = io.BytesIO()
     Image.new("RGB", (64, 64)).save(file, kind)
-    fault = find_fault({**example, "image": file.getvalue()})
+    fault = find_fault({**example, "image": file.getvalue()}, EXACT)
     assert fault is not None
     assert fault.startswith("the image does not decode: ")
 

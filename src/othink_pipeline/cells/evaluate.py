@@ -225,8 +225,8 @@ def _predict(
         read_examples(test.path),
         test.prompt,
         Decoding(**evaluation.generation),
-        Extras(**evaluation.model_dump(exclude=set(evaluation.generation))),
         examples.answers,
+        Extras(**evaluation.model_dump(exclude=set(evaluation.generation))),
     )
     for position, (column, value) in enumerate(about.items()):
         predictions.insert(position, column, value)

@@ -69,8 +69,8 @@ def training_key(
 ) -> str:
     """The content key of a cell's training: the same key, the same weights and curves.
 
-    Not in it is what changes nothing: names, folders, batch sizes of the evaluation, how often a
-    state is saved.
+    Not in it is what changes nothing: names, folders, how often a state is saved; and the batch
+    size of the evaluation, which in bfloat16 may change the scores of checkpoints by rounding.
 
     Args:
         examples: of all tasks, the cell's own among them.
@@ -120,7 +120,7 @@ def arithmetic(compute: Compute) -> dict[str, Any]:
     Raises:
         ConfigurationError: the launcher's file cannot be read.
     """
-    settings = compute.model_dump(exclude={"data_workers", "resume_every_updates", "fresh"})
+    settings = compute.model_dump(exclude={"resume_every_updates", "fresh"})
     return settings | {
         "launcher": compute.launcher and read_launcher(compute.launcher),
         "vllm": compute.vllm and compute.vllm.mode,  # where it runs makes no difference

@@ -34,7 +34,7 @@ from othink_pipeline.cells.keys import (
 )
 from othink_pipeline.cells.manifests import Checkpoint, FailedCell, Training
 from othink_pipeline.cells.processes import MachineLostError, train_in_processes
-from othink_pipeline.core.blocks import SAME_ENV, ConfigurationError
+from othink_pipeline.core.blocks import SAME_ENV
 from othink_pipeline.core.code import library_versions
 from othink_pipeline.core.files import MANIFEST
 from othink_pipeline.core.locks import lock, say_busy
@@ -65,7 +65,8 @@ def train_cell(
         examples: of all tasks, the cell's own among them.
 
     Returns:
-        The last checkpoint, or why there is none; and the history table: step, metric, value.
+        The last checkpoint, or why there is none; and the history table: step, metric, value, empty
+        where there is none.
 
     Raises:
         ConfigurationError: base model or examples are not those that their manifests speak of.
@@ -101,20 +102,12 @@ def train_cell(
             raise
         except Exception as error:
             reason = explain(error, f"{cell.name} failed, the other cells go on")
-            return FailedCell(**cell._asdict(), failed=reason), _known_history(folder)
+            # Its curves are in MLflow and in its journal; from here nobody would read them.
+            failed = FailedCell(**cell._asdict(), failed=reason)
+            return failed, pd.DataFrame(columns=HISTORY_COLUMNS)
         for leftover in (folder / RESUME, retired):  # also of a process killed before this
             shutil.rmtree(leftover, ignore_errors=True)
     return checkpoint, history
-
-
-def _known_history(folder: Path) -> pd.DataFrame:
-    """What a training that failed has recorded; nothing where its journal cannot be read."""
-    if (folder / JOURNAL).exists():
-        try:
-            return Journal(folder / JOURNAL).history()
-        except ConfigurationError as error:
-            logger.warning("%s", error.message)
-    return pd.DataFrame(columns=HISTORY_COLUMNS)
 
 
 def _record(job: CellJob, finished: Training | None) -> tuple[Checkpoint, pd.DataFrame]:

@@ -120,10 +120,11 @@ def find_faults(cluster: Cluster, machines: Sequence[Mapping[str, float]]) -> li
             )
         gpus = sum(machine.get("GPU", 0) for machine in machines)
         if gpus and not demand.gpus:
+            right = "to compute.num_processes / machines" if kind == "train" else "to 1"
             faults.append(
                 f"cluster.{kind}.gpus = 0, and there are {gpus:g} GPUs, which all tasks would see. "
-                f"Set cluster.{kind}.gpus: 1 (a part of 1: several tasks share one), or hide them "
-                "(CUDA_VISIBLE_DEVICES=)."
+                f"Set it {right} (where that is 1, a part of 1 lets several tasks share one), or "
+                "hide them (CUDA_VISIBLE_DEVICES=)."
             )
     return faults
 

@@ -62,7 +62,7 @@ def find_model(id: str, revision: str) -> tuple[str, str] | None:
 
 
 def measure_model(id: str, revision: str) -> int:
-    """Ask the hub, which is all that it does, for the bytes that ``fetch_model`` would download.
+    """Ask the hub for the bytes that ``fetch_model`` would download; config.json alone is fetched.
 
     Raises:
         ConfigurationError: as ``fetch_model``.

@@ -102,9 +102,7 @@ def _split_of_problem(task: str, problem: Problem) -> str:
     return splits.pop()
 
 
-def read_pixels(
-    example: Mapping[str, Any], size_px: int | None = None, answers: AnswerKind = EXACT
-) -> bytes:
+def read_pixels(example: Mapping[str, Any], size_px: int | None, answers: AnswerKind) -> bytes:
     """Check an example and decode its picture, once: the pixels, RGB, row by row.
 
     Args:
@@ -141,12 +139,10 @@ def _check_text(name: str, text: Any) -> None:
         )
 
 
-def find_fault(
-    example: Mapping[str, Any], size_px: int | None = None, answers: AnswerKind = EXACT
-) -> str | None:
+def find_fault(example: Mapping[str, Any], answers: AnswerKind) -> str | None:
     """Why ``example`` cannot be used, or None if it can; see ``read_pixels``."""
     try:
-        read_pixels(example, size_px, answers)
+        read_pixels(example, None, answers)
     except UnusableError as error:
         return str(error)
     return None

@@ -20,7 +20,7 @@ from othink_pipeline.data.examples import open_split, read_examples, read_pixels
 from othink_pipeline.data.parameters import Hub, TaskSource
 from othink_pipeline.data.pictures import UnusableError, prepare
 from othink_pipeline.data.sources import SourceRows, read_source
-from othink_pipeline.scoring.kinds import EXACT, AnswerKind
+from othink_pipeline.scoring.kinds import AnswerKind
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,7 @@ class Survey(NamedTuple):
     overlapping: list[dict[str, str]]
 
 
-def survey_sources(
-    task: str, source: TaskSource, test_rows: int, answers: AnswerKind = EXACT
-) -> Survey:
+def survey_sources(task: str, source: TaskSource, test_rows: int, answers: AnswerKind) -> Survey:
     """Look at every row of the training source, and at the first ``test_rows`` of the test source.
 
     Raises:
@@ -167,11 +165,7 @@ def read_splits(
 
 
 def peek(
-    task: str,
-    source: TaskSource,
-    rows: int,
-    max_rejected: int,
-    answers: AnswerKind = EXACT,
+    task: str, source: TaskSource, rows: int, max_rejected: int, answers: AnswerKind
 ) -> list[dict[str, Any]]:
     """Examples from the first few rows of each source; ``train`` and ``validation`` are the same.
 
@@ -227,7 +221,7 @@ def _read_meaning(row: SourceRow, task: str, split: str, answers: AnswerKind) ->
     if row.fault:
         raise UnusableError(row.fault)
     example = _example(row, task, split, 0, Meaning(b"", b""))
-    pixels = read_pixels(example, answers=answers)
+    pixels = read_pixels(example, None, answers)
     text = hashlib.sha256(f"{row.question}\0{row.answer}".encode()).digest()[:8]
     return Meaning(hashlib.sha256(pixels).digest(), text)
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from othink_pipeline.models.generation import Decoding, complete
-from othink_pipeline.scoring.kinds import EXACT, AnswerKind
+from othink_pipeline.scoring.kinds import AnswerKind
 from othink_pipeline.scoring.strict import score
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def predict(
     examples: Dataset,
     prompt: str,
     decoding: Decoding,
+    answers: AnswerKind,
     extras: Extras = Extras(),  # noqa: B008 (a tuple: it cannot change)
-    answers: AnswerKind = EXACT,
 ) -> pd.DataFrame:
     """One row for each example: what was asked, what came back, and every verdict on it.
 
@@ -98,7 +98,7 @@ def predict_together(
     examples: Dataset,
     prompt: str,
     decoding: Decoding,
-    answers: AnswerKind = EXACT,
+    answers: AnswerKind,
 ) -> pd.DataFrame:
     """``predict``, shared out over the processes of a training; all of them get the whole table.
 
@@ -106,10 +106,10 @@ def predict_together(
     on all processes; one that is alone does all by itself.
     """
     if not dist.is_initialized():
-        return predict(model, processor, examples, prompt, decoding, answers=answers)
+        return predict(model, processor, examples, prompt, decoding, answers)
     own = range(dist.get_rank(), len(examples), dist.get_world_size())
     part = examples.select(own)
-    table = predict(model, processor, part, prompt, decoding, answers=answers)
+    table = predict(model, processor, part, prompt, decoding, answers)
     table = table.set_index(pd.Index(own))
     tables: list[pd.DataFrame] = [table] * dist.get_world_size()
     dist.all_gather_object(tables, table)

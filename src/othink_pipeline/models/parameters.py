@@ -138,8 +138,6 @@ class Compute(Block):
 
     share_prompts: bool
     """RL computes each prompt once, not once for each of its completions."""
-    data_workers: Count
-    """Processes that prepare the next batches of training; 0 prepares them in between."""
     bf16: bool
     """Train in bfloat16: quicker on a GPU that has it, with results of its own."""
     num_processes: Positive

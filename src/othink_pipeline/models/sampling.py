@@ -67,8 +67,6 @@ def sample(
     Raises:
         CannotShareError: a model that does not keep all tokens in its cache.
     """
-    if temperature is not None and temperature <= 0:
-        raise ValueError(f"temperature = {temperature}: above 0, or None for the likeliest token")
     once, prompt_of = distinct(prompts)
     at_work = prompt_of.argsort(stable=True).to(model.device)  # [A] the rows in the cache
     layers, logits, mask, place = _prefill(model, once, prompt_of.bincount(), pad_token_id)

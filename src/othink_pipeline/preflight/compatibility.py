@@ -39,10 +39,9 @@ from othink_pipeline.preflight.lengths import (
 from othink_pipeline.preflight.needs import Plan, check_held
 from othink_pipeline.preflight.optional_libraries import check_libraries
 from othink_pipeline.preflight.rows import Row, failed
-from othink_pipeline.scoring.kinds import EXACT, AnswerKind
+from othink_pipeline.scoring.kinds import AnswerKind
 from othink_pipeline.scoring.strict import score
 from othink_pipeline.training.parameters import RL, SFT
-from othink_pipeline.training.shared_memory import find_shortage
 
 PROBE = "QUESTION"
 """Stands in a prompt for a question, to see what comes after it."""
@@ -80,7 +79,7 @@ def draw_splits(task: str, settings: DataPreparation) -> dict[str, Dataset]:
     }
 
 
-def check_examples(task: str, splits: Splits, answers: AnswerKind = EXACT) -> list[Row]:
+def check_examples(task: str, splits: Splits, answers: AnswerKind) -> list[Row]:
     """Check columns, one whole example and every answer of each split: a row a split."""
     rows = []
     remedy = (
@@ -159,25 +158,10 @@ def check_model(
         return rows, None  # a token without an embedding would break all that follows
     for task, examples in tasks.items():
         rows.append(_check_forward(path, model, processor, task, examples))
-        rows += _check_shared_memory(processor, task, examples, methods, compute)
     if not tasks or failed(rows):
         return rows, None
     lengths = measure_lengths(processor, tasks.values(), methods)
     return [*rows, *check_context(path, model, lengths, methods, evaluation)], lengths
-
-
-def _check_shared_memory(
-    processor: Any,
-    task: str,
-    examples: TaskExamples,
-    methods: Mapping[str, SFT | RL],
-    compute: Compute,
-) -> list[Row]:
-    """Check that data workers have room for what they hand over: a row where they have not."""
-    most = max((method.prompts_per_update for method in methods.values()), default=0)
-    rows, prompt = examples.splits["train"], examples.prompts["train"]
-    fault = find_shortage(rows, prompt, processor, most, compute.data_workers)
-    return [Row(f"{task} for data workers", "FAILED", f"{fault[0]}.", fault[1])] if fault else []
 
 
 def _find_split_fault(examples: Dataset, answers: AnswerKind) -> str | None:
@@ -188,7 +172,7 @@ def _find_split_fault(examples: Dataset, answers: AnswerKind) -> str | None:
         return "no examples"
     first = examples.cast_column("image", Image(decode=False))[0]
     first["image"] = (first["image"] or {}).get("bytes")
-    if fault := find_fault(first, answers=answers):
+    if fault := find_fault(first, answers):
         return f"example {first['id']}: {fault}"
     golds: dict[str, str] = dict(zip(examples["answer"], examples["id"], strict=True))
     for gold, example in golds.items():

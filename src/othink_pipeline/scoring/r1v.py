@@ -73,7 +73,6 @@ class Worker:
 
     def __init__(self, limit_s: float = LIMIT_S) -> None:
         self.limit_s = limit_s
-        self.starts = 0
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
@@ -107,7 +106,6 @@ class Worker:
             text=True,
             encoding="ascii",  # JSON escapes the rest
         )
-        self.starts += 1
         # A first question, so that the imports are no part of anybody's limit.
         question = {"completion": "1", "gold": "1", "judge": "geometry"}
         reply, reason = self._ask(process, question, START_LIMIT_S)

@@ -57,7 +57,6 @@ _INHERITED_TAGS = (
     "code_version",
     "env",
 )
-_MAX_PARAMETER_CHARACTERS = 6000  # limit of MLflow's (mlflow/utils/validation.py)
 
 
 def parent_run_id() -> str | None:
@@ -151,8 +150,7 @@ def open_run(
     Args:
         file: see ``FILE``.
         name, kind, tags: as of `start_run`.
-        parameters: nested; logged flat with dots. A value above MLflow's 6000 characters is
-            logged cut, and all parameters are then kept whole in the artifact parameters.json.
+        parameters: nested; logged flat with dots. MLflow cuts a value after 6000 characters.
 
     Raises:
         ConfigurationError: the file holds no run id.
@@ -296,10 +294,8 @@ def _log_parameters(
 ) -> None:
     """Log the parameters that the run does not have yet: MLflow refuses to change one."""
     flat = _flatten(parameters)
-    new = [Param(key, _cut(value)) for key, value in flat.items() if key not in (known or {})]
+    new = [Param(key, str(value)) for key, value in flat.items() if key not in (known or {})]
     client.log_batch(run_id, params=new)
-    if new and any(len(str(value)) > _MAX_PARAMETER_CHARACTERS for value in flat.values()):
-        client.log_text(run_id, json.dumps(parameters, indent=2, default=str), "parameters.json")
 
 
 def _flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -311,10 +307,3 @@ def _flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, object
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _cut(value: object) -> str:
-    text = str(value)
-    if len(text) <= _MAX_PARAMETER_CHARACTERS:
-        return text
-    return text[: _MAX_PARAMETER_CHARACTERS - 1] + "…"

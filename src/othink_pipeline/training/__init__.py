@@ -14,7 +14,6 @@
 - ``sharing_check``: whether that gives what TRL's own computation gives
 - ``packing``: completions computed behind their shared prompt
 - ``prompt_attention``: attention in two parts
-- ``shared_memory``: room for what data workers hand over
 - ``trainable``: which weights are trained
 - ``gather``: weights that are shared out, gathered
 - ``guard``: what becomes of numbers that go wrong

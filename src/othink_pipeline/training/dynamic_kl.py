@@ -35,8 +35,6 @@ class DynamicKLTrainer(KLEstimatorTrainer):
         return rewards
 
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
-        if not model.training:
-            raise ValueError("the KL weight is set in training: TRL's own evaluation has none")
         metrics = self._metrics["train"]
         if self._weighted_update != self.state.global_step:
             self._weighted_update = self.state.global_step

@@ -58,8 +58,6 @@ class Guarded(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The loss; in an update that is skipped a zero that no weight has a part in."""
-        if not self.model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._update_to_skip != self._update:
             loss = self._guarded_loss(model, inputs, num_items_in_batch)
             if not self._skip_if(self._is_faulty(loss)):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
-from trl.trainer.utils import is_async_callable, nanstd
+from trl.trainer.utils import nanstd
 
 from othink_pipeline.training.guard import MAX_KL_EXPONENT, Guarded
 
@@ -23,10 +23,10 @@ class GuardedRL(Guarded, GRPOTrainer):
     """GRPO that is also guarded against rewards, a KL and completions that go wrong.
 
     Mixed in first: ``class GuardedGRPO(GuardedRL, DynamicKLTrainer)``. The KL's exponent is bounded
-    by ``MAX_KL_EXPONENT``, so that the loss stays finite. Reward functions (no reward models, and
-    no coroutines) run in a thread: they may not count on being in the main one, and one that hangs
-    is left behind there. One that never lets go of the interpreter, as a regular expression may,
-    cannot be timed out. Rewards that failed are NaN, and to TRL no part of the sum.
+    by ``MAX_KL_EXPONENT``, so that the loss stays finite. Reward functions run in a thread: they
+    may not count on being in the main one, and one that hangs is left behind there. One that never
+    lets go of the interpreter, as a regular expression may, cannot be timed out. Rewards that
+    failed are NaN, and to TRL no part of the sum.
     """
 
     _buffered_inputs: Any
@@ -72,8 +72,6 @@ class GuardedRL(Guarded, GRPOTrainer):
 
     def _guard(self, function: Any, name: str, faults: list[tuple[str, str]]) -> Any:
         """The reward function as one that returns NaN and adds to ``faults`` where it fails."""
-        if isinstance(function, torch.nn.Module) or is_async_callable(function):
-            return function
         seconds = self.monitor.health.reward_timeout_s
 
         def guarded(**columns: Any) -> list[float]:
@@ -94,18 +92,16 @@ class GuardedRL(Guarded, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        if self.model.training:
-            metrics = self._metrics["train"]  # TRL's figures are of all processes
-            # Where advantages are scaled by the batch's deviation TRL looks at that one alone.
-            metrics["frac_reward_zero_std"][-1] = self._level
-            self.monitor.generated(
-                self._update,
-                self._level,
-                metrics["completions/clipped_ratio"][-1],
-                metrics["rewards/format_reward/mean"][-1]
-                if "format_reward" in self.reward_func_names
-                else None,
-            )
+        metrics = self._metrics["train"]  # TRL's figures are of all processes
+        # Where advantages are scaled by the batch's deviation TRL looks at that one alone.
+        metrics["frac_reward_zero_std"][-1] = self._level
+        self.monitor.generated(
+            self._level,
+            metrics["completions/clipped_ratio"][-1],
+            metrics["rewards/format_reward/mean"][-1]
+            if "format_reward" in self.reward_func_names
+            else None,
+        )
         return batch
 
     def _is_faulty(self, loss: torch.Tensor) -> bool:
@@ -124,7 +120,7 @@ class GuardedRL(Guarded, GRPOTrainer):
             computed: Any = compute(*args, **kwargs)
             if inputs.get("ref_per_token_logps") is not None:
                 policy, reference = computed[0].detach(), inputs["ref_per_token_logps"]  # [R x C]
-                mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+                mask = inputs["completion_mask"]
                 self._exponent = float(((reference - policy) * (mask > 0)).nan_to_num(0.0).max())
                 inputs["ref_per_token_logps"] = torch.minimum(reference, policy + MAX_KL_EXPONENT)
             return computed

@@ -1,5 +1,8 @@
 """Numbers that go wrong in a training: found before they reach a weight, named, and acted on.
 
+One alone is found later: a gradient that is not finite, where DeepSpeed computes and applies it in
+one step.
+
 A fault's policy (``parameters.Health``) is to stop the training, to skip the batch or to go on. To
 skip means: the update changes no weight, whichever of its micro-batches had the fault, for part of
 an update would be another, weaker update. Its gradients are dropped, its loss in the logs is 0, and
@@ -12,7 +15,7 @@ Updates count from 1, as in the logs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -100,8 +103,7 @@ class Monitor:
         self._skipped_last = 0  # the latest skipped update, and how many in a row it ended
         self._skipped_in_a_row = 0
         self._format_learnt = False
-        self._signs: list[tuple[float, float, float | None]] = []
-        self._signs_update = 0  # in which these were generated
+        self._signs: tuple[float, float, float | None] | None = None  # of the latest completions
 
     def tell(self, update: int, faults: Mapping[str, str]) -> bool:
         """Count faults, with their figures; True when the batch is to be skipped.
@@ -137,17 +139,15 @@ class Monitor:
                 )
         return skipping
 
-    def generated(self, update: int, level: float, clipped: float, formatted: float | None) -> None:
-        """Take note of a generation batch: there may be several for an update, or one for several.
+    def generated(self, level: float, clipped: float, formatted: float | None) -> None:
+        """Take note of an update's completions, which later ones may learn from, too.
 
         Args:
             level: share of groups whose rewards are all equal.
             clipped: share of completions that reached the most tokens.
             formatted: mean format reward, where there is one.
         """
-        if update != self._signs_update:
-            self._signs_update, self._signs = update, []
-        self._signs.append((level, clipped, formatted))
+        self._signs = level, clipped, formatted
 
     def watch(self, update: int) -> bool:
         """Look for faults that last, once an update; True when the batch is to be skipped.
@@ -155,7 +155,8 @@ class Monitor:
         Raises:
             TrainingFault: as ``tell``.
         """
-        level, clipped, formatted = (_mean(figures) for figures in zip(*self._signs, strict=True))
+        assert self._signs is not None
+        level, clipped, formatted = self._signs
         health = self.health
         signs = {}
         if level == 1:
@@ -188,8 +189,7 @@ class Monitor:
             "skipped_last": self._skipped_last,
             "skipped_in_a_row": self._skipped_in_a_row,
             "format_learnt": self._format_learnt,
-            "signs": list(self._signs),
-            "signs_update": self._signs_update,
+            "signs": self._signs,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -198,7 +198,7 @@ class Monitor:
         Raises:
             ConfigurationError: a training that began so would have come elsewhere until here.
         """
-        then, rewarded = state["health"], state["signs_update"] > 0
+        then, rewarded = state["health"], state["signs"] is not None
         if key := find_change(then, self.health, state["counts"], rewarded):
             raise ConfigurationError(
                 f"health.{key} = {getattr(self.health, key)!r}, and this training was interrupted "
@@ -210,9 +210,4 @@ class Monitor:
         self._skipped_last = state["skipped_last"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
         self._format_learnt = state["format_learnt"]
-        self._signs = [tuple(figures) for figures in state["signs"]]
-        self._signs_update = state["signs_update"]
-
-
-def _mean(figures: Sequence[Any]) -> Any:
-    return None if None in figures else sum(figures) / len(figures)
+        self._signs = tuple(state["signs"]) if rewarded else None

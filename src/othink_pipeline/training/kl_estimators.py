@@ -110,9 +110,7 @@ class KLEstimatorTrainer(MovingReferenceTrainer):
             average = of_rows.sum() / mask.sum().clamp(min=1) / passes
         elif self.loss_type == "dr_grpo":
             average = of_rows.sum() / (len(mask) * self.max_completion_length) / passes
-        elif self.loss_type == "dapo":
+        else:  # dapo
             generated = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
-            average = of_rows.sum() / (generated * passes / self.args.steps_per_generation)
-        else:
-            raise ValueError(f"{self.kl_estimator}: not offered in a loss {self.loss_type!r}")
+            average = of_rows.sum() / generated
         return average

@@ -18,13 +18,11 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, TrainerCallback
 
-from othink_pipeline.core.blocks import ConfigurationError
 from othink_pipeline.models.load import load_model
 from othink_pipeline.scoring.kinds import EXACT, AnswerKind
 from othink_pipeline.training.gather import whole_model
 from othink_pipeline.training.resume import newest_checkpoint, update_of
 from othink_pipeline.training.rows import prompt_order
-from othink_pipeline.training.shared_memory import find_shortage
 from othink_pipeline.training.trainable import choose_weights, keep_precise
 
 if TYPE_CHECKING:
@@ -251,8 +249,7 @@ def train(
         callbacks: more of Transformers' callbacks; their ``trainer`` is set to the trainer.
 
     Raises:
-        ConfigurationError: the checkpoint to go on from is of another number of processes, or holds
-            more than numbers; no room for what data workers hand over.
+        ConfigurationError: the checkpoint to go on from holds more than numbers.
         TrainingFault: a number went wrong, and its policy is to stop.
     """
     model, processor = load_model(job.model_path, job.model)
@@ -261,9 +258,6 @@ def train(
     rows = algorithm.make_rows(job.examples, job, processor).select(
         prompt_order(len(job.examples), job.parameters.prompts, job.seed)
     )
-    settings = job.parameters.prompts_per_update, job.compute.data_workers
-    if shortage := find_shortage(job.examples, job.prompt, processor, *settings):
-        raise ConfigurationError(". ".join(shortage))
     adapters = choose_weights(model, job.parameters)
     seats = [watcher, *callbacks]
     trainer = algorithm.build_trainer(model, processor, rows, job, adapters, report, seats)
@@ -326,7 +320,6 @@ def trainer_settings(job: Job) -> dict[str, Any]:
         "bf16": job.compute.bf16,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "dataloader_num_workers": job.compute.data_workers,
     }
 
 

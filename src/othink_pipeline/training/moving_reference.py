@@ -18,10 +18,7 @@ class MovingReferenceTrainer(SharedPromptTrainer):
     After every ``ref_model_sync_steps`` updates each of its weights becomes ``(1 - alpha)
     reference + alpha policy``, alpha being ``ref_model_mixup_alpha`` (TR-DPO, arXiv 2404.09656); 1
     resets it to the policy. TRL does that, and loses it when a training goes on: here it is in the
-    checkpoints.
-
-    Raises:
-        ValueError: it is to move, with FSDP or DeepSpeed.
+    checkpoints. Not with FSDP or DeepSpeed, which ``check_launcher`` sees to.
     """
 
     ref_model: Any  # typed too narrowly where it is inherited from
@@ -29,8 +26,6 @@ class MovingReferenceTrainer(SharedPromptTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.args.sync_ref_model:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise ValueError("sync_ref_model: a reference that is shared out is not saved")
             # As trained weights are: a bfloat16 hardly moves by what a policy moves.
             self.ref_model.float()
 

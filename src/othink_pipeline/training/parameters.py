@@ -91,7 +91,7 @@ class SFT(Method):
 
 
 class Rewards(Block):
-    """Weights of the rewards; a reward with weight 0 is not given."""
+    """Weights of the rewards; one with weight 0 is logged, and no part of the sum."""
 
     accuracy: Weight
     """Of the reward 1 for a right answer."""

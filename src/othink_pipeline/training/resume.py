@@ -103,8 +103,7 @@ class Resumable(Trainer):
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nobody needs
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             parts = {name: part.state() for name, part in self.parts.items()}
-            saved = {"processes": self.args.world_size, "parts": parts}
-            (folder / self.PARTS_FILE).write_text(json.dumps(saved))
+            (folder / self.PARTS_FILE).write_text(json.dumps(parts))
 
     @property
     def _own_file(self) -> str:
@@ -139,18 +138,12 @@ class Resumable(Trainer):
         """Restore everything but weights and random streams.
 
         Raises:
-            ConfigurationError: a checkpoint of another number of processes, or with code in it.
+            ConfigurationError: a checkpoint with code in it.
         """
         if checkpoint is None:
             return
         folder = Path(checkpoint)
         saved = json.loads((folder / self.PARTS_FILE).read_text())
-        if saved["processes"] != self.args.world_size:
-            raise ConfigurationError(
-                f"{folder}: saved by {saved['processes']} processes, this training has "
-                f"{self.args.world_size} (compute.num_processes). Take as many, or delete the "
-                "folder to start again."
-            )
         with _only_data(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
             # Which of its machine's GPUs a process had is no matter of the training.
@@ -159,7 +152,7 @@ class Resumable(Trainer):
             own = torch.load(folder / self._own_file, map_location=place, weights_only=True)
         self._restore_own_state(own)
         for name, part in self.parts.items():
-            part.restore(saved["parts"][name])
+            part.restore(saved[name])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _only_data(checkpoint):

@@ -7,7 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from othink_pipeline.models.prompts import Prompt, encode, render_prompt, user_message
-from othink_pipeline.scoring.kinds import EXACT, AnswerKind
+from othink_pipeline.scoring.kinds import AnswerKind
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,9 +67,7 @@ def _encode_rows(
     }
 
 
-def sft_rows(
-    examples: Dataset, prompt: str, parameters: SFT, answers: AnswerKind = EXACT
-) -> Dataset:
+def sft_rows(examples: Dataset, prompt: str, parameters: SFT, answers: AnswerKind) -> Dataset:
     """Columns ``prompt``, ``completion`` (one assistant message) and ``image``.
 
     Target ``answer`` is written as in the paper's data, ``<answer> n </answer>``; target ``steps``

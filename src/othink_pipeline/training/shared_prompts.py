@@ -40,38 +40,22 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
 
     Args:
         share_prompts: False computes each prompt G times, with TRL's own code.
-
-    Raises:
-        ValueError: tools, environments or a rollout function, whose prompts grow on the way.
     """
 
     _buffered_inputs: Any  # not typed where it is inherited from
 
     def __init__(self, *args: Any, share_prompts: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.tools or self.environment_factories or self.rollout_func:
-            raise ValueError("prompts that grow by tools, environments or rollouts are not shared")
         self.share_prompts = share_prompts
         self._checked = not share_prompts
         self._prompts: Sequence[Prompt] = ()  # of the rows that TRL's methods are called with
         self._grouped: list[dict[str, Any]] | None = None
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        self._sampler = super()._get_train_sampler(dataset)
-        return self._sampler
-
-    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        passes, batches = super()._init_training_state(max_steps, *args, **kwargs)
-        for _ in range(passes):
-            next(iter(self._sampler), None)  # its generator draws the order of one pass
-        return passes, batches
 
     def _own_state(self) -> dict[str, Any]:
         state = {
             **super()._own_state(),
             "step": self._step,
             "share_prompts": self.share_prompts,
-            "entropy": (self.entropy_coef, self._last_world_entropy),
         }
         spanned = self._step % (self.args.steps_per_generation * self.num_iterations)
         if spanned and self._buffered_inputs is not None:  # None: to be made anew in any case
@@ -87,17 +71,16 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
         self._step = state["step"]
         self._checked = True
         self.share_prompts = self.share_prompts and state["share_prompts"]
-        self.entropy_coef, self._last_world_entropy = state["entropy"]
         self._grouped = self._buffered_inputs = state.get("completions")
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        if self.model.training and self._buffered_inputs is not None:
+        if self._buffered_inputs is not None:
             for batch in self._buffered_inputs:
                 if "encoded" not in batch:  # restored: the data has come to the same rows again
                     places = batch["place"].tolist()
                     batch["encoded"] = [generation_batch[place]["encoded"] for place in places]
         inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
-        if not self.model.training or self._buffered_inputs is self._grouped:
+        if self._buffered_inputs is self._grouped:
             return inputs
         grouped = self._group(self._buffered_inputs)
         self._grouped = self._buffered_inputs = grouped
@@ -107,23 +90,17 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
     def _group(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Bring the completions of a prompt together again, where the update is the same.
 
-        TRL shuffles the rows of a generation batch and splits them into micro-batches. Among the
-        micro-batches of one update it makes no difference which row is in which. In the order in
-        which the reference was computed, the same rows are also packed alike: where both have the
-        same weights (not where the reference is bfloat16 and the policy float32) an untrained
-        policy differs from it by nothing at all, and not by rounding, which Adam would blow up.
+        TRL shuffles the rows of a generation batch and splits them into the micro-batches of an
+        update, among which it makes no difference which row is in which. In the order in which the
+        reference was computed, the same rows are also packed alike: where both have the same
+        weights (not where the reference is bfloat16 and the policy float32) an untrained policy
+        differs from it by nothing at all, and not by rounding, which Adam would blow up.
         """
-        accumulated, generated = self.args.gradient_accumulation_steps, len(batches)
-        if accumulated % generated and generated % accumulated:
-            return batches  # updates and generation batches overlap
-        if self.loss_type == "bnpo" or self.top_entropy_quantile < 1 or self._entropy_bonus_enabled:
-            return batches  # these take means or quantiles over a micro-batch's tokens
-        window = min(accumulated, generated)
-        grouped = []
-        for start in range(0, generated, window):
-            rows = _join(batches[start : start + window])
-            order = rows["place"].argsort().tolist()
-            grouped += split_tensor_dict(_pick(rows, order), window)
+        if self.loss_type == "bnpo":
+            return batches  # it takes a mean over a micro-batch's tokens
+        rows = _join(batches)
+        order = rows["place"].argsort().tolist()
+        grouped: list[dict[str, Any]] = split_tensor_dict(_pick(rows, order), len(batches))
         return grouped
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -141,7 +118,7 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, *options: Any, **named: Any
     ) -> tuple[list[list[int]], Any]:
-        if self.use_vllm or self.sharded or self._filtered or not self.share_prompts:
+        if self.use_vllm or self.sharded or not self.share_prompts:
             images = [list(prompt.images) for prompt in self._prompts]
             fields = self._fields(self._prompts)
             generate: Any = super()._generate_single_turn
@@ -164,14 +141,6 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
         """
         return self.is_fsdp_enabled or DistributedBackend(self.accelerator).is_zero3
 
-    @property
-    def _filtered(self) -> bool:
-        """More than a temperature decides what is sampled: TRL's generation knows how."""
-        args = self.args
-        neutral = (args.top_p, args.min_p, args.repetition_penalty) == (1.0, None, 1.0)
-        filtered = not neutral or args.top_k or args.generation_kwargs
-        return bool(filtered or self.use_transformers_continuous_batching)
-
     def sample(self, model: Any, prompts: Sequence[Prompt], max_tokens: int) -> Samples:
         """Complete prompts as this training does, each read once."""
         return sample(
@@ -186,8 +155,7 @@ class SharedPromptTrainer(Resumable, GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._prompts = inputs["encoded"]
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["shared_prompts"].append(float(self.share_prompts))
+        self._metrics["train"]["shared_prompts"].append(float(self.share_prompts))
         loss: torch.Tensor = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
         return loss
 

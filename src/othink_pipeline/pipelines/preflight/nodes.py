@@ -217,7 +217,7 @@ def _check_room(blocks: Parameters) -> Row:
 
 
 def _find_model(base_model: BaseModel, number: int) -> tuple[list[Row], FoundModel | None]:
-    """What is to say of a base model, itself if it can be checked; nothing is fetched."""
+    """What is to say of a base model, itself if it can be checked; no weights are fetched."""
     hub = base_model.hub
     name = hub.id if hub else (base_model.path or ())[number]
     try:

@@ -113,7 +113,7 @@ def do_nothing(outputs: list[str], *inputs: Any, **identity: Any) -> list[Any]:
 
     kinds: dict[str, Callable[[], Any]] = {
         "examples": lambda: Examples(
-            task="counting", seed=0, key="", rejected=0, splits={}, digest=""
+            task="counting", seed=0, key="", files="", rejected=0, splits={}, digest=""
         ),
         "checkpoint": lambda: (
             identity["checkpoint"]

@@ -36,6 +36,8 @@ ROWS = [
     ),
     Row("cosine upwards − downwards", "cosine", "cosine_down", ("kl_ablation",)),
     Row("constant 0.25 − next to none", "kl_025", "kl_1e6", ("kl_ablation",)),
+    Row("the same from models that think already", "kl_025", "kl_1e6", ("cold_start",)),
+    Row("dip − constant of its mean, from these", "explore_exploit", "kl_0111", ("cold_start",)),
 ]
 
 

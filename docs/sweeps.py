@@ -103,7 +103,7 @@ def _panel(panel: Axes, cells: pd.DataFrame, line_label: str) -> None:
 if __name__ == "__main__":
     results = Path("docs/results")
     published = (
-        *(["kl_ablation"], ["kl_ablation_trl"], ["drift"]),
+        *(["kl_ablation"], ["kl_ablation_trl"], ["drift"], ["cold_start"]),
         *(["kl_constants_bases", "kl.weight"], ["format_weights", "rewards.format"]),
     )
     homes = [(results / name, results / name / "weights.png", *key) for name, *key in published]

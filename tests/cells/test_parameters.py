@@ -29,6 +29,7 @@ ABLATIONS = {
     "kl_constants_bases": "kl",
     "kl_timing": "kl",
     "cold_start": "kl",
+    "kl_reference": "kl",
     "cold_start_drift": "kl",
     "drift": "kl",
     "long": "kl",

@@ -258,17 +258,22 @@ def test_params_take_no_key_away(configure: Configure) -> None:
 
 
 def test_an_environment_may_build_on_others(configure: Configure, conf: Path) -> None:
-    """Block by block the last one counts, and every place is that of the environment itself."""
+    """Block by block the last one counts, and every place is that of the environment itself.
+
+    What two of them build on lies below both.
+    """
     for name, block, below in (
         ("low", "sft: {a: 1}\nrl: {b: 1}\nreport: {c: 1}\n", ""),
         ("middle", "rl: {b: 2}\nreport: {c: 2}\n", "builds_on: [low]\n"),
-        ("top", "report: {d: 3}\n", "builds_on: [middle]\n"),
+        ("side", "cluster: {e: 4}\n", "builds_on: [low]\n"),
+        ("top", "report: {d: 3}\n", "builds_on: [middle, side]\n"),
     ):
         (conf / name).mkdir()
         (conf / name / "parameters.yml").write_text(block)
         (conf / name / "globals.yml").write_text(f"{below}data: data/{name}\n")
     raw = configure("top", conf=conf)["parameters"]
-    assert (raw["sft"], raw["rl"], raw["report"]) == ({"a": 1}, {"b": 2}, {"d": 3})
+    blocks = [raw[name] for name in ("sft", "rl", "report", "cluster")]
+    assert blocks == [{"a": 1}, {"b": 2}, {"d": 3}, {"e": 4}]
     assert raw["training"] == configure("base", conf=conf)["parameters"]["training"]
     assert raw["folders"]["checkpoints"] == "data/top/06_models"
     loader = configure("top", conf=conf)

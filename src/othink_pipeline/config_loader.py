@@ -64,7 +64,7 @@ class GridConfigLoader(OmegaConfigLoader):
             ) from error
 
     def _environments_below(self, environment: str, above: tuple[str, ...] = ()) -> list[str]:
-        """The environments that one builds on, the lowest first."""
+        """The environments that one builds on, the lowest first, each once: in its lowest place."""
         place = self._get_conf_env_path(environment)
         read = self._read_dir_configs(place, self.config_patterns["globals"], "globals", set())
         named = [name for config in read.values() for name in config.get(BUILDS_ON) or ()]
@@ -77,7 +77,7 @@ class GridConfigLoader(OmegaConfigLoader):
                     "no other environment. It lists folders of conf/, the lowest first."
                 )
             found += [*self._environments_below(name, (*above, environment)), name]
-        return found
+        return list(dict.fromkeys(found))
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         """A configuration; ``--params`` changes single keys of the parameters, never whole blocks.

@@ -343,7 +343,7 @@ def test_a_file_gives_back_fields_and_decoded_pictures(tmp_path: Path) -> None:
 
 
 def test_a_file_is_mapped_and_not_read(tmp_path: Path) -> None:
-    """What is mapped costs no memory of its own, and data workers get a path, not the pictures."""
+    """What is mapped costs no memory of its own, and another process gets a path, not pictures."""
     examples = [{**row, "image": row["image"] + bytes(1_000_000)} for row in drawn("counting")[:20]]
     write_examples(examples, tmp_path / "x.arrow")
     before = pa.total_allocated_bytes()

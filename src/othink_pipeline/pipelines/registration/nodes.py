@@ -36,7 +36,7 @@ def register_best_cell(history: pd.DataFrame, training: pd.DataFrame) -> None:
         TrackingUnavailableError: the MLflow server does not answer.
     """
     validation = history[history["metric"].str.fullmatch("val/[^/]+")]
-    scores = validation_accuracy(history)
+    scores = validation_accuracy(validation)
     if scores.empty:
         raise ConfigurationError("no cell is finished: there is nothing to register. Run the grid.")
     task, method, seed = best = scores.index[int(scores.argmax())]
@@ -71,8 +71,12 @@ def register_best_cell(history: pd.DataFrame, training: pd.DataFrame) -> None:
     logger.info("%s: %.1f %% right on validation, registered: %s", name, 100 * accuracy, uri)
 
 
-def validation_accuracy(history: pd.DataFrame) -> pd.Series:
-    """By cell (task, method, seed): after its last update, the mean over the tasks' splits."""
-    accuracy = history[history["metric"].str.fullmatch("val/[^/]+")].sort_values("step")
+def validation_accuracy(validation: pd.DataFrame) -> pd.Series:
+    """By cell (task, method, seed): after its last update, the mean over the tasks' splits.
+
+    Args:
+        validation: the rows of the history table that are accuracies on a task's split.
+    """
+    accuracy = validation.sort_values("step")
     last = accuracy.groupby([*CELL, "metric"], sort=False)["value"].last()
     return last.groupby(CELL, sort=False).mean()
